@@ -1,0 +1,72 @@
+"""What the inventory knows of a host, and the changes of its states."""
+
+from temporalio import activity
+
+from contracts.hosts import Host
+from contracts.leases import LeaseRef
+from contracts.steps import ChangeStateInput, HostRef, RegisterHostInput, SetStatusInput
+from inventory import Inventory
+
+
+class RecordActivities:
+    """Reads and writes host rows."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
+    @activity.defn(name="get_host")
+    async def get_host(self, request: HostRef) -> Host:
+        """The host's row. Raises NotFound."""
+        return await self._inventory.hosts.get(request.host)
+
+    @activity.defn(name="change_host_state")
+    async def change_host_state(self, request: ChangeStateInput) -> Host:
+        """Compare-and-set the resource state, with its event. Raises Conflict, LeaseLost."""
+        await self._inventory.leases.verify(request.lease)
+        return await self._inventory.hosts.change_state(
+            request.lease.host,
+            expected=request.expected,
+            target=request.target,
+            operation=request.lease.owner.workflow_id,
+            step=f"{request.lease.epoch}/{request.step}",
+            actor=request.lease.owner.workflow_id,
+            reason=request.reason,
+        )
+
+    @activity.defn(name="register_host")
+    async def register_host(self, request: RegisterHostInput) -> Host:
+        """Write the row of a new host, `Creating`. Raises AlreadyExists, NotFound (cluster)."""
+        await self._inventory.leases.verify(request.lease)
+        operation = request.lease.owner.workflow_id
+        return await self._inventory.hosts.register(
+            name=request.lease.host,
+            cluster=request.cluster,
+            address=request.address,
+            ssh_port=request.ssh_port,
+            user=request.user,
+            secret_id=request.secret,
+            host_key_line=request.host_key_line,
+            host_key_sha256=request.host_key_sha256,
+            capacity_memory_mib=request.capacity_memory_mib,
+            capacity_cpus=request.capacity_cpus,
+            reserved_memory_mib=request.reserved_memory_mib,
+            operation=operation,
+            actor=operation,
+        )
+
+    @activity.defn(name="forget_host")
+    async def forget_host(self, lease: LeaseRef) -> None:
+        """Delete the row of a host whose addition failed; no effect if there is none."""
+        await self._inventory.leases.verify(lease)
+        await self._inventory.hosts.delete(lease.host, actor=lease.owner.workflow_id)
+
+    @activity.defn(name="set_host_status")
+    async def set_host_status(self, request: SetStatusInput) -> Host:
+        """Record what was seen of the host, with its event."""
+        await self._inventory.leases.verify(request.lease)
+        return await self._inventory.hosts.set_status(
+            request.lease.host,
+            request.status,
+            actor=request.lease.owner.workflow_id,
+            reason=request.reason,
+        )

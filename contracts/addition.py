@@ -1,0 +1,62 @@
+"""HostAddition: what starts it, what it shows."""
+
+from typing import Annotated
+
+from pydantic import Field, IPvAnyAddress, StrictBool, StrictInt, StringConstraints
+
+from contracts.base import Contract, Name
+from contracts.hosts import HostFacts
+from contracts.states import Phase, ResourceState
+
+# OpenSSH's notation, as `ssh-keygen -lf` prints it: unpadded base64 of the SHA-256.
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+Port = Annotated[StrictInt, Field(ge=1, le=65535)]
+UserName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+
+
+class HostAdditionInput(Contract):
+    """Bring a host into service.
+
+    Attributes:
+        secret: id of the stored credential (a secret version); never the credential itself.
+        host_key_sha256: the accepted fingerprint; None: the workflow shows what it finds and
+            waits for the update `accept_host_key`.
+        enabled: put it into service; otherwise it ends `Disabled`.
+    """
+
+    name: Name
+    cluster: Name
+    address: IPvAnyAddress
+    ssh_port: Port = 22
+    user: UserName = "root"
+    secret: str
+    host_key_sha256: Fingerprint | None = None
+    enabled: StrictBool = True
+    capacity_memory_mib: Annotated[StrictInt, Field(ge=1)] | None = None
+    capacity_cpus: Annotated[StrictInt, Field(ge=1)] | None = None
+    reserved_memory_mib: Annotated[StrictInt, Field(ge=0)] = 0
+
+
+class AcceptHostKeyInput(Contract):
+    """The operator has compared this fingerprint with the host's own."""
+
+    fingerprint: Fingerprint
+
+
+class HostAdditionResult(Contract):
+    """What a completed HostAddition answers."""
+
+    name: Name
+    resource_state: ResourceState
+    host_key_sha256: str
+    facts: HostFacts
+
+
+class HostAdditionStatus(Contract):
+    """What the `status` query answers; `host_key_sha256` is shown as soon as it is known."""
+
+    name: Name
+    phase: Phase
+    message: str
+    host_key_sha256: str | None = None
+    commands: tuple[str, ...] = ()

@@ -1,0 +1,26 @@
+"""The base of every model that crosses a boundary, and the field types they share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+# RFC 1123 labels: names appear in workflow ids, URLs, file names and shell-free argument lists.
+Name = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+    ),
+]
+
+# libvirt allows nearly anything in a domain name; only the empty one is certainly a mistake.
+VmName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+Reason = Annotated[str, Field(max_length=1000)]
+
+
+class Contract(BaseModel):
+    """A frozen model. Unknown fields are refused: a typo must not silently mean the default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,94 @@
+"""Zones, pods, clusters, hosts, events: what the inventory shows of them."""
+
+from datetime import datetime
+
+from pydantic import Field
+
+from contracts.base import Contract, Name
+from contracts.states import AllocationState, HostStatus, ResourceState
+
+
+class Zone(Contract):
+    """A data centre; the top of the hierarchy."""
+
+    name: Name
+    allocation_state: AllocationState
+
+
+class Pod(Contract):
+    """A part of a zone: a rack or a row."""
+
+    name: Name
+    zone: Name
+    allocation_state: AllocationState
+
+
+class Cluster(Contract):
+    """Hosts between which VMs can live-migrate."""
+
+    name: Name
+    pod: Name
+    zone: Name
+    allocation_state: AllocationState
+
+
+class HostFacts(Contract):
+    """What a host says about itself.
+
+    Versions are "major.minor.release" as libvirt reports them; `uuid` is libvirt's host UUID.
+    """
+
+    uuid: str
+    architecture: str
+    cpu_model: str
+    cpus: int = Field(ge=1)
+    memory_mib: int = Field(ge=1)
+    libvirt_version: str
+    qemu_version: str
+    operating_system: str
+
+
+class Host(Contract):
+    """A hypervisor host as the inventory knows it; never holds a secret.
+
+    Attributes:
+        host_key_sha256: fingerprint of the pinned SSH host key, in OpenSSH's format.
+        fence: id of the operation for which no VM may start on the host, or None.
+        fence_generation: lease epoch under which the fence was last wanted; rises only.
+        capacity_memory_mib: an operator's upper bound on the memory of all VMs; None: no bound.
+        capacity_cpus: the same for virtual CPUs.
+        reserved_memory_mib: memory kept for the host itself.
+        state_before_maintenance: what leaving the maintenance gives back.
+    """
+
+    name: Name
+    zone: Name
+    pod: Name
+    cluster: Name
+    address: str
+    ssh_port: int = 22
+    user: str
+    host_key_sha256: str | None
+    resource_state: ResourceState
+    state_before_maintenance: ResourceState | None
+    status: HostStatus
+    fence: str | None
+    fence_generation: int
+    facts: HostFacts | None
+    capacity_memory_mib: int | None
+    capacity_cpus: int | None
+    reserved_memory_mib: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class Event(Contract):
+    """One line of the audit trail: who did what to which subject, when, in which operation."""
+
+    id: int
+    at: datetime
+    kind: str
+    subject: str
+    message: str
+    operation: str | None
+    actor: str

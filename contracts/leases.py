@@ -1,0 +1,46 @@
+"""Leases: which operation may change a host, and the epoch that fences off its predecessors."""
+
+from enum import StrEnum
+
+from contracts.base import Contract, Name
+
+
+class LeaseScope(StrEnum):
+    """What of a host an operation holds."""
+
+    PLACEMENT = "placement"
+    """Where VMs may run: maintenance, addition, removal, re-installation."""
+    LIBVIRTD = "libvirtd"
+    """The daemon: shared by migrations from or to the host, exclusive for a restart of it."""
+
+
+class Owner(Contract):
+    """The operation that holds a lease.
+
+    `first_run_id` is the first execution's run id of the workflow's chain: it stays the same when
+    the workflow continues as new, so the lease outlives that.
+    """
+
+    workflow_id: str
+    first_run_id: str
+
+
+class Lease(Contract):
+    """A lease held. `epoch` rises at each change of owner of (host, scope), and never falls."""
+
+    host: Name
+    scope: LeaseScope
+    owner: Owner
+    epoch: int
+    purpose: str
+    shared: bool = False
+    taken_over_from: Owner | None = None
+
+
+class LeaseRef(Contract):
+    """What a mutating activity carries: it is checked right before each side effect."""
+
+    host: Name
+    scope: LeaseScope = LeaseScope.PLACEMENT
+    owner: Owner
+    epoch: int

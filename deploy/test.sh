@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Installs what is missing, runs every check and every test, cleans up. Arguments go to pytest.
+set -euo pipefail
+# shellcheck source=deploy/install.sh
+source "$(dirname "$0")/install.sh"
+
+require_debian_root
+cd "$REPO"
+install_packages "${BUILD_PACKAGES[@]}" git postgresql sshpass
+install_python requirements-dev.lock
+export PATH="$VENV/bin:$PATH"
+
+say "Checks"
+ruff format --check .
+ruff check .
+lint-imports --no-cache
+mypy
+
+trap 'deploy/lab/lab down >/dev/null 2>&1 || true' EXIT
+say "Lab"
+deploy/lab/lab down
+deploy/lab/lab up
+
+say "Tests"
+pytest --cov --cov-report=term "$@"

@@ -1,0 +1,63 @@
+"""What drivers raise.
+
+Unavailable
+├── HostUnreachable         no TCP connection, or it broke
+└── CallTimedOut            the system took longer than the deadline
+Failed
+├── CommandFailed           a command on the host ended with another status than 0
+├── HypervisorFailed        libvirt answered with an error
+│   ├── VmNotFound          no such domain on that host
+│   ├── MigrationRefused    the destination or the source would not start the migration
+│   └── MigrationAborted    the job was aborted (by a cancel, or from outside)
+├── HostKeyChanged          the host shows another SSH key than the pinned one
+├── LoginRefused            user, password or key not accepted
+└── FenceFailed             the fence is not in the state that was asked for
+LeaseLost
+└── EpochRefused            the host holds the epoch of a later operation
+"""
+
+from contracts.errors import Failed, LeaseLost, Unavailable
+
+
+class HostUnreachable(Unavailable):
+    """The host did not answer, or the connection to it broke."""
+
+
+class CallTimedOut(Unavailable):
+    """The host answered no call within its deadline; the connection was closed."""
+
+
+class CommandFailed(Failed):
+    """`details` has `command` (its first word), `exit_status` and the end of `stderr`."""
+
+
+class HypervisorFailed(Failed):
+    """libvirt's own message, with its error code in `details["code"]`."""
+
+
+class VmNotFound(HypervisorFailed):
+    """The domain is not on that host."""
+
+
+class MigrationRefused(HypervisorFailed):
+    """The migration failed with the VM still running at the source; another destination may do."""
+
+
+class MigrationAborted(HypervisorFailed):
+    """The migration's job was aborted; the VM runs on at the source."""
+
+
+class HostKeyChanged(Failed):
+    """`details` has both fingerprints, `pinned` and `shown`."""
+
+
+class LoginRefused(Failed):
+    """The host is there and refuses the credential."""
+
+
+class FenceFailed(Failed):
+    """Asked through libvirt, the fence let through or refused what it should not."""
+
+
+class EpochRefused(LeaseLost):
+    """The host itself knows a later operation than the caller's."""

@@ -1,0 +1,61 @@
+"""Time-outs and retries, by kind of work. Every activity call takes one of these as `**POLICY`.
+
+Typed errors that trying again can't help are non-retryable where they are raised, so a policy
+says only how long a system may be away. Nothing here gives up on a host half-way through an
+operation: a disconnect is a pause.
+"""
+
+from datetime import timedelta
+from typing import TypedDict
+
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType
+
+
+class ActivityPolicy(TypedDict, total=False):
+    """The options of `workflow.execute_activity_method` that a policy may set."""
+
+    start_to_close_timeout: timedelta
+    schedule_to_close_timeout: timedelta
+    heartbeat_timeout: timedelta
+    retry_policy: RetryPolicy
+    cancellation_type: ActivityCancellationType
+
+
+# The longest a dead activity goes unnoticed; a takeover waits this long before it acts.
+HEARTBEAT_TIMEOUT = timedelta(seconds=20)
+
+_PATIENT = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2,
+    maximum_interval=timedelta(seconds=15),
+)
+
+RECORD = ActivityPolicy(start_to_close_timeout=timedelta(seconds=30), retry_policy=_PATIENT)
+"""Reads and writes of the inventory, and questions to Temporal."""
+
+FIRST_LOOK = ActivityPolicy(
+    start_to_close_timeout=timedelta(seconds=90),
+    schedule_to_close_timeout=timedelta(minutes=3),
+    retry_policy=_PATIENT,
+)
+"""Reads of hosts before anything has changed: an absent host refuses the operation soon."""
+
+HOST_READ = ActivityPolicy(start_to_close_timeout=timedelta(seconds=90), retry_policy=_PATIENT)
+"""Reads of hosts while the operation is under way: they wait until the host is back."""
+
+HOST_CHANGE = ActivityPolicy(
+    start_to_close_timeout=timedelta(minutes=5),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""Short changes on a host: the fence, a restart of libvirtd, cleaning up after a migration."""
+
+LIVE_MIGRATION = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=24),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
