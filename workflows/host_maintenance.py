@@ -455,7 +455,6 @@ class HostMaintenance:
 
     async def _hand_over_to_ready(self) -> None:
         """Waiting may take months: it starts with a small history and the newest code."""
-        self._enter(Phase.READY, "Ready for maintenance")
         await workflow.wait_condition(
             lambda: self._leave_requested or workflow.all_handlers_finished()
         )

@@ -1,0 +1,243 @@
+"""The `lab` command."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from . import guests, machine, paths
+from .host import Host, known_hosts
+from .shell import LabError, say
+from .supervisor import supervise
+
+DESCRIPTION = """\
+Hostler's lab: hosts kvm-1, kvm-2, ... that boot systemd, sshd and libvirtd, and guests vm-1,
+vm-2, ... that count on their consoles (deploy/lab/.state/consoles/VM.log).
+"""
+
+
+def _up(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+    machine.check_machine()
+    if not 1 <= arguments.hosts <= paths.MAX_HOSTS or arguments.guests < 0:
+        raise LabError(f"hosts must be 1 to {paths.MAX_HOSTS}, guests 0 or more")
+    with machine.locked():
+        machine.take_over()
+        built = machine.ensure_tools()
+        machine.ensure_bridge()
+        # Hosts beyond N stay as they are: `up` repairs and adds, it takes nothing away.
+        hosts = [Host(f"kvm-{number}") for number in range(1, arguments.hosts + 1)]
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            list(pool.map(lambda host: host.bring_up(built), hosts))
+        everyone = known_hosts()
+        found = guests.find(everyone)
+        names = [f"vm-{number}" for number in range(1, arguments.guests + 1)]
+        absent = [name for name in names if not found.get(name, guests.Found()).active]
+        for name in absent:
+            say(f"starting {name} on {hosts[0].name}")
+        with ThreadPoolExecutor(max(1, len(absent))) as pool:
+            list(
+                pool.map(lambda name: guests.start(guests.Guest(name), hosts[0], everyone), absent)
+            )
+        last = hosts[-1]
+        say(
+            f"up: {hosts[0].name} to {last.name} at {hosts[0].address} to {last.address}, "
+            f"{len(names)} guests, in {time.monotonic() - began:.1f} s"
+        )
+
+
+def _down(_arguments: argparse.Namespace) -> None:
+    with machine.locked():
+        other = machine.foreign_owner()
+        if other is None:
+            machine.remove_everything()
+            say("down: nothing is left but the cache in /var/cache/hostler-lab")
+        else:
+            say(f"nothing of this checkout runs; the lab of {other} is left alone")
+        paths.LOCK.unlink(missing_ok=True)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    machine.require_own_lab()
+    # The remains of a dead lab of another checkout are not reported as this one's.
+    hosts = known_hosts() if machine.owner() in (None, paths.CHECKOUT) else []
+    unclear = []
+
+    def names(host: Host) -> set[str]:
+        """A host that hangs must not hang the status of the others."""
+        if not host.running():
+            return set()
+        try:
+            return set(host.virsh("list", "--name", timeout=10).split())
+        except LabError as error:
+            unclear.append(str(error))
+            return set()
+
+    with ThreadPoolExecutor(max(1, len(hosts))) as pool:
+        active = dict(zip((h.name for h in hosts), pool.map(names, hosts), strict=True))
+    seen = {name for each in active.values() for name in each}
+    if paths.CONSOLES.is_dir():
+        seen |= {log.stem for log in paths.CONSOLES.glob("*.log")}
+    host_rows: list[dict[str, str | None]] = [
+        {
+            "name": host.name,
+            "address": host.address,
+            "state": "running" if host.running() else "stopped",
+            "boot_id": host.boot_id(),
+            "host_key_sha256": host.host_key_fingerprint(),
+            "password_file": str(host.password_file),
+        }
+        for host in hosts
+    ]
+    places = {name: [h.name for h in hosts if name in active[h.name]] for name in seen}
+    ordered = sorted(seen, key=lambda name: (len(name), name))
+    if arguments.json:
+        guest_rows = [
+            {"name": name, "hosts": places[name], "last_tick": guests.last_tick(name)}
+            for name in ordered
+        ]
+        report = {"hosts": host_rows, "guests": guest_rows}
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        sys.stdout.write(_table(host_rows, {name: places[name] for name in ordered}))
+    for line in unclear:
+        say(line)
+
+
+def _table(hosts: list[dict[str, str | None]], places: dict[str, list[str]]) -> str:
+    lines = []
+    for host in hosts:
+        on_it = [guest for guest, names in places.items() if host["name"] in names]
+        lines += [
+            f"{host['name']}  {host['address']}  {host['state']}  "
+            f"guests: {' '.join(on_it) or 'none'}",
+            f"    boot id {host['boot_id']}  host key {host['host_key_sha256']}",
+            f"    password in {host['password_file']}",
+        ]
+    for guest, names in places.items():
+        where = ", ".join(names) or "not running"
+        lines.append(f"{guest}  {where}  last tick {guests.last_tick(guest)}")
+    return "\n".join(lines or ["no host: lab up makes them"]) + "\n"
+
+
+def _host(name: str) -> Host:
+    try:
+        host = Host(name)
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    machine.require_own_lab()
+    if not host.run_dir.is_dir():
+        raise LabError(f"there is no host {name}: lab up makes it")
+    return host
+
+
+def _exec_command(arguments: argparse.Namespace) -> list[str]:
+    command: list[str] = arguments.command
+    return command[1:] if command[:1] == ["--"] else command
+
+
+def _exec(arguments: argparse.Namespace) -> None:
+    inside = _host(arguments.host).inside(_exec_command(arguments))
+    os.execvp(inside[0], inside)  # noqa: S606 - the exit status and standard input are the command's
+
+
+def _guest_start(arguments: argparse.Namespace) -> None:
+    guest = guests.Guest(
+        arguments.vm, arguments.memory, arguments.bridge, arguments.disk_local, arguments.dirty
+    )
+    with machine.locked(shared=True):
+        guests.start(guest, _host(arguments.on), known_hosts())
+
+
+def _guest_remove(arguments: argparse.Namespace) -> None:
+    machine.require_own_lab()
+    with machine.locked(shared=True):
+        guests.remove(arguments.vm, known_hosts())
+
+
+def _on_host(action: Callable[[Host], object]) -> Callable[[argparse.Namespace], None]:
+    def command(arguments: argparse.Namespace) -> None:
+        with machine.locked(shared=True):
+            action(_host(arguments.host))
+
+    return command
+
+
+def _kill(host: Host) -> None:
+    if not host.running():
+        raise LabError(f"{host.name} does not run")
+    host.power_loss()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, action: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(action=action)
+        return command
+
+    up = add("up", _up, "start the lab, or repair it; safe to run at any time")
+    up.add_argument("--hosts", type=int, default=3, metavar="N")
+    up.add_argument("--guests", type=int, default=3, metavar="M")
+    add("down", _down, "leave nothing of it but the cache")
+    status = add("status", _status, "what runs where")
+    status.add_argument("--json", action="store_true")
+    execute = add("exec", _exec, "run a command in a host: lab exec HOST -- COMMAND...")
+    execute.add_argument("host")
+    execute.add_argument("command", nargs=argparse.REMAINDER)
+    for name, action, text in (
+        ("reboot", Host.reboot, "reboot a host in good order, and wait until it answers"),
+        ("kill", _kill, "hard power loss of a host; it stays off until up"),
+        ("cut", Host.cut, "cut a host's cable"),
+        ("heal", Host.heal, "mend a host's cable"),
+    ):
+        add(name, _on_host(action), text).add_argument("host")
+    guest = commands.add_parser("guest", help="guests for tests").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    start = guest.add_parser("start", help="define and start a guest, wait for its first tick")
+    start.add_argument("vm")
+    start.add_argument("--on", default="kvm-1", metavar="HOST")
+    start.add_argument("--memory", type=int, default=guests.DEFAULT_MEMORY, metavar="MiB")
+    start.add_argument("--bridge", metavar="NAME", help="a virtio interface on that bridge")
+    start.add_argument(
+        "--disk-local", action="store_true", help="a disk in the host's own file system"
+    )
+    start.add_argument("--dirty", type=int, metavar="MiB", help="memory it rewrites for ever")
+    start.set_defaults(action=_guest_start)
+    remove = guest.add_parser("remove", help="destroy and undefine it wherever it is")
+    remove.add_argument("vm")
+    remove.set_defaults(action=_guest_remove)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Exit 0 done, 1 failed with the reason in one line, 2 usage."""
+    if argv[:1] == ["_supervise"]:
+        return supervise(argv[1])
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.action is _exec and not _exec_command(arguments):
+        parser.error("exec needs a command: lab exec HOST -- COMMAND...")
+    try:
+        machine.check_root()
+        arguments.action(arguments)
+    except LabError as error:
+        say(str(error))
+        return 1
+    except OSError as error:
+        say(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; run it again at any time")
+        return 1
+    return 0

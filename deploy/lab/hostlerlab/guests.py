@@ -1,0 +1,179 @@
+"""The guests: small machines that count on their console."""
+
+import re
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import paths
+from .host import Host
+from .shell import LabError
+
+DEFAULT_MEMORY = 96
+_NAMES = uuid.UUID("6f5f4a0e-1d1c-4d0e-9d55-c3f5f0b6a1de")
+_DISK_MIB = 32
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TICK = re.compile(rb"^tick (\d+)\r?$", re.MULTILINE)
+
+
+def check_name(name: str) -> None:
+    """Names become parts of paths and of XML."""
+    if not _NAME.fullmatch(name):
+        raise LabError(f"{name!r} is no name for a guest")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What to start."""
+
+    name: str
+    memory: int = DEFAULT_MEMORY
+    bridge: str | None = None
+    disk_local: bool = False
+    dirty: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.bridge is not None and not _NAME.fullmatch(self.bridge):
+            raise LabError(f"{self.bridge!r} is no name for a bridge")
+
+    def xml(self) -> str:
+        """Its libvirt domain: nothing in it that would keep it from moving between hosts."""
+        command_line = "console=ttyS0 quiet loglevel=1 mitigations=off"
+        if self.dirty:
+            command_line += f" dirty={self.dirty}"
+        extra = ""
+        if self.bridge is not None:
+            extra += f"""
+    <interface type='bridge'>
+      <source bridge='{self.bridge}'/>
+      <model type='virtio'/>
+    </interface>"""
+        if self.disk_local:
+            extra += f"""
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='{disk_path(self.name)}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>"""
+        return f"""<domain type='qemu'>
+  <name>{self.name}</name>
+  <uuid>{uuid.uuid5(_NAMES, self.name)}</uuid>
+  <memory unit='MiB'>{self.memory}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type>
+    <kernel>/shared/guest/vmlinuz</kernel>
+    <initrd>/shared/guest/initrd.img</initrd>
+    <cmdline>{command_line}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>
+  <clock offset='utc'/>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <serial type='file'>
+      <source path='/shared/consoles/{self.name}.log' append='on'/>
+      <target port='0'/>
+    </serial>{extra}
+  </devices>
+</domain>
+"""
+
+
+@dataclass
+class Found:
+    """Where a guest is."""
+
+    active: list[Host] = field(default_factory=list)
+    defined: list[Host] = field(default_factory=list)
+
+
+def disk_path(name: str) -> str:
+    """A guest's local disk, in the host's own file system."""
+    return f"/var/lib/libvirt/images/{name}.raw"
+
+
+def console(name: str) -> Path:
+    """A guest's console, on this machine."""
+    return paths.CONSOLES / f"{name}.log"
+
+
+def last_tick(name: str) -> int | None:
+    """The last number that it printed."""
+    try:
+        with console(name).open("rb") as log:
+            log.seek(max(0, console(name).stat().st_size - 4096))
+            ticks = _TICK.findall(log.read())
+    except OSError:
+        return None
+    return int(ticks[-1]) if ticks else None
+
+
+def find(hosts: list[Host]) -> dict[str, Found]:
+    """Every guest on the running hosts."""
+    running = [host for host in hosts if host.running()]
+    found: dict[str, Found] = {}
+
+    def names(host: Host) -> tuple[list[str], list[str]]:
+        active = host.virsh("list", "--name", timeout=15).split()
+        return active, host.virsh("list", "--all", "--name", timeout=15).split()
+
+    with ThreadPoolExecutor(max(1, len(running))) as pool:
+        for host, (active, every) in zip(running, pool.map(names, running), strict=True):
+            for name in active:
+                found.setdefault(name, Found()).active.append(host)
+            for name in every:
+                found.setdefault(name, Found()).defined.append(host)
+    return found
+
+
+def start(guest: Guest, on: Host, hosts: list[Host], timeout: float = 90) -> None:
+    """Define it there and nowhere else, start it, return at its first tick."""
+    where = find(hosts).get(guest.name, Found())
+    if where.active:
+        raise LabError(f"{guest.name} already runs on {where.active[0].name}")
+    for host in where.defined:
+        _undefine(host, guest.name)
+    log = console(guest.name)
+    offset = log.stat().st_size if log.exists() else 0
+    if guest.disk_local:
+        on.run(["truncate", "-s", f"{_DISK_MIB}M", disk_path(guest.name)])
+    on.run(["virsh", "-q", "-c", "qemu:///system", "define", "/dev/stdin"], stdin=guest.xml())
+    try:
+        on.virsh("start", guest.name)
+    except LabError:
+        _undefine(on, guest.name)
+        raise
+    deadline = time.monotonic() + timeout
+    while not (log.exists() and _TICK.search(log.read_bytes()[offset:])):
+        if time.monotonic() > deadline:
+            raise LabError(f"{guest.name} does not tick after {timeout:.0f} s (console: {log})")
+        time.sleep(0.1)
+
+
+def remove(name: str, hosts: list[Host]) -> None:
+    """Leave nothing of it on any running host."""
+    check_name(name)
+    where = find(hosts).get(name, Found())
+    for host in where.active:
+        host.virsh("destroy", name, check=False)
+    for host in where.defined:
+        _undefine(host, name)
+    for host in hosts:
+        if host.running():
+            host.run(["rm", "-f", disk_path(name)])
+    console(name).unlink(missing_ok=True)
+
+
+def _undefine(host: Host, name: str) -> None:
+    # A transient guest is gone once destroyed, so a failure is looked at, not assumed.
+    host.virsh("undefine", name, "--managed-save", "--snapshots-metadata", check=False)
+    if name in host.virsh("list", "--all", "--name").split():
+        raise LabError(f"{host.name} does not let go of {name}: virsh undefine fails there")

@@ -1,0 +1,724 @@
+"""KVM hosts through libvirt. What is odd about libvirt is here and nowhere else.
+
+**Threads.** libvirt's calls block, and can't be cancelled. Each host has threads of its own (one
+for control, a few for migrations), so a host that hangs takes no other with it, and every call has
+a deadline. The sockets that the calls wait on are tunnels served by the event loop: a libvirt call
+made *on* the loop would wait for itself for ever. When a deadline passes, the tunnel is broken, and
+that ends the call, as an error, in its thread.
+
+**Migrations** are managed: this process carries the commands between two hosts that need not trust
+each other. Each has connections of its own at both ends, so that one that is stuck can be broken
+without hurting others. VIR_MIGRATE_UNSAFE is never set: what libvirt calls unsafe corrupts disks.
+
+**A client that dies** (measured with libvirt 9.0.0 and QEMU 7.2 by cutting both of its connections
+at each message of the protocol: tests/drivers/test_migration_cut.py) leaves:
+
+- Before or during the copy of the memory: libvirt aborts the job, the VM runs on at the source, the
+  destination removes what it had begun.
+- After the copy (Perform), before the destination was told to let the VM run (Finish): the source
+  is "paused (migrating)", the destination has removed its half. The VM runs nowhere until `resume`
+  at the source.
+- After Finish, before the source was told (Confirm): the source is "paused (migrating)" and still
+  defined, the VM runs at the destination. `discard_migrated` at the source ends it. If it was only
+  Confirm that got lost, migrate3 even reports success.
+- With Confirm's answer lost: finished at both ends.
+- In no case a job is left (`jobStats`): a managed migration never goes on without its client.
+
+**A VM that runs twice.** If only the connection to the destination breaks, after Finish was sent,
+libvirt's client library can't know whether the VM runs there, and tells the source to go on
+(Confirm, cancelled): measured, both run. So the migration's connection to the source is always
+broken *before* the library learns that the one to the destination is gone, and the latter has no
+keepalive of libvirt's own, on which the library would act by itself. The source then stays "paused
+(migrating)", and the caller looks at the destination first.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import libvirt
+
+from contracts.errors import HostlerError, Unavailable
+from contracts.hosts import HostFacts
+from contracts.vms import Vm, VmState
+from drivers import domain_xml
+from drivers.errors import (
+    CallTimedOut,
+    HostUnreachable,
+    HypervisorFailed,
+    MigrationAborted,
+    MigrationRefused,
+    VmNotFound,
+)
+from drivers.pool import Pool, look_at
+from drivers.protocols import (
+    Capacity,
+    HostAccess,
+    MigrationOptions,
+    MigrationProgress,
+    RemoteShell,
+)
+
+T = TypeVar("T")
+Work = Callable[["libvirt.virConnect"], T]
+
+# What the fence's hook says; a refusal without it came from something else.
+_FENCED = "host is fenced by "
+_MIGRATION_FLAGS = (
+    libvirt.VIR_MIGRATE_LIVE
+    | libvirt.VIR_MIGRATE_PERSIST_DEST
+    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+)
+_NOT_ACTIVE = frozenset({VmState.SHUT_OFF, VmState.CRASHED, VmState.NO_STATE})
+_ABORT_AGAIN_S = 0.3
+_PROGRESS_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Tunnel(Protocol):
+    """One connection to a UNIX socket on a host, offered at a local path."""
+
+    @property
+    def path(self) -> Path:
+        """Where libvirt connects to."""
+
+    @property
+    def dead(self) -> bool:
+        """True once either end has closed it."""
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Do `action` when it breaks or is closed, before the local end gets to know."""
+
+    def abort(self) -> None:
+        """Break it at once."""
+
+    async def close(self) -> None:
+        """Break it, and free what it holds. May be called more than once."""
+
+
+class TunnellingShell(RemoteShell, Protocol):
+    """A RemoteShell that also reaches UNIX sockets."""
+
+    async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> Tunnel:
+        """Raises HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused."""
+
+
+class LibvirtHypervisor:
+    """Hypervisor with libvirt's UNIX socket on the host, through SSH.
+
+    Args:
+        shell: makes the tunnels. It stays the caller's to close.
+        migration_threads: migrations that may run from one host at the same time; more wait.
+        call_timeout: seconds for a call, its wait for the host's control thread included.
+        abort_timeout: seconds for an aborted migration to end before its connections are cut.
+        keepalive_interval: seconds between libvirt's own keepalives, which notice a hung daemon.
+        keepalive_count: how many of them may go unanswered.
+        socket: libvirtd's socket on the hosts.
+    """
+
+    def __init__(
+        self,
+        shell: TunnellingShell,
+        *,
+        migration_threads: int = 8,
+        call_timeout: float = 30.0,
+        abort_timeout: float = 30.0,
+        keepalive_interval: int = 5,
+        keepalive_count: int = 3,
+        socket: str = "/run/libvirt/libvirt-sock",
+    ) -> None:
+        self._shell = shell
+        self._migration_threads = migration_threads
+        self._call_timeout = call_timeout
+        self._abort_timeout = abort_timeout
+        self._keepalive = (keepalive_interval, keepalive_count)
+        self._socket = socket
+        self._threads: dict[str, _Threads] = {}
+        self._links = Pool(self._open)
+        self._migration_links: set[_Link] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        _start_event_loop()
+
+    async def facts(self, access: HostAccess) -> HostFacts:
+        """Read what the host says about itself."""
+
+        def read(connection: libvirt.virConnect) -> HostFacts:
+            host = domain_xml.read_capabilities(connection.getCapabilities())
+            memory_mib, cpus = _size(connection)
+            return HostFacts(
+                uuid=host.uuid,
+                architecture=host.architecture,
+                cpu_model=host.cpu_model or connection.getInfo()[0],
+                cpus=cpus,
+                memory_mib=memory_mib,
+                libvirt_version=domain_xml.version(connection.getLibVersion()),
+                qemu_version=domain_xml.version(connection.getVersion()),
+                operating_system="unknown",
+            )
+
+        facts = await self._ask(access, "its facts", read)
+        release = await self._shell.run(
+            access, ["cat", "/etc/os-release"], timeout=self._call_timeout
+        )
+        return facts.model_copy(update={"operating_system": domain_xml.pretty_name(release.stdout)})
+
+    async def capacity(self, access: HostAccess) -> Capacity:
+        """Memory and CPUs, and what active domains take of them (their maxima)."""
+
+        def read(connection: libvirt.virConnect) -> Capacity:
+            memory_mib, cpus = _size(connection)
+            vms = _active_vms(connection)
+            return Capacity(
+                memory_mib=memory_mib,
+                cpus=cpus,
+                memory_used_mib=sum(vm.memory_mib for vm in vms),
+                cpus_used=sum(vm.vcpus for vm in vms),
+            )
+
+        return await self._ask(access, "its capacity", read)
+
+    async def list_vms(self, access: HostAccess) -> list[Vm]:
+        """All active domains (running, paused, ...), in one snapshot, by name."""
+        return await self._ask(access, "its VMs", _active_vms)
+
+    async def find_vm(self, access: HostAccess, uuid: str) -> Vm | None:
+        """The domain with that UUID, active or only defined, or None."""
+
+        def find(connection: libvirt.virConnect) -> Vm:
+            return _read_vm(connection, connection.lookupByUUIDString(uuid))
+
+        try:
+            return await self._ask(access, f"VM {uuid}", find)
+        except VmNotFound:
+            return None
+
+    async def cpu_incompatibility(self, access: HostAccess, vm: Vm) -> str | None:
+        """Why the host's CPU can't run `vm`, by libvirt's compareHypervisorCPU; None: it can.
+
+        A VM whose CPU is the host's own (host-passthrough) is judged by its present host's CPU as
+        libvirt describes it: see `list_vms`.
+        """
+        if vm.cpu_xml is None:
+            return None
+
+        def compare(connection: libvirt.virConnect) -> str | None:
+            try:
+                connection.compareHypervisorCPU(
+                    vm.emulator or None,
+                    vm.architecture,
+                    vm.machine or None,
+                    vm.virt_type,
+                    vm.cpu_xml,
+                    libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE,
+                )
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_CPU_INCOMPATIBLE:
+                    raise
+                return str(error.get_error_message())
+            return None
+
+        return await self._ask(access, f"whether it can run {vm.name}", compare)
+
+    async def migrate(
+        self,
+        source: HostAccess,
+        destination: HostAccess,
+        uuid: str,
+        options: MigrationOptions,
+        on_progress: Callable[[MigrationProgress], None],
+    ) -> None:
+        """Live-migrate a domain (managed). A cancel aborts the job and waits for its end.
+
+        A cancel that comes too late ends like one in time, with CancelledError: look where the VM
+        is. Raises VmNotFound; MigrationAborted and MigrationRefused with the VM running at the
+        source; HostUnreachable, CallTimedOut or HypervisorFailed if that is not certain.
+        """
+        vm = await self.find_vm(source, uuid)
+        if vm is None:
+            raise VmNotFound(f"{source.name} has no VM {uuid}.")
+        parameters: dict[str, object] = {
+            libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{_bracketed(options.uri_address)}"
+        }
+        if options.bandwidth_mib_s is not None:
+            parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
+        async with contextlib.AsyncExitStack() as stack:
+            here = await self._open_for_migration(stack, source, self._keepalive)
+            try:
+                there = await self._open_for_migration(stack, destination, None)
+            except Unavailable as error:
+                raise MigrationRefused(
+                    f"{vm.name} could not go to {destination.name}: {error.message}",
+                    remedy=error.remedy,
+                ) from error
+            there.tunnel.at_end(here.tunnel.abort)
+
+            def run() -> None:
+                domain = here.connection.lookupByUUIDString(uuid)
+                domain.migrate3(there.connection, parameters, _MIGRATION_FLAGS)
+
+            what = f"Migrating {vm.name} from {source.name} to {destination.name}"
+            job = asyncio.wrap_future(
+                self._threads_of(source.name).migrations.submit(_translated, what, run)
+            )
+            job.add_done_callback(look_at)
+            watches = [
+                asyncio.create_task(self._watch(source, uuid, on_progress)),
+                asyncio.create_task(self._guard(destination, there)),
+            ]
+            try:
+                await asyncio.wait([job])
+            except asyncio.CancelledError:
+                await _to_the_end(self._end_migration(source, uuid, job, there))
+                raise
+            finally:
+                for watch in watches:
+                    watch.cancel()
+            failure = job.exception()
+            if failure is not None:
+                raise await self._failure(source, vm, failure) from failure
+
+    async def migration_progress(self, access: HostAccess, uuid: str) -> MigrationProgress | None:
+        """Of the migration job that runs for the domain at this host, or None if none runs."""
+
+        def read(connection: libvirt.virConnect) -> MigrationProgress | None:
+            stats = _migration_job(connection, uuid)
+            return None if stats is None else domain_xml.read_progress(stats)
+
+        return await self._ask(access, f"the migration of {uuid}", read)
+
+    async def abort_migration(self, access: HostAccess, uuid: str) -> bool:
+        """Abort a running outgoing migration and wait for its end; False if there was none.
+
+        Raises CallTimedOut if it does not end in time.
+        """
+
+        def abort(connection: libvirt.virConnect) -> bool:
+            stats = _migration_job(connection, uuid)
+            if stats is None or stats.get("operation") not in _OUTGOING:
+                return False
+            with _tolerated(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                connection.lookupByUUIDString(uuid).abortJob()
+            return True
+
+        deadline = time.monotonic() + self._abort_timeout
+        found = False
+        while await self._ask(access, f"to abort the migration of {uuid}", abort):
+            found = True
+            if time.monotonic() > deadline:
+                raise CallTimedOut(
+                    f"{access.name} did not end the migration of {uuid} within "
+                    f"{self._abort_timeout:g} s."
+                )
+            await asyncio.sleep(_ABORT_AGAIN_S)
+        return found
+
+    async def shut_down(self, access: HostAccess, uuid: str) -> None:
+        """Ask the guest to power off (ACPI). Returns at once; look with `find_vm`."""
+
+        def press(connection: libvirt.virConnect) -> None:
+            domain = connection.lookupByUUIDString(uuid)
+            if domain.isActive():
+                domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+        await self._ask(access, f"to shut down {uuid}", press)
+
+    async def resume(self, access: HostAccess, uuid: str) -> None:
+        """Let a paused domain run. Refuses (HypervisorFailed) one whose post-copy migration failed:
+        a part of its memory is at the destination."""
+
+        def resume(connection: libvirt.virConnect) -> None:
+            domain = connection.lookupByUUIDString(uuid)
+            state, reason = domain.state()
+            if state != libvirt.VIR_DOMAIN_PAUSED:
+                return
+            if reason in (
+                libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,
+                libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+            ):
+                raise HypervisorFailed(
+                    f"{domain.name()} is in a post-copy migration: its memory is not all here.",
+                    remedy="Look at the destination; never resume it at the source.",
+                )
+            domain.resume()
+
+        await self._ask(access, f"to resume {uuid}", resume)
+
+    async def discard_migrated(self, access: HostAccess, uuid: str) -> None:
+        """Remove a paused leftover whose VM runs at the destination: end its QEMU, undefine it.
+
+        Refuses (HypervisorFailed) any domain that is not paused by a migration or shut off. May be
+        called many times. The NVRAM file is kept, and a managed save image makes libvirt refuse:
+        these may be all that is left of a VM's state.
+        """
+
+        def discard(connection: libvirt.virConnect) -> None:
+            with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):
+                domain = connection.lookupByUUIDString(uuid)
+                vm = _read_vm(connection, domain)
+                if not vm.paused_by_migration and vm.state is not VmState.SHUT_OFF:
+                    raise HypervisorFailed(
+                        f"{vm.name} on {access.name} is {vm.state}, no leftover of a migration."
+                    )
+                if vm.paused_by_migration:
+                    domain.destroy()
+                if vm.persistent:
+                    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+
+        await self._ask(access, f"to discard {uuid}", discard)
+
+    async def start_probe(self, access: HostAccess) -> str | None:
+        """Try to start a tiny paused domain through libvirt.
+
+        Returns the fence's refusal, or None if it started (it is removed again at once). Whatever
+        else keeps it from starting is raised: a broken QEMU is no fence.
+        """
+
+        def probe(connection: libvirt.virConnect) -> str | None:
+            host = domain_xml.read_capabilities(connection.getCapabilities())
+            name = f"hostler-fence-probe-{secrets.token_hex(4)}"
+            # Auto-destroy: should this process die right here, libvirtd removes it.
+            flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
+            try:
+                domain = connection.createXML(domain_xml.probe_xml(name, host), flags)
+            except libvirt.libvirtError as error:
+                text = str(error.get_error_message())
+                hook = error.get_error_code() == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
+                if hook and _FENCED in text:
+                    return text
+                raise
+            with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):
+                domain.destroy()
+            return None
+
+        return await self._ask(access, "to start a probe", probe)
+
+    async def forget(self, host: str) -> None:
+        """Close what is open to `host`, if anything; what runs through it fails."""
+        await self._links.forget(host)
+        for link in [link for link in self._migration_links if link.host == host]:
+            await link.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._links.close()
+        for link in list(self._migration_links):
+            await link.close()
+        for threads in self._threads.values():
+            threads.control.shutdown(wait=False)
+            threads.migrations.shutdown(wait=False)
+        self._threads.clear()
+
+    async def _ask(self, access: HostAccess, what: str, work: Work[T]) -> T:
+        """Do `work` in the host's control thread."""
+        async with self._links.use(access) as link:
+            return await self._call(access.name, what, lambda: work(link.connection), link.close)
+
+    async def _call(
+        self,
+        host: str,
+        what: str,
+        work: Callable[[], T],
+        break_off: Callable[[], Any],
+    ) -> T:
+        """Run `work` in the control thread of `host`, within the deadline.
+
+        The deadline holds also when the caller is cancelled meanwhile: the thread must come free.
+        """
+        future = self._threads_of(host).control.submit(_translated, f"{host}, asked {what}", work)
+        task = asyncio.create_task(self._bounded(host, what, future, break_off))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        task.add_done_callback(look_at)
+        return await asyncio.shield(task)
+
+    async def _bounded(
+        self, host: str, what: str, future: "Future[T]", break_off: Callable[[], Any]
+    ) -> T:
+        done = asyncio.wrap_future(future)
+        done.add_done_callback(look_at)  # it may end after its deadline
+        await asyncio.wait([done], timeout=self._call_timeout)
+        if done.done():
+            return done.result()
+        # One that has not begun waits for another call, which has a deadline of its own.
+        if not future.cancel():
+            await break_off()
+        raise CallTimedOut(
+            f"{host}, asked {what}, did not answer within {self._call_timeout:g} s.",
+            remedy="See whether libvirtd hangs there: systemctl status libvirtd.",
+        )
+
+    async def _open(self, access: HostAccess) -> "_Link":
+        return await self._open_with(access, self._keepalive)
+
+    async def _open_with(self, access: HostAccess, keepalive: tuple[int, int] | None) -> "_Link":
+        tunnel = await self._shell.open_unix_tunnel(access, self._socket)
+        uri = f"qemu+unix:///system?socket={tunnel.path}"
+
+        def connect() -> libvirt.virConnect:
+            connection = libvirt.open(uri)
+            if keepalive is not None:
+                connection.setKeepAlive(*keepalive)
+            return connection
+
+        try:
+            connection = await self._call(access.name, "to connect", connect, tunnel.close)
+        except BaseException:
+            await tunnel.close()
+            raise
+        return _Link(access.name, tunnel, connection, self._threads_of(access.name).control)
+
+    async def _open_for_migration(
+        self,
+        stack: contextlib.AsyncExitStack,
+        access: HostAccess,
+        keepalive: tuple[int, int] | None,
+    ) -> "_Link":
+        link = await self._open_with(access, keepalive)
+        self._migration_links.add(link)
+        stack.callback(self._migration_links.discard, link)
+        stack.push_async_callback(link.close)
+        return link
+
+    def _threads_of(self, host: str) -> "_Threads":
+        if host not in self._threads:
+            self._threads[host] = _Threads(
+                control=ThreadPoolExecutor(1, f"libvirt-{host}"),
+                migrations=ThreadPoolExecutor(self._migration_threads, f"migrations-{host}"),
+            )
+        return self._threads[host]
+
+    async def _watch(
+        self, source: HostAccess, uuid: str, on_progress: Callable[[MigrationProgress], None]
+    ) -> None:
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            try:
+                progress = await self.migration_progress(source, uuid)
+            except HostlerError as error:
+                # The migration itself finds out whether that matters.
+                _log.info("no progress of %s from %s: %s", uuid, source.name, error)
+                continue
+            if progress is not None:
+                on_progress(progress)
+
+    async def _guard(self, destination: HostAccess, there: "_Link") -> None:
+        """Cut a migration off whose destination hangs: its connection has no keepalive (see above),
+        but the one for control has."""
+        silent = 0
+        while silent < 2:
+            await asyncio.sleep(self._keepalive[0])
+            try:
+                await self._ask(destination, "whether it is there", lambda c: c.getLibVersion())
+                silent = 0
+            except Unavailable as error:
+                silent += 1
+                _log.warning("a migration to %s runs, but: %s", destination.name, error)
+            except HostlerError as error:
+                _log.warning("a migration to %s runs, but: %s", destination.name, error)
+        there.tunnel.abort()
+
+    async def _end_migration(
+        self,
+        source: HostAccess,
+        uuid: str,
+        job: "asyncio.Future[None]",
+        there: "_Link",
+    ) -> None:
+        """Abort until the call returns; cut its connections if it does not in time."""
+        deadline = time.monotonic() + self._abort_timeout
+
+        def abort(connection: libvirt.virConnect) -> None:
+            # Before the memory goes and after it went there is nothing to abort.
+            connection.lookupByUUIDString(uuid).abortJob()
+
+        while not job.done() and time.monotonic() < deadline:
+            with contextlib.suppress(HostlerError):
+                await self._ask(source, f"to abort the migration of {uuid}", abort)
+            await asyncio.wait([job], timeout=_ABORT_AGAIN_S)
+        if not job.done():
+            there.tunnel.abort()
+            await asyncio.wait([job], timeout=self._abort_timeout)
+
+    async def _failure(self, source: HostAccess, vm: Vm, error: BaseException) -> BaseException:
+        """What a failed migration means, by what is found at the source."""
+        if not isinstance(error, HostlerError) or isinstance(error, VmNotFound):
+            return error
+        deadline = time.monotonic() + self._abort_timeout
+        # Where the connection broke, libvirtd may still be ending the job.
+        while await self.migration_progress(source, vm.uuid) is not None:
+            if time.monotonic() > deadline:
+                return error
+            await asyncio.sleep(_ABORT_AGAIN_S)
+        here = await self.find_vm(source, vm.uuid)
+        if here is None or here.state in _NOT_ACTIVE or here.paused_by_migration:
+            return error
+        aborted = error.details.get("code") == libvirt.VIR_ERR_OPERATION_ABORTED
+        kind = MigrationAborted if aborted else MigrationRefused
+        return kind(error.message, remedy=error.remedy, details=error.details)
+
+
+@dataclass(frozen=True)
+class _Threads:
+    control: ThreadPoolExecutor
+    migrations: ThreadPoolExecutor
+
+
+@dataclass(eq=False)
+class _Link:
+    """An open connection to a host's libvirtd."""
+
+    host: str
+    tunnel: Tunnel
+    connection: libvirt.virConnect
+    thread: ThreadPoolExecutor = field(repr=False)
+    _closed: bool = False
+
+    @property
+    def dead(self) -> bool:
+        """libvirt closes its end when the daemon does not answer keepalives any more."""
+        return self._closed or self.tunnel.dead
+
+    async def close(self) -> None:
+        """Break it; libvirt's own close would wait for an answer, so it comes second."""
+        if self._closed:
+            return
+        self._closed = True
+        await self.tunnel.close()
+        with contextlib.suppress(RuntimeError):  # the threads have ended
+            self.thread.submit(_close_quietly, self.connection)
+
+
+_OUTGOING = (
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
+    libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN,
+)
+_MIGRATIONS = (*_OUTGOING, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)
+
+
+def translate(error: libvirt.libvirtError, what: str) -> HostlerError:
+    """Hostler's error for libvirt's, by its code and the part of libvirt it came from."""
+    code = error.get_error_code()
+    text = " ".join(str(error.get_error_message() or "no reason given").split())
+    details = {"code": code}
+    message = f"{what}: {text}."
+    if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN) or (
+        error.get_error_domain() == libvirt.VIR_FROM_RPC
+    ):
+        return HostUnreachable(message, details=details)
+    if code == libvirt.VIR_ERR_NO_DOMAIN:
+        return VmNotFound(message, details=details)
+    return HypervisorFailed(message, details=details)
+
+
+def _translated(what: str, work: Callable[[], T]) -> T:
+    """In the thread: libvirt's exceptions hold objects that must not be freed on the event loop."""
+    try:
+        return work()
+    except libvirt.libvirtError as error:
+        translated = translate(error, what)
+    raise translated
+
+
+class _tolerated(contextlib.suppress):  # noqa: N801 - reads like contextlib's own
+    """Ignore libvirt's errors with these codes."""
+
+    def __init__(self, *codes: int) -> None:
+        super().__init__(libvirt.libvirtError)
+        self._codes = codes
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        return isinstance(error, libvirt.libvirtError) and error.get_error_code() in self._codes
+
+
+def _active_vms(connection: libvirt.virConnect) -> list[Vm]:
+    vms = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):  # it ended since
+            vm = _read_vm(connection, domain)
+            if vm.state not in _NOT_ACTIVE:
+                vms.append(vm)
+    return sorted(vms, key=lambda vm: vm.name)
+
+
+def _read_vm(connection: libvirt.virConnect, domain: libvirt.virDomain) -> Vm:
+    state, reason = domain.state()
+    vm = domain_xml.read_vm(domain.XMLDesc(), state, reason, persistent=bool(domain.isPersistent()))
+    if not domain_xml.is_host_passthrough(vm.cpu_xml):
+        return vm
+    capabilities = connection.getDomainCapabilities(
+        vm.emulator or None, vm.architecture, vm.machine or None, vm.virt_type
+    )
+    return vm.model_copy(update={"cpu_xml": domain_xml.host_cpu(capabilities)})
+
+
+def _migration_job(connection: libvirt.virConnect, uuid: str) -> dict[str, Any] | None:
+    """Statistics of a running migration, in or out."""
+    with _tolerated(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+        stats: dict[str, Any] = connection.lookupByUUIDString(uuid).jobStats()
+        running = stats.get("type") in (
+            libvirt.VIR_DOMAIN_JOB_BOUNDED,
+            libvirt.VIR_DOMAIN_JOB_UNBOUNDED,
+        )
+        if running and stats.get("operation", 0) in _MIGRATIONS:
+            return stats
+    return None
+
+
+def _size(connection: libvirt.virConnect) -> tuple[int, int]:
+    """MiB of memory and CPUs. libvirt has two ways to count memory, and they can disagree."""
+    info = connection.getInfo()
+    stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    return min(int(info[1]), int(stats["total"]) // 1024), int(info[2])
+
+
+def _close_quietly(connection: libvirt.virConnect) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.close()
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+async def _to_the_end(work: Any) -> None:
+    """Await `work`, which is bounded by itself, whatever cancels come meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+
+
+_event_loop_lock = threading.Lock()
+_event_loop: threading.Thread | None = None
+
+
+def _start_event_loop() -> None:
+    """libvirt's own event loop, once per process: keepalives need it."""
+    global _event_loop
+    with _event_loop_lock:
+        if _event_loop is not None:
+            return
+        # Otherwise each error is also printed to standard error.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        _event_loop = threading.Thread(target=_run_events, name="libvirt-events", daemon=True)
+        _event_loop.start()
+
+
+def _run_events() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError:
+            _log.exception("libvirt's event loop")
+            time.sleep(1)

@@ -1,0 +1,113 @@
+"""Connections that are kept: one per host and credential, shared by concurrent callers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+from drivers.errors import HostUnreachable
+from drivers.protocols import HostAccess
+
+
+def look_at(done: asyncio.Future[Any]) -> None:
+    """Tell asyncio that an exception of this future is of no interest if nobody awaits it."""
+    if not done.cancelled():
+        done.exception()
+
+
+class Connection(Protocol):
+    """What a Pool keeps."""
+
+    @property
+    def dead(self) -> bool:
+        """True once it is of no more use."""
+
+    async def close(self) -> None:
+        """Close it, and break what still runs through it. May be called more than once."""
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class Pool(Generic[C]):
+    """Opens a connection when it is first wanted, and again when it is dead.
+
+    A changed access (another password, another pinned key, another address) gets a connection of
+    its own; the old one is closed when its last user is done, since that may be a migration.
+    """
+
+    def __init__(self, open_connection: Callable[[HostAccess], Coroutine[None, None, C]]) -> None:
+        self._open = open_connection
+        self._slots: dict[str, list[_Slot[C]]] = {}
+
+    @asynccontextmanager
+    async def use(self, access: HostAccess) -> AsyncIterator[C]:
+        """The connection to a host. What opening it raises, every waiting caller gets."""
+        slot = self._slot(access)
+        slot.users += 1
+        try:
+            await self._tidy(access.name)
+            yield await slot.opened()
+        finally:
+            slot.users -= 1
+            await self._tidy(access.name)
+
+    async def forget(self, host: str) -> None:
+        """Close all connections to `host`, in use or not."""
+        for slot in self._slots.pop(host, []):
+            await slot.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for host in list(self._slots):
+            await self.forget(host)
+
+    def _slot(self, access: HostAccess) -> "_Slot[C]":
+        slots = self._slots.setdefault(access.name, [])
+        if not slots or slots[-1].access != access or slots[-1].useless:
+            slots.append(_Slot(access, asyncio.create_task(self._open(access))))
+        return slots[-1]
+
+    async def _tidy(self, host: str) -> None:
+        """Close what nobody uses or can use any more."""
+        slots = self._slots.get(host, [])
+        done = [s for s in slots if s.useless or (s is not slots[-1] and not s.users)]
+        for slot in done:
+            slots.remove(slot)
+        for slot in done:
+            await slot.close()
+
+
+class _Slot(Generic[C]):
+    """A connection that is open or being opened."""
+
+    def __init__(self, access: HostAccess, opening: asyncio.Task[C]) -> None:
+        self.access = access
+        self.opening = opening
+        self.users = 0
+        # All who waited may have been cancelled: nobody would look at the exception then.
+        opening.add_done_callback(look_at)
+
+    async def opened(self) -> C:
+        """The connection, when it is open."""
+        try:
+            return await asyncio.shield(self.opening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.opening.cancelled() and task is not None and not task.cancelling():
+                raise HostUnreachable(f"The connection to {self.access.name} was closed.") from None
+            raise
+
+    @property
+    def useless(self) -> bool:
+        if not self.opening.done():
+            return False
+        failed = self.opening.cancelled() or self.opening.exception() is not None
+        return failed or self.opening.result().dead
+
+    async def close(self) -> None:
+        if not self.opening.done():
+            self.opening.cancel()
+            await asyncio.wait([self.opening])
+        if not self.opening.cancelled() and self.opening.exception() is None:
+            await self.opening.result().close()

@@ -1,0 +1,378 @@
+"""Commands on hosts, and tunnels to their UNIX sockets, through asyncssh.
+
+The only thing that is trusted is what HostAccess holds: its pinned host key and its one credential.
+Known-hosts files, configuration, keys and agents of the account that Hostler runs under play no
+part, and neither do host certificates.
+"""
+
+import asyncio
+import math
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import asyncssh
+
+from contracts.errors import Failed
+from drivers.errors import CallTimedOut, HostKeyChanged, HostUnreachable, LoginRefused
+from drivers.pool import Pool
+from drivers.protocols import CommandResult, HostAccess, HostKey
+
+# What is asked for first when a host shows its key. DSA and SHA-1 signatures stay out.
+_HOST_KEY_ALGORITHMS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+_CHUNK = 256 * 1024
+_NEW_KEY_REMEDY = (
+    "Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on its "
+    "console). If the host was re-installed on purpose, accept the new key; if not, somebody may "
+    "be in between."
+)
+
+
+class UnixTunnel:
+    """One connection to a UNIX socket of a host, offered at a private local path.
+
+    The path takes exactly one connection and vanishes when it has come: nothing is left to find.
+    """
+
+    def __init__(self, connection: "_SshConnection", stack: AsyncExitStack) -> None:
+        self._connection = connection
+        self._stack = stack
+        self._directory = Path(tempfile.mkdtemp(prefix="hostler-"))  # mode 0700
+        self._server: asyncio.Server | None = None
+        self._remote: asyncssh.SSHWriter[bytes] | None = None
+        self._local: asyncio.StreamWriter | None = None
+        self._pumps: asyncio.Task[None] | None = None
+        self._closed = False
+        self._at_end: list[Callable[[], None]] = []
+
+    @property
+    def path(self) -> Path:
+        """Where to connect to."""
+        return self._directory / "socket"
+
+    @property
+    def dead(self) -> bool:
+        """True once either end has closed it."""
+        return self._closed or self._connection.dead
+
+    async def open(self, remote_path: str) -> None:
+        """Connect to the host's socket and listen here. Raises asyncssh.Error, OSError."""
+        # encoding=None: the stubs can't say that streams are of bytes then.
+        reader, writer = await self._connection.ssh.open_unix_connection(remote_path, encoding=None)
+        self._remote = writer
+
+        async def accept(local_in: asyncio.StreamReader, local_out: asyncio.StreamWriter) -> None:
+            if self._local is not None or self._closed:
+                local_out.transport.abort()
+                return
+            self._local = local_out
+            self._pumps = asyncio.current_task()
+            self._stop_listening()
+            try:
+                await _first_end(_pump(local_in, writer), _pump(reader, local_out))
+            finally:
+                await self.close()
+
+        self._server = await asyncio.start_unix_server(accept, self.path, limit=_CHUNK)
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Do `action` when it breaks or is closed, before the local end gets to know."""
+        self._at_end.append(action)
+
+    def abort(self) -> None:
+        """Break it at once: whoever waits at the local end gets an end of file."""
+        if self._closed:
+            return
+        self._closed = True
+        for action in self._at_end:
+            action()
+        self._stop_listening()
+        if self._local is not None:
+            self._local.transport.abort()
+        if self._remote is not None:
+            self._remote.close()
+        if self._pumps is not None and self._pumps is not asyncio.current_task():
+            self._pumps.cancel()
+
+    async def close(self) -> None:
+        """Break it, and give the SSH connection back."""
+        self.abort()
+        await self._stack.aclose()
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class AsyncSshShell:
+    """RemoteShell with asyncssh.
+
+    Args:
+        connect_timeout: seconds for TCP connection, key exchange and login together.
+        keepalive_interval: seconds between keepalives on an idle connection.
+        keepalive_count: how many of them may go unanswered before the connection counts as dead.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout: float = 10.0,
+        keepalive_interval: float = 5.0,
+        keepalive_count: int = 3,
+    ) -> None:
+        self._connect_timeout = connect_timeout
+        self._keepalive_interval = keepalive_interval
+        self._keepalive_count = keepalive_count
+        self._connections = Pool(self._connect)
+
+    async def scan_host_key(self, address: str, port: int) -> HostKey:
+        """The key the host shows now, without logging in. Raises HostUnreachable."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                key = await asyncssh.get_server_host_key(
+                    address, port, server_host_key_algs=_HOST_KEY_ALGORITHMS, config=None
+                )
+        except (OSError, asyncssh.Error) as error:
+            raise HostUnreachable(
+                f"{address} port {port} shows no SSH host key: {_words(error)}."
+            ) from error
+        if key is None:
+            raise HostUnreachable(f"{address} port {port} shows no SSH host key.")
+        return HostKey(line=_line(key), sha256=key.get_fingerprint("sha256"))
+
+    async def run(
+        self,
+        access: HostAccess,
+        command: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,  # noqa: ASYNC109 - the remote command's own deadline
+    ) -> CommandResult:
+        """Run `command` (quoted word by word). A status other than 0 is an answer, not an error.
+
+        After the deadline the channel is closed; the connection stays, since a migration may run
+        through it: keepalives find out whether it is dead. On the host, `timeout` ends the command:
+        sshd takes no signals for a command of root's, and the network may be gone.
+        """
+        limit = ["timeout", "--kill-after=5", str(math.ceil(timeout) + 1)]
+        try:
+            async with asyncio.timeout(timeout), self._connections.use(access) as connection:
+                return await _run(connection.ssh, shlex.join([*limit, *command]), stdin)
+        except TimeoutError as error:
+            raise CallTimedOut(
+                f"{access.name} did not finish {command[0]!r} within {timeout:g} s."
+            ) from error
+        except (OSError, asyncssh.Error) as error:
+            raise HostUnreachable(
+                f"The connection to {access.name} broke during {command[0]!r}: {_words(error)}."
+            ) from error
+
+    async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> UnixTunnel:
+        """A tunnel to a UNIX socket of the host, for one local connection. The caller closes it.
+
+        Raises HostUnreachable (also when nothing listens there), CallTimedOut, HostKeyChanged,
+        LoginRefused.
+        """
+        stack = AsyncExitStack()
+        connection = await stack.enter_async_context(self._connections.use(access))
+        tunnel = UnixTunnel(connection, stack)
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await tunnel.open(remote_path)
+        except TimeoutError as error:
+            await tunnel.close()
+            raise CallTimedOut(
+                f"{access.name} did not open {remote_path} within {self._connect_timeout:g} s."
+            ) from error
+        except (OSError, asyncssh.Error) as error:
+            await tunnel.close()
+            raise HostUnreachable(
+                f"{access.name} does not let us in at {remote_path}: {_words(error)}.",
+                remedy="See whether libvirtd runs there: systemctl status libvirtd.socket.",
+            ) from error
+        except BaseException:
+            await tunnel.close()
+            raise
+        return tunnel
+
+    async def forget(self, host: str) -> None:
+        """Close what is open to `host`, if anything."""
+        await self._connections.forget(host)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._connections.close()
+
+    async def _connect(self, access: HostAccess) -> "_SshConnection":
+        if access.user != "root":
+            raise LoginRefused(
+                f"Hostler works on {access.name} as root, not as {access.user}.",
+                remedy="Give the host a credential of root.",
+            )
+        pinned = _pinned_key(access)
+        client = _Client()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                ssh = await asyncssh.connect(
+                    access.address,
+                    access.port,
+                    client_factory=lambda: client,
+                    username=access.user,
+                    known_hosts=([pinned], [], []),
+                    password=access.password,
+                    client_keys=_client_keys(access),
+                    preferred_auth=["publickey"]
+                    if access.private_key is not None
+                    else ["password", "keyboard-interactive"],
+                    disable_trivial_auth=True,
+                    agent_path=None,
+                    config=None,
+                    gss_host=None,
+                    x509_trusted_certs=None,
+                    keepalive_interval=self._keepalive_interval,
+                    keepalive_count_max=self._keepalive_count,
+                )
+        except asyncssh.PermissionDenied as error:
+            raise LoginRefused(
+                f"{access.name} refuses the login of {access.user}: {_words(error)}.",
+                remedy="Check the stored credential, and whether sshd there lets root in with it.",
+                details={"user": access.user},
+            ) from error
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise _key_changed(access, pinned, client.shown) from error
+        except (asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost, ConnectionResetError) as error:
+            # Either side may hang up first when the host has no key of the pinned one's kind.
+            shown = await self.scan_host_key(access.address, access.port)
+            if shown.line.split()[0] != _line(pinned).split()[0]:
+                raise _key_changed(
+                    access, pinned, asyncssh.import_public_key(shown.line)
+                ) from error
+            raise HostUnreachable(f"{access.name} hung up: {_words(error)}.") from error
+        except (OSError, asyncssh.Error) as error:
+            raise HostUnreachable(
+                f"{access.name} ({access.address} port {access.port}) does not answer: "
+                f"{_words(error)}.",
+                remedy="See whether it is up, and whether this machine reaches its SSH port.",
+            ) from error
+        return _SshConnection(ssh)
+
+
+class _SshConnection:
+    """A connection for the pool."""
+
+    def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
+        self.ssh = ssh
+
+    @property
+    def dead(self) -> bool:
+        return self.ssh.is_closed()
+
+    async def close(self) -> None:
+        self.ssh.abort()
+
+
+class _Client(asyncssh.SSHClient):
+    """Remembers a key that is not the pinned one."""
+
+    shown: asyncssh.SSHKey | None = None
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+    ) -> bool:
+        self.shown = key
+        return False
+
+
+def _key_changed(
+    access: HostAccess, pinned: asyncssh.SSHKey, shown: asyncssh.SSHKey | None
+) -> HostKeyChanged:
+    fingerprints = {
+        "pinned": pinned.get_fingerprint("sha256"),
+        "shown": shown.get_fingerprint("sha256") if shown is not None else None,
+    }
+    return HostKeyChanged(
+        f"{access.name} shows the SSH host key {fingerprints['shown'] or 'of no known kind'}, "
+        f"pinned is {fingerprints['pinned']}.",
+        remedy=_NEW_KEY_REMEDY,
+        details=fingerprints,
+    )
+
+
+def _pinned_key(access: HostAccess) -> asyncssh.SSHKey:
+    try:
+        return asyncssh.import_public_key(access.host_key)
+    except asyncssh.KeyImportError as error:
+        raise Failed(
+            f"The pinned SSH host key of {access.name} can't be read: {_words(error)}."
+        ) from error
+
+
+def _client_keys(access: HostAccess) -> list[asyncssh.SSHKey] | None:
+    if access.private_key is None:
+        return None
+    try:
+        return [asyncssh.import_private_key(access.private_key)]
+    except asyncssh.KeyImportError:
+        pass
+    # Outside the handler: what asyncssh says of a key may quote it.
+    raise LoginRefused(
+        f"The stored private key for {access.name} can't be read.",
+        remedy="Store an OpenSSH private key without a passphrase.",
+    )
+
+
+def _line(key: asyncssh.SSHKey) -> str:
+    kind, base64, *_ = key.export_public_key("openssh").decode().split()
+    return f"{kind} {base64}"
+
+
+async def _run(ssh: asyncssh.SSHClientConnection, line: str, stdin: str | None) -> CommandResult:
+    options = {"stdin": asyncssh.DEVNULL} if stdin is None else {"input": stdin}
+    process = await ssh.create_process(line, encoding="utf-8", errors="replace", **options)
+    try:
+        stdout, stderr = await process.communicate()
+    except BaseException:
+        process.close()
+        raise
+    status = process.returncode
+    if status is None:
+        raise ConnectionResetError("it closed before the command ended")
+    return CommandResult(exit_status=status, stdout=str(stdout), stderr=str(stderr))
+
+
+async def _first_end(*pumps: Coroutine[None, None, None]) -> None:
+    """Run both directions until one of them ends."""
+    tasks = [asyncio.ensure_future(pump) for pump in pumps]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _pump(
+    source: "asyncio.StreamReader | asyncssh.SSHReader[bytes]",
+    sink: "asyncio.StreamWriter | asyncssh.SSHWriter[bytes]",
+) -> None:
+    with suppress(OSError, asyncssh.Error):
+        while data := await source.read(_CHUNK):
+            sink.write(data)
+            await sink.drain()
+
+
+def _words(error: BaseException) -> str:
+    """The error's own text in one line, never empty."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)

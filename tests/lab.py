@@ -1,0 +1,110 @@
+"""The lab, for tests: deploy/lab/lab, called as people call it."""
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drivers.protocols import HostAccess
+
+ROOT = Path(__file__).resolve().parent.parent
+_PROGRAM = ROOT / "deploy/lab/lab"
+_CONSOLES = ROOT / "deploy/lab/.state/consoles"
+_TICK = re.compile(rb"^tick (\d+)\r?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    exit_status: int
+    stdout: str
+    stderr: str
+
+
+class Lab:
+    """The lab of this checkout. Every call is awaited: a test's event loop carries tunnels."""
+
+    async def status(self) -> dict[str, Any]:
+        """What `lab status --json` says."""
+        status: dict[str, Any] = json.loads((await self._lab("status", "--json")).stdout)
+        return status
+
+    async def up(self) -> None:
+        """Start it, or repair it, unless all is well."""
+        hosts = (await self.status())["hosts"]
+        if len(hosts) < 3 or any(host["state"] != "running" for host in hosts):
+            await self._lab("up")
+
+    async def exec(
+        self, host: str, *command: str, stdin: str | None = None, check: bool = True
+    ) -> Said:
+        """Run a command in a host, network or not."""
+        return await self._lab("exec", host, "--", *command, stdin=stdin, check=check)
+
+    async def virsh(self, host: str, *arguments: str, check: bool = True) -> Said:
+        """virsh in a host."""
+        return await self.exec(host, "virsh", "-q", "-c", "qemu:///system", *arguments, check=check)
+
+    async def start_guest(self, name: str, *, on: str, dirty: int | None = None) -> str:
+        """Start a guest; its UUID. `dirty`: MiB of memory that it rewrites for ever."""
+        more = [] if dirty is None else ["--dirty", str(dirty), "--memory", "128"]
+        await self._lab("guest", "start", name, "--on", on, *more)
+        return (await self.virsh(on, "domuuid", name)).stdout.strip()
+
+    async def remove_guest(self, name: str) -> None:
+        """Leave nothing of a guest."""
+        await self._lab("guest", "remove", name)
+
+    async def cut(self, host: str) -> None:
+        """Cut a host's cable."""
+        await self._lab("cut", host)
+
+    async def heal(self, host: str) -> None:
+        """Mend a host's cable."""
+        await self._lab("heal", host)
+
+    async def reboot(self, host: str) -> None:
+        """Reboot a host, and wait until it answers."""
+        await self._lab("reboot", host)
+
+    async def access(self, host: str) -> HostAccess:
+        """How to reach a host; its key is read inside, not through the network."""
+        key = (await self.exec(host, "cat", "/etc/ssh/ssh_host_ed25519_key.pub")).stdout
+        row = next(row for row in (await self.status())["hosts"] if row["name"] == host)
+        return HostAccess(
+            name=host,
+            address=row["address"],
+            port=22,
+            user="root",
+            host_key=" ".join(key.split()[:2]),
+            password=Path(row["password_file"]).read_text().strip(),  # noqa: ASYNC240 - small
+        )
+
+    def ticks(self, guest: str) -> list[int]:
+        """All numbers that a guest has printed."""
+        console = (_CONSOLES / f"{guest}.log").read_bytes()
+        return [int(number) for number in _TICK.findall(console)]
+
+    async def ticks_on(self, guest: str, more: int = 3) -> None:
+        """Return when the guest has printed `more` numbers more: it runs."""
+        wanted = self.ticks(guest)[-1] + more
+        while self.ticks(guest)[-1] < wanted:
+            await asyncio.sleep(0.05)
+
+    async def _lab(self, *arguments: str, stdin: str | None = None, check: bool = True) -> Said:
+        process = await asyncio.create_subprocess_exec(
+            _PROGRAM,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output = await process.communicate(None if stdin is None else stdin.encode())
+        stdout, stderr = (part.decode(errors="replace") for part in output)
+        status = process.returncode or 0
+        if check and status != 0:
+            raise AssertionError(f"lab {' '.join(arguments)}: exit {status}: {stderr}{stdout}")
+        return Said(status, stdout, stderr)

@@ -1,0 +1,298 @@
+"""`hostler up` as a person runs it: a real process, real ports, a real home."""
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Machine:
+    """A home and three free ports, and the processes started on them."""
+
+    home: Path
+    temporal_port: int
+    ui_port: int
+    api_port: int
+    started: list[subprocess.Popen[str]]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOSTLER_HOME": str(self.home),
+            "HOSTLER_TEMPORAL_ADDRESS": f"127.0.0.1:{self.temporal_port}",
+            "HOSTLER_TEMPORAL_UI_PORT": str(self.ui_port),
+            "HOSTLER_API_PORT": str(self.api_port),
+            **more,
+        }
+
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.workers.program", *arguments],
+            cwd=ROOT,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=(self.home.parent / "stderr").open("a"),
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def up(self) -> subprocess.Popen[str]:
+        """Start `hostler up` and read what it says until it is ready."""
+        process = self.start("up")
+        lines = self.said(process, "Admin token")
+        assert any("Hostler is ready." in line for line in lines), (lines, self.stderr())
+        return process
+
+    def said(self, process: subprocess.Popen[str], last: str) -> list[str]:
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if last in line:
+                break
+        return lines
+
+    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tests.workers.program", *arguments],
+            cwd=ROOT,
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def stderr(self) -> str:
+        return (self.home.parent / "stderr").read_text()
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of all processes that name the home: those of Temporal."""
+        found = {}
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(self.home) in command:
+                found[int(directory.name)] = command
+        return found
+
+    def listening(self) -> list[int]:
+        ports = (self.temporal_port, self.ui_port, self.api_port)
+        with ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in ports]
+            return [
+                port
+                for probe, port in zip(probes, ports, strict=True)
+                if probe.connect_ex(("127.0.0.1", port)) == 0
+            ]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        temporal, ui, api = (one.getsockname()[1] for one in sockets)
+    machine = Machine(tmp_path / "home", temporal, ui, api, started=[])
+    yield machine
+    for process in machine.started:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+    eventually(lambda: not machine.processes())
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """pytest's time-out is the bound."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_up_serves_until_it_is_told_to_stop(machine: Machine) -> None:
+    process = machine.up()
+    assert machine.listening() == [machine.temporal_port, machine.ui_port, machine.api_port]
+
+    token_file = machine.home / "admin-token"
+    token = token_file.read_text().strip()
+    assert mode(machine.home) == 0o700
+    assert mode(token_file) == mode(machine.home / "master-key") == 0o600
+    api = f"http://127.0.0.1:{machine.api_port}"
+    assert httpx.get(f"{api}/openapi.json").status_code == 200
+    assert httpx.get(f"{api}/v1/hosts").status_code in (401, 403)
+    allowed = httpx.get(f"{api}/v1/hosts", headers={"Authorization": f"Bearer {token}"})
+    assert allowed.status_code == 200
+
+    second = machine.run("up")
+    assert second.returncode == 1
+    assert f"already runs on {machine.home} (process {process.pid})" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    assert process.poll() is None
+
+    commands = machine.processes()
+    assert commands, "Temporal's dev server runs"
+    for secret in (token, (machine.home / "master-key").read_text().strip()):
+        assert not [command for command in commands.values() if secret in command]
+        assert secret not in machine.stderr()
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert machine.processes() == {}
+    assert machine.listening() == []
+
+    again = machine.up()
+    assert token_file.read_text().strip() == token
+    again.send_signal(signal.SIGINT)
+    assert again.wait() == 0
+    assert machine.processes() == {}
+
+
+def test_up_works_again_after_it_was_killed(machine: Machine) -> None:
+    process = machine.up()
+    token = (machine.home / "admin-token").read_text()
+    process.kill()
+    process.wait()
+    again = machine.up()
+    assert (machine.home / "admin-token").read_text() == token
+    assert len(machine.processes()) == 1, "the killed one's Temporal is gone"
+    again.send_signal(signal.SIGTERM)
+    assert again.wait() == 0
+
+
+def test_up_can_be_stopped_while_it_starts(machine: Machine) -> None:
+    process = machine.start("up")
+    eventually(lambda: bool(machine.processes()))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert machine.processes() == {}
+
+
+def test_a_lost_master_key_is_not_replaced(machine: Machine) -> None:
+    machine.up().send_signal(signal.SIGTERM)
+    machine.started[0].wait()
+    key = machine.home / "master-key"
+    key.unlink()
+    done = machine.run("up")
+    assert done.returncode == 1
+    assert f"hostler: The master key {key} is missing" in done.stderr
+    assert not key.exists()
+    assert machine.processes() == {}
+
+
+def test_a_lost_part_ends_the_whole(machine: Machine) -> None:
+    process = machine.up()
+    (temporal,) = machine.processes()
+    os.kill(temporal, signal.SIGKILL)
+    assert process.wait() == 1
+    assert "hostler: Temporal's dev server ended: status -9" in machine.stderr()
+    assert machine.listening() == []
+
+
+@pytest.mark.parametrize(
+    ("port", "says"),
+    [
+        ("temporal_port", "for Temporal, is taken"),
+        ("ui_port", "for Temporal's UI, is taken"),
+        ("api_port", "for the API, is taken"),
+    ],
+)
+def test_a_taken_port_is_named(machine: Machine, port: str, says: str) -> None:
+    number = getattr(machine, port)
+    with socket.create_server(("127.0.0.1", number)):
+        done = machine.run("up")
+    assert done.returncode == 1
+    assert re.fullmatch(rf"hostler: Port {number} at 127\.0\.0\.1, {says}.*\n", done.stderr)
+    assert machine.processes() == {}
+
+
+@pytest.mark.parametrize("command", ["up", "worker", "api"])
+def test_a_wrong_setting_is_named_at_start(machine: Machine, command: str) -> None:
+    done = machine.run(command, HOSTLER_LOG_LEVEL="loud", HOSTLER_HOEM="/tmp")  # noqa: S108
+    assert done.returncode == 2
+    assert "HOSTLER_HOEM: there is no such setting (is HOSTLER_HOME meant?)" in done.stderr
+    assert "HOSTLER_LOG_LEVEL: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not machine.home.exists()
+
+
+@pytest.mark.parametrize("command", ["worker", "api"])
+def test_a_database_that_is_not_there_is_named(machine: Machine, command: str) -> None:
+    done = machine.run(command)
+    assert done.returncode == 1
+    assert "hostler db upgrade" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["worker", "api"])
+def test_a_temporal_that_is_away_is_named(machine: Machine, command: str) -> None:
+    machine.up().send_signal(signal.SIGTERM)
+    machine.started[0].wait()
+    done = machine.run(command)
+    assert done.returncode == 1
+    assert f"Temporal at 127.0.0.1:{machine.temporal_port} does not answer." in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_worker_and_api_run_on_their_own(machine: Machine, tmp_path: Path) -> None:
+    """On another home's Temporal, with their own database and key."""
+    machine.up()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    own = {"HOSTLER_API_PORT": port}
+    token = machine.run("token", "create", "someone", "--role", "viewer", **own)
+    assert token.returncode == 0, token.stderr
+    worker = machine.start("worker", **own)
+    assert machine.said(worker, "Worker on queue hostler")
+    api = machine.start("api", **own)
+    assert machine.said(api, f"API at http://127.0.0.1:{port}")
+    headers = {"Authorization": f"Bearer {token.stdout.strip()}"}
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/hosts", headers=headers).status_code == 200
+    for process in (worker, api):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0, machine.stderr()
+
+
+def test_db_upgrade_may_be_repeated(machine: Machine) -> None:
+    for _ in range(2):
+        done = machine.run("db", "upgrade")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "The database is up to date.\n"
+
+
+def test_a_wrong_role_is_refused(machine: Machine) -> None:
+    done = machine.run("token", "create", "someone", "--role", "king")
+    assert done.returncode == 2
+    assert "king" in done.stderr
+
+
+def test_a_new_installation_makes_its_own_key_once(machine: Machine) -> None:
+    assert machine.run("db", "upgrade").returncode == 0
+    refused = machine.run("token", "create", "someone")
+    assert refused.returncode == 1
+    assert "hostler key create" in refused.stderr
+    made = machine.run("key", "create")
+    assert "Back it up" in made.stdout
+    key = (machine.home / "master-key").read_text()
+    assert key not in made.stdout
+    assert machine.run("key", "create").returncode == 0
+    assert (machine.home / "master-key").read_text() == key
+    assert machine.run("token", "create", "someone", "--role", "admin").stdout.strip()

@@ -1,0 +1,368 @@
+"""HostMaintenance's decisions, with the activities replaced and time skipped."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
+from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.worker import Worker
+
+from contracts.leases import Owner
+from contracts.maintenance import (
+    HostMaintenanceInput,
+    HostMaintenanceResult,
+    LeaveInput,
+    MaintenanceOutcome,
+    MaintenanceStatus,
+    OnBlocker,
+    ResolveVmInput,
+    VmAction,
+)
+from contracts.states import HostStatus, Phase, ResourceState
+from contracts.vms import MigrationState, VmState
+from tests.workflows.world import World, running, three_hosts
+from workers.interceptors import HostlerInterceptor
+from workflows.host_maintenance import HostMaintenance
+
+R = ResourceState
+
+
+class Run:
+    """One maintenance of kvm-1 in a world."""
+
+    def __init__(self, client: Client, world: World, queue: str) -> None:
+        self.client = client
+        self.world = world
+        self.queue = queue
+        self.handle: WorkflowHandle[Any, Any]
+
+    async def start(self, host: str = "kvm-1", **asked: Any) -> "Run":
+        started = await self.client.start_workflow(
+            HostMaintenance.run,
+            HostMaintenanceInput(host=host, **asked),
+            id=f"maintenance/{host}-{uuid.uuid4()}",
+            task_queue=self.queue,
+        )
+        # Without a run id: it continues as new when the host is ready.
+        self.handle = self.client.get_workflow_handle_for(HostMaintenance.run, started.id)
+        return self
+
+    async def status(self) -> MaintenanceStatus:
+        return await self.handle.query(HostMaintenance.status)
+
+    async def until(self, wanted: Callable[[MaintenanceStatus], bool]) -> MaintenanceStatus:
+        while True:
+            status = await self.status()
+            if wanted(status):
+                return status
+            await asyncio.sleep(0.05)
+
+    async def until_phase(self, phase: Phase) -> MaintenanceStatus:
+        return await self.until(lambda status: status.phase is phase)
+
+    async def leave(self) -> None:
+        await self.handle.execute_update(HostMaintenance.leave, LeaveInput())
+
+    async def resolve(self, vm: str, action: VmAction) -> None:
+        await self.handle.execute_update(
+            HostMaintenance.resolve_vm, ResolveVmInput(vm=vm, action=action)
+        )
+
+    async def result(self) -> HostMaintenanceResult:
+        return await self.handle.result()
+
+    async def failure(self) -> ApplicationError:
+        with pytest.raises(WorkflowFailureError) as caught:
+            await self.handle.result()
+        assert isinstance(caught.value.cause, ApplicationError)
+        return caught.value.cause
+
+
+Begin = Callable[..., Any]
+
+
+@pytest.fixture
+async def begin(client: Client) -> AsyncIterator[Begin]:
+    """`await begin(world, **input)` starts a maintenance with a worker of its own."""
+    workers: list[Worker] = []
+
+    async def start(world: World, **asked: Any) -> Run:
+        queue = f"test-{uuid.uuid4()}"
+        worker = Worker(
+            client,
+            task_queue=queue,
+            workflows=[HostMaintenance],
+            activities=world.activities(),  # type: ignore[arg-type] # bound methods, as the SDK takes them
+            interceptors=[HostlerInterceptor()],
+        )
+        await worker.__aenter__()
+        workers.append(worker)
+        return await Run(client, world, queue).start(**asked)
+
+    yield start
+    for worker in workers:
+        await worker.__aexit__(None, None, None)
+
+
+async def test_vms_move_the_host_is_ready_and_comes_back(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2"), running("vm-3"))
+    run = await begin(world, reason="new DIMM")
+    status = await run.until_phase(Phase.READY)
+    assert world.vms["kvm-1"] == []
+    assert {vm.state for vm in status.vms} == {MigrationState.MOVED}
+    assert status.reason == "new DIMM"
+    assert world.state is R.MAINTENANCE
+    assert world.fence == run.handle.id
+    await run.leave()
+    result = await run.result()
+    assert result.outcome is MaintenanceOutcome.LEFT
+    assert result.resource_state is R.ENABLED
+    assert world.states == [R.ENABLED, R.PREPARE_FOR_MAINTENANCE, R.MAINTENANCE, R.ENABLED]
+    assert world.fence is None
+    assert world.lease is None
+
+
+async def test_a_dry_run_plans_and_changes_nothing(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2", state=VmState.PAUSED))
+    result = await (await begin(world, dry_run=True)).result()
+    assert result.outcome is MaintenanceOutcome.PLANNED
+    assert [move.vm for move in result.plan.moves] == ["vm-1"]
+    assert [blocker.vm for blocker in result.plan.blockers] == ["vm-2"]
+    assert world.states == [R.ENABLED]
+    assert world.lease is None
+    assert world.fence is None
+
+
+async def test_blockers_refuse_before_anything_changes(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2", memory_mib=4096))
+    failure = await (await begin(world)).failure()
+    assert failure.type == "EvacuationImpossible"
+    assert "vm-2: has no destination (kvm-2: needs 4096 MiB of memory" in failure.message
+    assert "kvm-3: needs 4096 MiB" in failure.message
+    assert world.states == [R.ENABLED]
+    assert world.lease is None
+    assert world.places("vm-1") == ["kvm-1"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "host", "kind"),
+    [
+        (lambda world: None, "kvm-9", "NotFound"),
+        (lambda world: world.states.append(R.CREATING), "kvm-1", "Conflict"),
+        (lambda world: setattr(world, "status", HostStatus.DISCONNECTED), "kvm-1", "Conflict"),
+        (
+            lambda world: setattr(world, "lease", Owner(workflow_id="other", first_run_id="1")),
+            "kvm-1",
+            "LeaseHeld",
+        ),
+    ],
+)
+async def test_what_cannot_start_ends_at_once(
+    begin: Begin, prepare: Callable[[World], None], host: str, kind: str
+) -> None:
+    world = three_hosts(running("vm-1"))
+    prepare(world)
+    before, lease = list(world.states), world.lease
+    failure = await (await begin(world, host=host)).failure()
+    assert failure.type == kind
+    assert world.states == before
+    assert world.lease == lease
+
+
+async def test_a_refusing_destination_is_replaced(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.refusals["vm-1", "kvm-3"] = 9
+    run = await begin(world)
+    status = await run.until_phase(Phase.READY)
+    assert world.places("vm-1") == ["kvm-2"]
+    assert status.vms[0].attempt == 2
+    assert "no bridge br-1" in (status.vms[0].error or "")
+    await run.leave()
+
+
+async def test_a_vm_nobody_takes_is_asked_about_while_the_rest_move(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2"), running("vm-3"))
+    world.refusals["vm-1", "kvm-2"] = world.refusals["vm-1", "kvm-3"] = 1
+    run = await begin(world)
+    status = await run.until(
+        lambda now: now.questions == ("vm-1",) and len(world.vms["kvm-1"]) == 1
+    )
+    assert status.phase is Phase.QUESTION
+    assert world.places("vm-1") == ["kvm-1"]
+    assert "hostler maintenance resolve kvm-1 vm-1 retry|shutdown|keep" in status.commands
+    while world.state is not R.ERROR_IN_PREPARE_FOR_MAINTENANCE:
+        await asyncio.sleep(0.02)
+    with pytest.raises(WorkflowUpdateFailedError):
+        await run.resolve("vm-2", VmAction.RETRY)
+    await run.resolve("vm-1", VmAction.RETRY)
+    await run.until_phase(Phase.READY)
+    assert world.vms["kvm-1"] == []
+    assert world.state is R.MAINTENANCE
+    await run.leave()
+
+
+async def test_shutdown_only_when_asked_and_asked_again_when_it_fails(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.refusals["vm-1", "kvm-2"] = world.refusals["vm-1", "kvm-3"] = 9
+    world.shutdown_fails = 1
+    run = await begin(world)
+    await run.until(lambda now: now.questions == ("vm-1",))
+    await run.resolve("vm-1", VmAction.SHUTDOWN)
+    await run.until(
+        lambda now: bool(now.questions) and "did not power off" in (now.vms[0].error or "")
+    )
+    await run.resolve("vm-1", VmAction.SHUTDOWN)
+    status = await run.until_phase(Phase.READY)
+    assert status.vms[0].state is MigrationState.SHUT_OFF
+    await run.leave()
+
+
+async def test_a_kept_vm_never_makes_a_maintenance(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2", host_devices=("pci 0000:01:00.0",)))
+    run = await begin(world, on_blocker=OnBlocker.KEEP)
+    while world.state is not R.ERROR_IN_MAINTENANCE:
+        await asyncio.sleep(0.02)
+    status = await run.status()
+    assert "kept on purpose: vm-2" in status.message
+    assert world.places("vm-2") == ["kvm-1"]
+    assert world.fence is not None
+    await run.leave()
+    assert R.MAINTENANCE not in world.states
+    assert world.state is R.ENABLED
+
+
+async def test_blockers_are_shut_down_when_that_was_chosen(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2", local_disks=("/a.raw",)))
+    run = await begin(world, on_blocker=OnBlocker.SHUTDOWN)
+    status = await run.until_phase(Phase.READY)
+    assert {vm.vm: vm.state for vm in status.vms} == {
+        "vm-1": MigrationState.MOVED,
+        "vm-2": MigrationState.SHUT_OFF,
+    }
+    await run.leave()
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+async def test_cancel_or_leave_while_vms_move_rolls_back(begin: Begin, cancel: bool) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2"), running("vm-3"))
+    world.gate.clear()
+    run = await begin(world)
+    while world.moving < 2:
+        await asyncio.sleep(0.02)
+    if cancel:
+        await run.handle.cancel()
+        with pytest.raises(WorkflowFailureError) as caught:
+            await run.result()
+        assert isinstance(caught.value.cause, CancelledError)
+    else:
+        await run.leave()
+        assert (await run.result()).resource_state is R.ENABLED
+    assert world.moving == 0
+    assert len(world.vms["kvm-1"]) == 3
+    assert world.settled == 1
+    assert world.fence is None
+    assert world.state is R.ENABLED
+    assert world.lease is None
+
+
+async def test_cancel_in_ready_leaves_and_closes_as_canceled(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    await run.handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await run.result()
+    assert (await run.handle.describe()).status is WorkflowExecutionStatus.CANCELED
+    assert world.state is R.ENABLED
+    assert world.fence is None
+
+
+async def test_a_host_that_is_not_sound_stays_out_and_says_why(begin: Begin) -> None:
+    world = three_hosts()
+    world.fence_down_fails = 1
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await run.leave()
+    assert "The hook still refuses" in str(caught.value.cause)
+    status = await run.status()
+    assert status.phase is Phase.READY
+    assert "Stays out of service" in status.message
+    assert world.state is R.MAINTENANCE
+    await run.leave()
+    assert world.state is R.ENABLED
+
+
+async def test_disabled_stays_disabled(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.states = [R.DISABLED]
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    await run.leave()
+    assert world.state is R.DISABLED
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        R.PREPARE_FOR_MAINTENANCE,
+        R.ERROR_IN_PREPARE_FOR_MAINTENANCE,
+        R.ERROR_IN_MAINTENANCE,
+        R.MAINTENANCE,
+    ],
+)
+async def test_a_terminated_predecessor_is_adopted(begin: Begin, found: ResourceState) -> None:
+    world = three_hosts(running("vm-1"))
+    world.states, world.before, world.fence = [R.DISABLED, found], R.DISABLED, "maintenance/old"
+    world.lease = world.closed_holder = Owner(workflow_id="maintenance/old", first_run_id="1")
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    assert world.settled == 1
+    assert world.fence == run.handle.id
+    await run.leave()
+    assert world.state is R.DISABLED
+
+
+async def test_vms_that_appear_and_vanish_meanwhile(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2"))
+    world.gate.clear()
+    run = await begin(world, max_parallel=1)
+    while world.moving < 1:
+        await asyncio.sleep(0.02)
+    world.vms["kvm-1"].append(running("vm-new"))
+    world.gate.set()
+    status = await run.until_phase(Phase.READY)
+    assert world.vms["kvm-1"] == []
+    assert {vm.vm for vm in status.vms} == {"vm-1", "vm-2", "vm-new"}
+    await run.leave()
+
+
+@pytest.mark.parametrize("width", [1, 3])
+async def test_the_window_is_as_wide_as_asked(begin: Begin, width: int) -> None:
+    world = three_hosts(*(running(f"vm-{number}", 32) for number in range(6)))
+    run = await begin(world, max_parallel=width)
+    await run.until_phase(Phase.READY)
+    assert 1 <= world.most_moving <= width
+    await run.leave()
+
+
+async def test_hostlers_own_field_is_refused(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    started = await run.client.get_workflow_handle(run.handle.id).fetch_history()
+    payload = started.events[0].workflow_execution_started_event_attributes.input
+    (carried,) = await run.client.data_converter.decode(payload.payloads, [HostMaintenanceInput])
+    await run.leave()
+    failure = await (await begin(world, continued=carried.continued)).failure()
+    assert failure.type == "InvalidInput"
+    assert "continued" in failure.message

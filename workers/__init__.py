@@ -1,0 +1,1 @@
+"""Wiring: settings, clients, telemetry, and the processes that Hostler consists of."""

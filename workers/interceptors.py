@@ -1,0 +1,113 @@
+"""What surrounds every activity and every workflow: typed errors, checked inputs, metrics."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from temporalio import activity, workflow
+from temporalio.exceptions import FailureError, is_cancelled_exception
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    ExecuteWorkflowInput,
+    HandleUpdateInput,
+    Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
+
+from contracts.errors import HostlerError, InvalidInput
+from contracts.operations import WORKFLOW_TYPES
+from contracts.steps import MigrateVmResult
+from workers.converter import application_error
+from workers.logs import host_of_log
+
+_KINDS = {workflow_type: kind.value for kind, workflow_type in WORKFLOW_TYPES.items()}
+
+
+class HostlerInterceptor(Interceptor):
+    """Goes to every Worker; order it after tracing, so that spans see the final error."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - the SDK's name
+        """Wrap activities."""
+        return _Activities(next)
+
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002 - the SDK's name
+    ) -> type[WorkflowInboundInterceptor]:
+        """Wrap workflows."""
+        return _Workflows
+
+
+class _Activities(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        with host_of_log(_host_of(input.args)):
+            try:
+                result = await self.next.execute_activity(input)
+            except HostlerError as error:
+                failure = application_error(error).with_traceback(error.__traceback__)
+                raise failure from error.__cause__
+        if isinstance(result, MigrateVmResult) and result.seconds is not None:
+            activity.metric_meter().create_histogram_float(
+                "hostler_migration_seconds", "Duration of one live migration", "s"
+            ).record(result.seconds)
+        return result
+
+
+class _Workflows(WorkflowInboundInterceptor):
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
+        try:
+            # The dynamic workflow takes its inputs in one list, however many they are.
+            _require_one_input(workflow.info().workflow_type, "workflow", input.args)
+            result = await self.next.execute_workflow(input)
+        except (FailureError, asyncio.CancelledError) as error:
+            if not is_cancelled_exception(error):
+                _count_end("failed")
+            elif workflow.cancellation_reason() is not None:  # else: only evicted from the cache
+                _count_end("canceled")
+            raise
+        _count_end("completed")
+        return result
+
+    def handle_update_validator(self, input: HandleUpdateInput) -> None:  # noqa: A002
+        _require_one_input(input.update, "update", input.args)
+        self.next.handle_update_validator(input)
+
+    async def handle_update_handler(self, input: HandleUpdateInput) -> Any:  # noqa: A002
+        # Again: an update that has no validator of its own comes here at once.
+        _require_one_input(input.update, "update", input.args)
+        return await self.next.handle_update_handler(input)
+
+
+def _count_end(outcome: str) -> None:
+    kind = _KINDS.get(workflow.info().workflow_type, "unknown")
+    workflow.metric_meter().create_counter(
+        "hostler_operations_ended", "Operations that ended, by kind and outcome"
+    ).add(1, {"kind": kind, "outcome": outcome})
+
+
+def _require_one_input(name: str, what: str, args: Sequence[Any]) -> None:
+    """Every workflow and every update of Hostler's takes one model.
+
+    Temporal decodes another number of inputs without their types, and the call itself would be a
+    TypeError, retried for ever.
+    """
+    if len(args) == 1:
+        return
+    given = len(args) or "none"
+    error = InvalidInput(
+        f"{name} takes exactly one input, a JSON object; it was given {given}.",
+        remedy=f"Send the {what} again with one; nothing was changed.",
+        details={"fields": [{"field": "input", "message": f"exactly one, not {given}"}]},
+    )
+    raise application_error(error)
+
+
+def _host_of(args: Sequence[Any]) -> str | None:
+    """The host that an activity's input is about: its own field or that of its lease."""
+    for source in (*args, *(getattr(arg, "lease", None) for arg in args)):
+        host = getattr(source, "host", None)
+        if isinstance(host, str):
+            return host
+    return None

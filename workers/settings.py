@@ -1,0 +1,202 @@
+"""What an operator may set, by environment variables `HOSTLER_<NAME>`."""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from contracts.errors import InvalidInput
+from contracts.operations import DEFAULT_TASK_QUEUE
+
+PREFIX = "HOSTLER_"
+
+# Read by the command line's client alone, which needs none of the settings below.
+CLIENT_VARIABLES = frozenset({"HOSTLER_TOKEN", "HOSTLER_API_URL"})
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class WrongSettings(InvalidInput):
+    """A variable is unknown, or its value is not possible."""
+
+
+class Settings(BaseSettings):
+    """One field per variable; `HOSTLER_API_PORT` is `api_port`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    home: Path = Field(
+        default=Path("~/.local/share/hostler"),
+        validate_default=True,
+        description="Directory of the embedded default's state, and of keys.",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="The inventory as an SQLAlchemy URL (sqlite:///... or postgresql://...). "
+        "Default: inventory.db in the home.",
+    )
+    master_key_file: Path | None = Field(
+        default=None,
+        description="File with the key that encrypts stored credentials. "
+        "Default: master-key in the home.",
+    )
+
+    temporal_address: str = Field(
+        default="127.0.0.1:7233",
+        pattern=r"^.+:[0-9]{1,5}$",
+        description="HOST:PORT of Temporal's frontend; `hostler up` serves it there.",
+    )
+    temporal_namespace: str = Field(
+        default="default", min_length=1, description="Temporal's namespace."
+    )
+    temporal_tls_ca_file: FilePath | None = Field(
+        default=None, description="CA certificate (PEM) of Temporal's frontend; turns TLS on."
+    )
+    temporal_tls_cert_file: FilePath | None = Field(
+        default=None, description="Client certificate (PEM) for Temporal; turns TLS on."
+    )
+    temporal_tls_key_file: FilePath | None = Field(
+        default=None, description="Private key (PEM) of the client certificate."
+    )
+    temporal_ui_port: Port = Field(
+        default=8233, description="Port of Temporal's web pages under `hostler up`."
+    )
+    task_queue: str = Field(
+        default=DEFAULT_TASK_QUEUE, min_length=1, description="Task queue of the workers."
+    )
+
+    api_host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address that the API listens on."
+    )
+    api_port: Port = Field(default=8480, description="Port that the API listens on.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What is logged, on stderr: this and everything worse."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="One line of text, or one JSON object, per log record."
+    )
+
+    max_parallel_migrations: int = Field(
+        default=2, ge=1, le=64, description="Live migrations at a time from or to one host."
+    )
+    migration_bandwidth_mib_s: int | None = Field(
+        default=None, ge=1, description="Upper bound per live migration. Default: libvirt's."
+    )
+    cpu_overcommit: float = Field(
+        default=4.0, ge=1, le=64, description="Virtual CPUs that fit on one CPU of a host."
+    )
+
+    ssh_connect_timeout_s: Seconds = Field(
+        default=10, description="Until a host counts as unreachable."
+    )
+    ssh_keepalive_interval_s: Seconds = Field(
+        default=5, description="Between two keepalives on an idle SSH connection."
+    )
+    ssh_keepalive_count: int = Field(
+        default=3, ge=1, le=100, description="Unanswered keepalives that end a connection."
+    )
+    libvirt_call_timeout_s: Seconds = Field(
+        default=30, description="Deadline of one call to a host's libvirt (not of a migration)."
+    )
+    libvirt_keepalive_interval_s: int = Field(
+        default=5, ge=1, le=3600, description="Between two keepalives of libvirt's protocol."
+    )
+    libvirt_keepalive_count: int = Field(
+        default=3, ge=1, le=100, description="Unanswered ones that end a libvirt connection."
+    )
+    libvirt_threads_per_host: int = Field(
+        default=6, ge=2, le=128, description="Blocking calls at a time to one host's libvirt."
+    )
+
+    max_concurrent_activities: int = Field(
+        default=200, ge=1, le=10_000, description="Activities at a time in one worker."
+    )
+    shutdown_timeout_s: Seconds = Field(
+        default=15, description="How long a stopping worker waits for its activities."
+    )
+
+    @field_validator("home", "master_key_file", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None
+
+    @field_validator("temporal_tls_key_file", mode="after")
+    @classmethod
+    def _key_of_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path and not info.data.get("temporal_tls_cert_file"):
+            raise ValueError("needs HOSTLER_TEMPORAL_TLS_CERT_FILE as well")
+        return path
+
+    @property
+    def inventory_url(self) -> str:
+        """The inventory's URL; may hold a password."""
+        if self.database_url:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'inventory.db'}"
+
+    @property
+    def master_key_path(self) -> Path:
+        """Where the master key is."""
+        return self.master_key_file or self.home / "master-key"
+
+    @property
+    def admin_token_path(self) -> Path:
+        """Where `hostler up` leaves the first admin token."""
+        return self.home / "admin-token"
+
+    @property
+    def api_url(self) -> str:
+        """Where a client on this machine reaches the API."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.api_host, self.api_host)  # noqa: S104
+        return f"http://{host}:{self.api_port}"
+
+    @property
+    def temporal_ui_url(self) -> str:
+        """Temporal's web pages under `hostler up`."""
+        return f"http://{self.temporal_address.rpartition(':')[0]}:{self.temporal_ui_port}"
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises WrongSettings, in one line that names every wrong variable."""
+    problems = [
+        f"{variable}: there is no such setting{_alike(variable)}"
+        for variable in sorted(os.environ)
+        if variable.startswith(PREFIX)
+        and variable not in CLIENT_VARIABLES
+        and variable.removeprefix(PREFIX).lower() not in Settings.model_fields
+    ]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [_say(str(item["loc"][0]), item["msg"]) for item in error.errors()]
+    else:
+        if not problems:
+            return settings
+    raise WrongSettings(
+        f"Wrong settings: {'; '.join(problems)}.", remedy="Correct or unset them and start again."
+    )
+
+
+def _alike(variable: str) -> str:
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    alike = get_close_matches(variable, known, n=1)
+    return f" (is {alike[0]} meant?)" if alike else ""
+
+
+def _say(name: str, message: str) -> str:
+    variable = f"{PREFIX}{name.upper()}"
+    message = message.removeprefix("Value error, ")
+    # The one value that may hold a password is not repeated.
+    shown = "" if name == "database_url" else f" (it is {os.environ.get(variable, '')!r})"
+    return f"{variable}: {message[:1].lower()}{message[1:]}{shown}"
