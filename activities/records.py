@@ -56,9 +56,10 @@ class RecordActivities:
 
     @activity.defn(name="forget_host")
     async def forget_host(self, lease: LeaseRef) -> None:
-        """Delete the row of a host whose addition failed; no effect if there is none."""
+        """Delete the row of a host whose addition failed; only one that is `Creating`."""
         await self._inventory.leases.verify(lease)
-        await self._inventory.hosts.delete(lease.host, actor=lease.owner.workflow_id)
+        operation = lease.owner.workflow_id
+        await self._inventory.hosts.forget(lease.host, operation=operation, actor=operation)
 
     @activity.defn(name="set_host_status")
     async def set_host_status(self, request: SetStatusInput) -> Host:
@@ -67,6 +68,7 @@ class RecordActivities:
         return await self._inventory.hosts.set_status(
             request.lease.host,
             request.status,
+            operation=request.lease.owner.workflow_id,
             actor=request.lease.owner.workflow_id,
             reason=request.reason,
         )

@@ -197,12 +197,15 @@ class VirtualizationActivities:
     @activity.defn(name="settle_migrations")
     async def settle_migrations(self, lease: LeaseRef) -> None:
         """Leave no migration of the host's VMs half done: abort jobs that run without their
-        client, discard leftovers of VMs that run elsewhere, resume those that run nowhere else."""
+        client, discard leftovers of VMs that run elsewhere, resume those that run nowhere else.
+
+        Room that was reserved for them, also by a predecessor, is given back."""
         source = await self._directory.access(lease.host)
         async with beating():
             for vm in await self._hypervisor.list_vms(source):
                 await self._inventory.leases.verify(lease)
                 await self._settle(lease, source, vm.uuid)
+        await self._inventory.reservations.release_all(lease)
 
     @activity.defn(name="shut_down_vm")
     async def shut_down_vm(self, request: ShutDownVmInput) -> MigrateVmResult:

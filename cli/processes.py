@@ -3,26 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from contracts.access import Role
 from contracts.errors import HostlerError, InvalidInput
-from workers.logs import configure_logs
 from workers.settings import Settings, load_settings
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-
-
-class Role(StrEnum):
-    """What a token may do."""
-
-    ADMIN = "admin"
-    OPERATOR = "operator"
-    VIEWER = "viewer"
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +78,7 @@ def create_token(
     name: Annotated[str, typer.Argument(help="Whom the token is for.")],
     role: Annotated[Role, typer.Option(help="What it may do.")] = Role.OPERATOR,
 ) -> None:
-    """Make a token and print it, this once."""
+    """Make a token and print it, this once; a former one of that name ceases to be valid."""
     from workers import stores
 
     async def work(settings: Settings, say: Say) -> None:
@@ -98,6 +89,7 @@ def create_token(
 
 def _run(work: Callable[[Settings, Say], Awaitable[None]]) -> None:
     """Exit code 1 or 2 and one line on stderr when `work` fails."""
+    from workers.logs import configure_logs
 
     async def main(settings: Settings) -> None:
         await work(settings, typer.echo)

@@ -10,8 +10,6 @@ class LeaseScope(StrEnum):
 
     PLACEMENT = "placement"
     """Where VMs may run: maintenance, addition, removal, re-installation."""
-    LIBVIRTD = "libvirtd"
-    """The daemon: shared by migrations from or to the host, exclusive for a restart of it."""
 
 
 class Owner(Contract):
@@ -33,7 +31,6 @@ class Lease(Contract):
     owner: Owner
     epoch: int
     purpose: str
-    shared: bool = False
     taken_over_from: Owner | None = None
 
 

@@ -10,7 +10,7 @@ from contracts.base import Contract, Name, Reason, VmName
 from contracts.evacuation import EvacuationPlan
 from contracts.leases import LeaseRef
 from contracts.states import Phase, ResourceState
-from contracts.vms import MigrationState
+from contracts.vms import MigrationState, VmMigration
 
 
 class OnBlocker(StrEnum):
@@ -125,3 +125,11 @@ class MaintenanceStatus(Contract):
     vms: tuple[VmStatus, ...]
     questions: tuple[VmName, ...] = ()
     commands: tuple[str, ...] = ()
+
+
+class MaintenanceView(MaintenanceStatus):
+    """What the API shows of an open maintenance: its status, its run, its migrations' progress."""
+
+    workflow_id: str
+    run_id: str
+    migrations: tuple[VmMigration, ...] = ()

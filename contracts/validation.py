@@ -14,7 +14,10 @@ def invalid_input(subject: str, errors: Iterable[Mapping[str, Any]]) -> InvalidI
         errors: pydantic's `ValidationError.errors()`.
     """
     fields = [
-        {"field": ".".join(str(part) for part in error["loc"]) or "input", "message": _say(error)}
+        {
+            "field": ".".join(str(part) for part in error["loc"]) or "input",
+            "message": say_error(error),
+        }
         for error in errors
     ]
     listed = "; ".join(f"{field['field']}: {field['message']}" for field in fields)
@@ -25,7 +28,8 @@ def invalid_input(subject: str, errors: Iterable[Mapping[str, Any]]) -> InvalidI
     )
 
 
-def _say(error: Mapping[str, Any]) -> str:
+def say_error(error: Mapping[str, Any]) -> str:
+    """What is wrong with one field, by its entry in pydantic's error list."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return "there is no such field"

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from api.app import create_app
 from temporalio.client import Client
 
-from api.app import create_app
 from inventory import Inventory
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free

@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     libvirt_keepalive_count: int = Field(
         default=3, ge=1, le=100, description="Unanswered ones that end a libvirt connection."
     )
-    libvirt_threads_per_host: int = Field(
-        default=6, ge=2, le=128, description="Blocking calls at a time to one host's libvirt."
+    libvirt_migration_threads: int = Field(
+        default=8, ge=1, le=128, description="Threads per host for its migrations; more wait."
     )
 
     max_concurrent_activities: int = Field(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from contracts.access import Role
 from contracts.errors import Failed
 from inventory import Database, Inventory, SecretBox
 from workers.home import make_private_directory, write_private
@@ -56,11 +57,11 @@ async def ensure_admin_token(
     path = settings.admin_token_path
     if path.exists():
         return
-    write_private(path, await inventory.tokens.create(_FIRST_TOKEN, "admin") + "\n")
+    write_private(path, await inventory.tokens.create(_FIRST_TOKEN, Role.ADMIN) + "\n")
     say(f"New admin token in {path}.")
 
 
-async def create_token(settings: Settings, name: str, role: str) -> str:
+async def create_token(settings: Settings, name: str, role: Role) -> str:
     """A new token for the API; it can't be shown again."""
     async with open_inventory(settings) as inventory:
         return await inventory.tokens.create(name, role)

@@ -1,0 +1,29 @@
+"""What Hostler knows: hosts and their states, leases, reservations, secrets, the audit trail."""
+
+from inventory.database import Database
+from inventory.events import Events
+from inventory.hosts import Hosts
+from inventory.leases import Leases
+from inventory.reservations import Reservations
+from inventory.secrets import SecretBox, Secrets
+from inventory.tokens import Tokens
+from inventory.topology import Topology
+from inventory.vm_migrations import VmMigrations
+
+__all__ = ["Database", "Inventory", "SecretBox"]
+
+
+class Inventory:
+    """All of it, on one database. Every method may raise Unavailable: the database is locked, or
+    away."""
+
+    def __init__(self, database: Database, box: SecretBox) -> None:
+        self.database = database
+        self.topology = Topology(database)
+        self.hosts = Hosts(database)
+        self.leases = Leases(database)
+        self.reservations = Reservations(database)
+        self.vm_migrations = VmMigrations(database)
+        self.secrets = Secrets(database, box)
+        self.tokens = Tokens(database)
+        self.events = Events(database)

@@ -1,0 +1,350 @@
+"""Hosts: what is known of them, and the one place where their states change."""
+
+from typing import Any, NoReturn
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, delete, select, update
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from contracts.errors import AlreadyExists, Conflict, NotFound
+from contracts.hosts import Host, HostFacts
+from contracts.states import (
+    HOST_STATUS_TRANSITIONS,
+    HostStatus,
+    ResourceState,
+    may_change_to,
+)
+from inventory.database import Database
+from inventory.events import add_event
+from inventory.models import (
+    ClusterRow,
+    HostRow,
+    PodRow,
+    SecretVersionRow,
+    ZoneRow,
+    now,
+)
+from inventory.topology import cluster_row
+
+_IN_SERVICE = (ResourceState.ENABLED, ResourceState.DISABLED)
+_WRITERS_RACING = 5
+
+
+class Hosts:
+    """Reads and changes host rows. A state is written by compare-and-set against its transition
+    table, with its event in the same transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, name: str) -> Host:
+        """Raises NotFound."""
+        host = await self.find(name)
+        return host if host is not None else _missing(name)
+
+    async def find(self, name: str) -> Host | None:
+        """The host, or None."""
+        found = await _select(self._database, col(HostRow.name) == name)
+        return found[0] if found else None
+
+    async def list(
+        self,
+        *,
+        cluster: str | None = None,
+        pod: str | None = None,
+        zone: str | None = None,
+        resource_state: ResourceState | None = None,
+        status: HostStatus | None = None,
+    ) -> list[Host]:
+        """Those that match all that is given, by name."""
+        wanted = (
+            (ClusterRow.name, cluster),
+            (PodRow.name, pod),
+            (ZoneRow.name, zone),
+            (HostRow.resource_state, resource_state),
+            (HostRow.status, status),
+        )
+        return await _select(
+            self._database, *(col(column) == value for column, value in wanted if value is not None)
+        )
+
+    async def secret_id(self, name: str) -> str:
+        """Which credential logs in. Raises NotFound."""
+        return (await self._row(name)).secret_id
+
+    async def host_key_line(self, name: str) -> str:
+        """The pinned SSH host key, one line of OpenSSH's format. Raises NotFound."""
+        return (await self._row(name)).host_key_line
+
+    async def register(
+        self,
+        *,
+        name: str,
+        cluster: str,
+        address: str,
+        ssh_port: int,
+        user: str,
+        secret_id: str,
+        host_key_line: str,
+        host_key_sha256: str,
+        capacity_memory_mib: int | None,
+        capacity_cpus: int | None,
+        reserved_memory_mib: int,
+        operation: str,
+        actor: str,
+    ) -> Host:
+        """Write the row of a new host, `Creating`.
+
+        One that is `Creating` already was left by an addition that ended: it gets the new values.
+        Raises AlreadyExists (name, or address and port), NotFound (cluster, secret).
+        """
+        try:
+            async with self._database.writing() as session:
+                if await session.get(SecretVersionRow, secret_id) is None:
+                    raise NotFound(f"There is no secret {secret_id!r}.")
+                row = await _find_row(session, name)
+                if row is not None and row.resource_state != ResourceState.CREATING:
+                    raise AlreadyExists(
+                        f"There is a host {name!r} already.", remedy="Choose another name."
+                    )
+                values: dict[str, Any] = {
+                    "cluster_id": (await cluster_row(session, cluster)).id,
+                    "address": address,
+                    "ssh_port": ssh_port,
+                    "user": user,
+                    "secret_id": secret_id,
+                    "host_key_line": host_key_line,
+                    "host_key_sha256": host_key_sha256,
+                    "capacity_memory_mib": capacity_memory_mib,
+                    "capacity_cpus": capacity_cpus,
+                    "reserved_memory_mib": reserved_memory_mib,
+                    "state_operation": operation,
+                    "state_step": "register",
+                }
+                session.add(row.sqlmodel_update(values) if row else HostRow(name=name, **values))
+                await session.flush()
+                add_event(
+                    session,
+                    "host.state",
+                    _subject(name),
+                    f"{ResourceState.CREATING}: at {address} port {ssh_port}",
+                    operation=operation,
+                    actor=actor,
+                )
+        except IntegrityError as error:
+            raise AlreadyExists(
+                f"There is a host at {address} port {ssh_port} already.",
+                remedy="See `hostler host list` for its name.",
+            ) from error.orig
+        return await self.get(name)
+
+    async def forget(self, name: str, *, operation: str, actor: str) -> None:
+        """Delete a host that is `Creating`, with its credential; any other is left alone."""
+        async with self._database.writing() as session:
+            row = await _find_row(session, name)
+            if row is None or row.resource_state != ResourceState.CREATING:
+                return
+            secret_id = row.secret_id
+            await session.delete(row)
+            await session.flush()
+            await session.exec(
+                delete(SecretVersionRow).where(col(SecretVersionRow.id) == secret_id)
+            )
+            add_event(
+                session,
+                "host.forgotten",
+                _subject(name),
+                "its addition did not succeed",
+                operation=operation,
+                actor=actor,
+            )
+
+    async def change_state(
+        self,
+        name: str,
+        *,
+        expected: frozenset[ResourceState],
+        target: ResourceState,
+        operation: str,
+        step: str,
+        actor: str,
+        reason: str,
+    ) -> Host:
+        """Make the resource state `target` if it is one of `expected` and the table allows it.
+
+        Idempotent by (operation, step). A host that is `target` already, if that is expected, stays
+        so and gets the event alone. Raises Conflict, NotFound.
+        """
+        for _ in range(_WRITERS_RACING):
+            async with self._database.writing() as session:
+                row = await _find_row(session, name) or _missing(name)
+                if (row.state_operation, row.state_step) == (operation, step):
+                    break
+                current = ResourceState(row.resource_state)
+                _check_transition(name, current, expected, target)
+                written = await session.exec(
+                    update(HostRow)
+                    .where(
+                        col(HostRow.name) == name,
+                        col(HostRow.resource_state) == current,
+                        col(HostRow.state_operation) == row.state_operation,
+                        col(HostRow.state_step) == row.state_step,
+                    )
+                    .values(
+                        resource_state=target,
+                        state_operation=operation,
+                        state_step=step,
+                        state_before_maintenance=_before_maintenance(row, current, target),
+                        updated_at=now(),
+                    )
+                )
+                if written.rowcount == 1:
+                    add_event(
+                        session,
+                        "host.state",
+                        _subject(name),
+                        f"{current} -> {target}: {reason}",
+                        operation=operation,
+                        actor=actor,
+                    )
+                    break
+        else:
+            raise Conflict(f"The state of {name} keeps changing.", remedy="Try again.")
+        return await self.get(name)
+
+    async def set_status(
+        self,
+        name: str,
+        status: HostStatus,
+        *,
+        actor: str,
+        reason: str,
+        operation: str | None = None,
+    ) -> Host:
+        """Record what is seen of the host; no effect if it is so already. Raises Conflict (not in
+        the transition table), NotFound."""
+        async with self._database.writing() as session:
+            row = await _find_row(session, name, lock=True) or _missing(name)
+            current = HostStatus(row.status)
+            if current is not status:
+                if status not in HOST_STATUS_TRANSITIONS[current]:
+                    raise Conflict(f"{name} is {current} and can't become {status}.")
+                row.status, row.updated_at = status, now()
+                session.add(row)
+                add_event(
+                    session,
+                    "host.status",
+                    _subject(name),
+                    f"{current} -> {status}: {reason}",
+                    operation=operation,
+                    actor=actor,
+                )
+        return await self.get(name)
+
+    async def set_facts(self, name: str, facts: HostFacts) -> None:
+        """Record what the host says of itself. Raises AlreadyExists if another one has its UUID."""
+        try:
+            await self._update(name, uuid=facts.uuid, facts=facts.model_dump(mode="json"))
+        except IntegrityError as error:
+            raise AlreadyExists(
+                f"Another host has the libvirt UUID {facts.uuid} of {name}.",
+                remedy="Is it the same machine? If it was cloned, set host_uuid in its "
+                "/etc/libvirt/libvirtd.conf and restart libvirtd.",
+            ) from error.orig
+
+    async def want_fence(self, name: str, fence: str | None, generation: int) -> None:
+        """Record which fence the host is to have; a lower generation than the recorded one has no
+        effect: its operation was taken over."""
+        async with self._database.writing() as session:
+            await session.exec(
+                update(HostRow)
+                .where(col(HostRow.name) == name, col(HostRow.fence_generation) <= generation)
+                .values(fence=fence, fence_generation=generation, updated_at=now())
+            )
+
+    async def _update(self, name: str, **values: object) -> None:
+        async with self._database.writing() as session:
+            await session.exec(
+                update(HostRow).where(col(HostRow.name) == name).values(**values, updated_at=now())
+            )
+
+    async def _row(self, name: str) -> HostRow:
+        async with self._database.reading() as session:
+            return await _find_row(session, name) or _missing(name)
+
+
+async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[Host]:
+    query = (
+        select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
+        .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
+        .join(PodRow, col(PodRow.id) == col(ClusterRow.pod_id))
+        .join(ZoneRow, col(ZoneRow.id) == col(PodRow.zone_id))
+        .where(*conditions)
+        .order_by(col(HostRow.name))
+    )
+    async with database.reading() as session:
+        return [_host(*row) for row in await session.exec(query)]
+
+
+async def _find_row(session: AsyncSession, name: str, *, lock: bool = False) -> HostRow | None:
+    query = select(HostRow).where(col(HostRow.name) == name)
+    return (await session.exec(query.with_for_update() if lock else query)).first()
+
+
+def _missing(name: str) -> NoReturn:
+    raise NotFound(
+        f"There is no host {name!r}.", remedy="See `hostler host list` for those there are."
+    )
+
+
+def _check_transition(
+    name: str,
+    current: ResourceState,
+    expected: frozenset[ResourceState],
+    target: ResourceState,
+) -> None:
+    if current not in expected:
+        raise Conflict(
+            f"{name} is {current}; only from {', '.join(sorted(expected))} can it become {target}."
+        )
+    if current is not target and not may_change_to(current, target):
+        raise Conflict(f"{name} is {current} and can't become {target}.")
+
+
+def _before_maintenance(row: HostRow, current: ResourceState, target: ResourceState) -> str | None:
+    """What leaving the maintenance gives back: remembered on the way in, forgotten on the way
+    out."""
+    if target in _IN_SERVICE:
+        return None
+    return current if current in _IN_SERVICE else row.state_before_maintenance
+
+
+def _subject(name: str) -> str:
+    return f"host/{name}"
+
+
+def _host(row: HostRow, cluster: str, pod: str, zone: str) -> Host:
+    return Host(
+        name=row.name,
+        zone=zone,
+        pod=pod,
+        cluster=cluster,
+        address=row.address,
+        ssh_port=row.ssh_port,
+        user=row.user,
+        host_key_sha256=row.host_key_sha256,
+        resource_state=ResourceState(row.resource_state),
+        state_before_maintenance=(
+            ResourceState(row.state_before_maintenance) if row.state_before_maintenance else None
+        ),
+        status=HostStatus(row.status),
+        fence=row.fence,
+        fence_generation=row.fence_generation,
+        facts=HostFacts.model_validate(row.facts) if row.facts is not None else None,
+        capacity_memory_mib=row.capacity_memory_mib,
+        capacity_cpus=row.capacity_cpus,
+        reserved_memory_mib=row.reserved_memory_mib,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )

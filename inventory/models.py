@@ -1,0 +1,193 @@
+"""The tables. Names are unique; ids are for references alone."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, UniqueConstraint
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from contracts.access import Role
+from contracts.leases import LeaseScope
+from contracts.states import AllocationState, HostStatus, ResourceState
+from contracts.vms import MigrationState
+
+
+def now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC. SQLite stores no time zone, so it is put back when read."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Naive values are UTC: nothing else is ever written."""
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+
+class ZoneRow(SQLModel, table=True):
+    """A data centre."""
+
+    __tablename__ = "zone"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    allocation_state: str = AllocationState.DISABLED
+
+
+class PodRow(SQLModel, table=True):
+    """A part of a zone."""
+
+    __tablename__ = "pod"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    zone_id: int = Field(foreign_key="zone.id", index=True)
+    allocation_state: str = AllocationState.DISABLED
+
+
+class ClusterRow(SQLModel, table=True):
+    """Hosts between which VMs can live-migrate."""
+
+    __tablename__ = "cluster"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    pod_id: int = Field(foreign_key="pod.id", index=True)
+    allocation_state: str = AllocationState.DISABLED
+
+
+class SecretVersionRow(SQLModel, table=True):
+    """One version of a credential, encrypted. `key_id` names the master key."""
+
+    __tablename__ = "secret_version"
+
+    id: str = Field(primary_key=True)
+    kind: str
+    key_id: str
+    nonce: bytes
+    ciphertext: bytes
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class HostRow(SQLModel, table=True):
+    """A hypervisor host.
+
+    `state_operation` and `state_step` say which step wrote the resource state: a repetition of that
+    step finds its work done.
+    """
+
+    __tablename__ = "host"
+    __table_args__ = (UniqueConstraint("address", "ssh_port"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    cluster_id: int = Field(foreign_key="cluster.id", index=True)
+    address: str
+    ssh_port: int
+    user: str
+    secret_id: str = Field(foreign_key="secret_version.id")
+    host_key_line: str
+    host_key_sha256: str
+    uuid: str | None = Field(default=None, unique=True)
+    facts: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    resource_state: str = ResourceState.CREATING
+    state_operation: str
+    state_step: str
+    state_before_maintenance: str | None = None
+    status: str = HostStatus.DISCONNECTED
+    fence: str | None = None
+    fence_generation: int = 0
+    capacity_memory_mib: int | None = None
+    capacity_cpus: int | None = None
+    reserved_memory_mib: int = 0
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class EventRow(SQLModel, table=True):
+    """One line of the audit trail; never changed, never deleted."""
+
+    __tablename__ = "event"
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    kind: str
+    subject: str = Field(index=True)
+    message: str
+    operation: str | None = Field(default=None, index=True)
+    actor: str
+
+
+class LeaseRow(SQLModel, table=True):
+    """Who holds (host, scope). The row outlives its holders and the host: `epoch` never falls.
+
+    `predecessor_*`: whom the present holder took it over from, so that a repeated acquire says the
+    same as the first.
+    """
+
+    __tablename__ = "lease"
+
+    host: str = Field(primary_key=True)
+    scope: str = Field(primary_key=True, default=LeaseScope.PLACEMENT)
+    epoch: int = 0
+    workflow_id: str | None = None
+    first_run_id: str | None = None
+    purpose: str = ""
+    predecessor_workflow_id: str | None = None
+    predecessor_first_run_id: str | None = None
+    acquired_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class ReservationRow(SQLModel, table=True):
+    """Memory and CPUs of a destination, set aside for one VM; a slot at both ends.
+
+    Owned by the lease (`source`, `epoch`) of the operation that moves the VM.
+    """
+
+    __tablename__ = "reservation"
+    __table_args__ = (UniqueConstraint("destination", "vm_uuid"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    destination: str = Field(foreign_key="host.name")
+    source: str = Field(foreign_key="host.name", index=True)
+    epoch: int
+    vm_uuid: str
+    vm: str
+    memory_mib: int
+    vcpus: int
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class VmMigrationRow(SQLModel, table=True):
+    """The latest migration of one VM in one operation."""
+
+    __tablename__ = "vm_migration"
+
+    operation: str = Field(primary_key=True)
+    vm: str = Field(primary_key=True)
+    source: str
+    destination: str
+    state: str = MigrationState.MIGRATING
+    percent: int = 0
+    rate_mib_s: float = 0
+    remaining_mib: float = 0
+    attempt: int
+    error: str | None = None
+    started_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class ApiTokenRow(SQLModel, table=True):
+    """A token for the API. Only its hash is stored: tokens are random, so a plain one suffices."""
+
+    __tablename__ = "api_token"
+
+    name: str = Field(primary_key=True)
+    sha256: str = Field(unique=True)
+    role: str = Role.VIEWER
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)

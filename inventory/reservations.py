@@ -1,0 +1,193 @@
+"""Room set aside on destinations, and slots for migrations, across all operations."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, func, or_
+from sqlmodel import col, delete, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from contracts.errors import NotFound
+from contracts.leases import LeaseRef
+from contracts.states import AllocationState, HostStatus, ResourceState
+from inventory.database import Database
+from inventory.errors import DestinationFull, DestinationUnfit, SlotsBusy
+from inventory.models import ClusterRow, HostRow, PodRow, ReservationRow, ZoneRow
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A VM on its way to `destination`."""
+
+    destination: str
+    source: str
+    vm: str
+    vm_uuid: str
+    memory_mib: int
+    vcpus: int
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """The sum of a destination's reservations."""
+
+    memory_mib: int
+    vcpus: int
+
+
+class Reservations:
+    """Reserve, release, count."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def reserve(
+        self,
+        destination: str,
+        *,
+        vm_uuid: str,
+        vm: str,
+        memory_mib: int,
+        vcpus: int,
+        source: str,
+        lease: LeaseRef,
+        memory_free_mib: int,
+        cpus_free: int,
+        max_parallel_per_host: int,
+    ) -> None:
+        """Set room aside at `destination` and a slot at both ends; idempotent by VM.
+
+        `memory_free_mib` and `cpus_free` are what the destination has before reservations. Raises
+        DestinationUnfit (it takes no VM now), DestinationFull, SlotsBusy, NotFound.
+        """
+        async with self._database.writing() as session:
+            await _lock_hosts(session, destination, source)
+            await _check_fit(session, destination)
+            others = [
+                row
+                for row in await session.exec(
+                    select(ReservationRow).where(
+                        or_(
+                            col(ReservationRow.destination).in_((destination, source)),
+                            col(ReservationRow.source).in_((destination, source)),
+                        )
+                    )
+                )
+                if row.vm_uuid != vm_uuid
+            ]
+            _check_slots(others, (source, destination), max_parallel_per_host)
+            coming = [row for row in others if row.destination == destination]
+            _check_room(
+                destination,
+                vm,
+                ("MiB of memory", memory_mib, memory_free_mib - sum(r.memory_mib for r in coming)),
+                ("CPUs", vcpus, cpus_free - sum(r.vcpus for r in coming)),
+            )
+            await session.exec(
+                delete(ReservationRow).where(
+                    col(ReservationRow.vm_uuid) == vm_uuid, col(ReservationRow.source) == source
+                )
+            )
+            session.add(
+                ReservationRow(
+                    destination=destination,
+                    source=source,
+                    epoch=lease.epoch,
+                    vm_uuid=vm_uuid,
+                    vm=vm,
+                    memory_mib=memory_mib,
+                    vcpus=vcpus,
+                )
+            )
+
+    async def release(self, destination: str, vm_uuid: str, lease: LeaseRef) -> None:
+        """Give back what the lease's operation reserved for the VM; no effect if nothing."""
+        await self._delete(
+            col(ReservationRow.destination) == destination,
+            col(ReservationRow.vm_uuid) == vm_uuid,
+            col(ReservationRow.source) == lease.host,
+            col(ReservationRow.epoch) == lease.epoch,
+        )
+
+    async def release_all(self, lease: LeaseRef) -> None:
+        """Give back all that this operation, or one before it on the host, reserved."""
+        await self._delete(
+            col(ReservationRow.source) == lease.host, col(ReservationRow.epoch) <= lease.epoch
+        )
+
+    async def pointing_at(self, host: str) -> list[Reservation]:
+        """VMs on their way to the host."""
+        query = select(ReservationRow).where(col(ReservationRow.destination) == host)
+        async with self._database.reading() as session:
+            return [
+                Reservation(**row.model_dump(exclude={"id", "epoch", "created_at"}))
+                for row in await session.exec(query)
+            ]
+
+    async def total(self, host: str) -> Reserved:
+        """What is reserved on the host."""
+        query = select(
+            func.coalesce(func.sum(ReservationRow.memory_mib), 0),
+            func.coalesce(func.sum(ReservationRow.vcpus), 0),
+        ).where(col(ReservationRow.destination) == host)
+        async with self._database.reading() as session:
+            memory_mib, vcpus = (await session.exec(query)).one()
+        return Reserved(memory_mib=int(memory_mib), vcpus=int(vcpus))
+
+    async def _delete(self, *conditions: ColumnElement[bool]) -> None:
+        async with self._database.writing() as session:
+            await session.exec(delete(ReservationRow).where(*conditions))
+
+
+async def _lock_hosts(session: AsyncSession, *names: str) -> None:
+    """One reservation at a time per host: in the order of names, so that none waits for ever."""
+    query = (
+        select(HostRow.name)
+        .where(col(HostRow.name).in_(names))
+        .order_by(col(HostRow.name))
+        .with_for_update()
+    )
+    found: list[str] = list(await session.exec(query))
+    missing = set(names) - set(found)
+    if missing:
+        raise NotFound(f"There is no host {', '.join(sorted(missing))}.")
+
+
+async def _check_fit(session: AsyncSession, destination: str) -> None:
+    query = (
+        select(HostRow, ClusterRow, PodRow, ZoneRow)
+        .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
+        .join(PodRow, col(PodRow.id) == col(ClusterRow.pod_id))
+        .join(ZoneRow, col(ZoneRow.id) == col(PodRow.zone_id))
+        .where(col(HostRow.name) == destination)
+    )
+    host, cluster, pod, zone = (await session.exec(query)).one()
+    problem = None
+    if host.resource_state != ResourceState.ENABLED:
+        problem = f"is {host.resource_state}"
+    elif host.status != HostStatus.UP:
+        problem = f"is {host.status}"
+    elif host.fence is not None:
+        problem = f"is fenced by {host.fence}"
+    elif AllocationState.DISABLED in (
+        cluster.allocation_state,
+        pod.allocation_state,
+        zone.allocation_state,
+    ):
+        problem = "is in a Disabled zone, pod or cluster"
+    if problem is not None:
+        raise DestinationUnfit(f"{destination} {problem} and takes no VM.")
+
+
+def _check_slots(others: list[ReservationRow], hosts: tuple[str, str], most: int) -> None:
+    for host in hosts:
+        running = sum(1 for row in others if host in (row.source, row.destination))
+        if running >= most:
+            raise SlotsBusy(f"{running} migrations run from or to {host}, {most} may.")
+
+
+def _check_room(destination: str, vm: str, *needs: tuple[str, int, int]) -> None:
+    for what, needed, free in needs:
+        if needed > free:
+            raise DestinationFull(
+                f"{destination} has {max(free, 0)} {what} free, {vm} needs {needed}."
+            )

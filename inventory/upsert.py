@@ -1,0 +1,29 @@
+"""INSERT ... ON CONFLICT, which SQLite and PostgreSQL both know, each under its own name."""
+
+from typing import Any
+
+from sqlalchemy import inspect
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+
+async def insert_if_absent(session: AsyncSession, row: SQLModel) -> None:
+    """Insert `row` unless one with its primary or a unique key is there."""
+    await session.exec(_insert(session, row).on_conflict_do_nothing())
+
+
+async def insert_or_replace(session: AsyncSession, row: SQLModel) -> None:
+    """Insert `row`; one with the same primary key gets its values."""
+    values, keys = row.model_dump(), [column.name for column in inspect(type(row)).primary_key]
+    await session.exec(
+        _insert(session, row).on_conflict_do_update(
+            index_elements=keys,
+            set_={name: value for name, value in values.items() if name not in keys},
+        )
+    )
+
+
+def _insert(session: AsyncSession, row: SQLModel) -> Any:
+    dialect = {"sqlite": sqlite, "postgresql": postgresql}[session.get_bind().dialect.name]
+    return dialect.insert(type(row)).values(**row.model_dump())

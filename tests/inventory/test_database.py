@@ -1,0 +1,99 @@
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import SQLModel
+
+from contracts.errors import Failed, InvalidInput, Unavailable
+from inventory import Database, Inventory, SecretBox
+from inventory.models import PodRow, ZoneRow
+from tests.inventory.conftest import register
+
+
+async def test_the_migrations_make_the_tables_of_the_models(database: Database) -> None:
+    await database.check()
+    async with database.writing() as session:
+        connection = await session.connection()
+        difference = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), SQLModel.metadata)
+        )
+    assert difference == []
+
+
+async def test_several_may_upgrade_at_once(url: str) -> None:
+    databases = [Database(url) for _ in range(4)]
+    await asyncio.gather(*(database.upgrade() for database in databases))
+    for database in databases:
+        await database.check()
+        await database.close()
+
+
+async def test_a_database_without_tables_is_told_how_to_get_them(url: str) -> None:
+    database = Database(url)
+    with pytest.raises(Failed, match=r"has no tables, .* Run `hostler db upgrade`"):
+        await database.check()
+    await database.close()
+
+
+async def test_asking_for_a_file_that_is_not_there_does_not_make_it(tmp_path: Path) -> None:
+    path = tmp_path / "inventory.db"
+    with pytest.raises(Failed):
+        await Database(f"sqlite:///{path}").check()
+    assert not path.exists()
+
+
+async def test_a_database_that_is_away_is_unavailable() -> None:
+    database = Database("postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(Unavailable, match="The inventory's database did not answer"):
+        await database.check()
+    with pytest.raises(Unavailable):
+        await database.ping()
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "mysql://x/y"])
+def test_a_url_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(InvalidInput, match="HOSTLER_DATABASE_URL"):
+        Database(url)
+
+
+async def test_a_locked_file_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "inventory.db"
+    database = Database(f"sqlite:///{path}")
+    await database.upgrade()
+    inventory = Inventory(database, SecretBox(SecretBox.new_key()))
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="locked"):
+        await inventory.topology.create_zone("zone-1", actor="test")
+    assert await inventory.topology.list_zones() == []
+    holder.execute("ROLLBACK")
+    holder.close()
+    await inventory.topology.create_zone("zone-1", actor="test")
+    await database.close()
+
+
+async def test_a_failed_block_leaves_nothing(inventory: Inventory, database: Database) -> None:
+    await register(inventory, 1)
+
+    async def break_off() -> None:
+        async with database.writing() as session:
+            session.add(ZoneRow(name="zone-x"))
+            await session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await break_off()
+    assert [zone.name for zone in await inventory.topology.list_zones()] == ["zone-1"]
+
+
+async def test_references_are_enforced(inventory: Inventory, database: Database) -> None:
+    async def orphan() -> None:
+        async with database.writing() as session:
+            session.add(PodRow(name="pod-x", zone_id=4711))
+
+    with pytest.raises(IntegrityError):
+        await orphan()

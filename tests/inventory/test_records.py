@@ -1,0 +1,49 @@
+"""Tokens, events, and the progress of migrations."""
+
+from contracts.access import Principal, Role
+from contracts.vms import MigrationState
+from inventory import Inventory
+
+OPERATION = "maintenance/kvm-1#run-1"
+
+
+async def test_a_token_is_whose_it_is_and_the_newest_counts(inventory: Inventory) -> None:
+    first = await inventory.tokens.create("anna", Role.OPERATOR)
+    assert await inventory.tokens.authenticate(first) == Principal(name="anna", role=Role.OPERATOR)
+    second = await inventory.tokens.create("anna", Role.VIEWER)
+    assert await inventory.tokens.authenticate(first) is None
+    assert await inventory.tokens.authenticate(second) == Principal(name="anna", role=Role.VIEWER)
+    assert await inventory.tokens.authenticate("") is None
+    for event in await inventory.events.list():
+        assert first not in event.model_dump_json()
+
+
+async def test_events_come_newest_first_and_by_pages(inventory: Inventory) -> None:
+    for number in range(5):
+        await inventory.events.record("note", "host/x", str(number), actor="test")
+    newest = await inventory.events.list(subject="host/x", limit=2)
+    assert [event.message for event in newest] == ["4", "3"]
+    older = await inventory.events.list(subject="host/x", before=newest[-1].id)
+    assert [event.message for event in older] == ["2", "1", "0"]
+    assert await inventory.events.list(operation="nothing") == []
+
+
+async def test_progress_of_a_migration(inventory: Inventory) -> None:
+    migrations = inventory.vm_migrations
+    await migrations.finish(OPERATION, "vm-1", MigrationState.FAILED, "never began")
+    assert await migrations.list(OPERATION) == []
+    await migrations.start(OPERATION, "vm-1", "kvm-1", "kvm-2", 1)
+    await migrations.progress(OPERATION, "vm-1", 40, 12.5, 60)
+    (seen,) = await migrations.list(OPERATION)
+    assert (seen.state, seen.percent, seen.rate_mib_s) == (MigrationState.MIGRATING, 40, 12.5)
+    assert seen.finished_at is None
+    await migrations.finish(OPERATION, "vm-1", MigrationState.FAILED, "refused")
+    await migrations.progress(OPERATION, "vm-1", 99, 1, 1)
+    (seen,) = await migrations.list(OPERATION)
+    assert (seen.state, seen.percent, seen.error) == (MigrationState.FAILED, 40, "refused")
+    await migrations.start(OPERATION, "vm-1", "kvm-1", "kvm-3", 2)
+    (seen,) = await migrations.list(OPERATION)
+    assert (seen.percent, seen.error, seen.finished_at, seen.attempt) == (0, None, None, 2)
+    await migrations.finish(OPERATION, "vm-1", MigrationState.MOVED, None)
+    (seen,) = await migrations.list(OPERATION)
+    assert (seen.state, seen.percent, seen.destination) == (MigrationState.MOVED, 100, "kvm-3")

@@ -1,0 +1,87 @@
+"""A worker: drivers behind activities, workflows beside them."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.addition import AdditionActivities
+from activities.directory import HostDirectory
+from activities.fencing import FencingActivities
+from activities.leases import LeaseActivities
+from activities.records import RecordActivities
+from activities.virtualization import MigrationSettings, VirtualizationActivities
+from drivers.fence import HookFence
+from drivers.libvirt import LibvirtHypervisor
+from drivers.ssh import AsyncSshShell
+from inventory import Inventory
+from workers.interceptors import HostlerInterceptor
+from workers.settings import Settings
+from workers.unknown import UnknownWorkflow
+from workflows import WORKFLOWS
+
+# The SDK holds heartbeats back for up to a minute; a cancel reaches an activity by its heartbeat.
+_HEARTBEAT_AT_LEAST_EVERY = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class RunnableWorker:
+    """A worker, and how to close the connections of its drivers once it has stopped."""
+
+    worker: Worker
+    close: Callable[[], Awaitable[None]]
+
+
+def build_worker(client: Client, inventory: Inventory, settings: Settings) -> RunnableWorker:
+    """Put the drivers in place. Nothing is connected before an activity needs it."""
+    shell = AsyncSshShell(
+        connect_timeout=settings.ssh_connect_timeout_s,
+        keepalive_interval=settings.ssh_keepalive_interval_s,
+        keepalive_count=settings.ssh_keepalive_count,
+    )
+    hypervisor = LibvirtHypervisor(
+        shell,
+        migration_threads=settings.libvirt_migration_threads,
+        call_timeout=settings.libvirt_call_timeout_s,
+        keepalive_interval=settings.libvirt_keepalive_interval_s,
+        keepalive_count=settings.libvirt_keepalive_count,
+    )
+    fence = HookFence(shell)
+    directory = HostDirectory(inventory)
+    migration = MigrationSettings(
+        max_parallel=settings.max_parallel_migrations,
+        cpu_overcommit=settings.cpu_overcommit,
+        bandwidth_mib_s=settings.migration_bandwidth_mib_s,
+    )
+    worker = Worker(
+        client,
+        task_queue=settings.task_queue,
+        workflows=[*WORKFLOWS, UnknownWorkflow],
+        activities=activities_of(
+            AdditionActivities(shell),
+            FencingActivities(inventory, directory, fence, hypervisor),
+            LeaseActivities(inventory, client),
+            RecordActivities(inventory),
+            VirtualizationActivities(inventory, directory, hypervisor, migration),
+        ),
+        interceptors=[HostlerInterceptor()],
+        max_concurrent_activities=settings.max_concurrent_activities,
+        max_heartbeat_throttle_interval=_HEARTBEAT_AT_LEAST_EVERY,
+        default_heartbeat_throttle_interval=_HEARTBEAT_AT_LEAST_EVERY,
+        graceful_shutdown_timeout=timedelta(seconds=settings.shutdown_timeout_s),
+    )
+
+    async def close() -> None:
+        await hypervisor.close()
+        await shell.close()
+
+    return RunnableWorker(worker, close)
+
+
+def activities_of(*objects: object) -> list[Callable[..., Any]]:
+    """Every bound method of theirs that is an activity."""
+    methods = (getattr(one, name) for one in objects for name in dir(one))
+    return [method for method in methods if hasattr(method, "__temporal_activity_definition")]
