@@ -6,12 +6,12 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from contracts.errors import LeaseHeld, Unavailable
 from contracts.leases import Lease, LeaseRef, Owner
-from contracts.steps import AcquireLeaseInput
+from contracts.steps import AcquireLeaseInput, HostRef
 from inventory import Inventory
 
 
 class LeaseActivities:
-    """Acquire, take over, release."""
+    """Acquire, take over, release, and clear up after holders that have ended."""
 
     def __init__(self, inventory: Inventory, client: Client) -> None:
         self._inventory = inventory
@@ -42,6 +42,15 @@ class LeaseActivities:
         """Give the lease back with everything reserved under it; no effect if it is gone."""
         await self._inventory.reservations.release_all(lease)
         await self._inventory.leases.release(lease)
+
+    @activity.defn(name="release_abandoned")
+    async def release_abandoned(self, request: HostRef) -> None:
+        """Give back what ended operations on other hosts still reserve at this one."""
+        for coming in await self._inventory.reservations.pointing_at(request.host):
+            lease = await self._inventory.leases.find(coming.source)
+            held = lease is not None and lease.epoch == coming.epoch
+            if lease is None or not held or not await self._runs(lease.owner):
+                await self._inventory.reservations.discard(coming)
 
     async def _runs(self, holder: Owner) -> bool:
         """Whether the holder's chain of runs is open. "Not found" is closed, "no answer" is not."""

@@ -20,6 +20,7 @@ class Reservation:
 
     destination: str
     source: str
+    epoch: int
     vm: str
     vm_uuid: str
     memory_mib: int
@@ -104,8 +105,7 @@ class Reservations:
         await self._delete(
             col(ReservationRow.destination) == destination,
             col(ReservationRow.vm_uuid) == vm_uuid,
-            col(ReservationRow.source) == lease.host,
-            col(ReservationRow.epoch) == lease.epoch,
+            *_owned_by(lease.host, lease.epoch),
         )
 
     async def release_all(self, lease: LeaseRef) -> None:
@@ -114,12 +114,20 @@ class Reservations:
             col(ReservationRow.source) == lease.host, col(ReservationRow.epoch) <= lease.epoch
         )
 
+    async def discard(self, reservation: Reservation) -> None:
+        """Give one back, whoever owned it; no effect if it is gone or was made anew."""
+        await self._delete(
+            col(ReservationRow.destination) == reservation.destination,
+            col(ReservationRow.vm_uuid) == reservation.vm_uuid,
+            *_owned_by(reservation.source, reservation.epoch),
+        )
+
     async def pointing_at(self, host: str) -> list[Reservation]:
         """VMs on their way to the host."""
         query = select(ReservationRow).where(col(ReservationRow.destination) == host)
         async with self._database.reading() as session:
             return [
-                Reservation(**row.model_dump(exclude={"id", "epoch", "created_at"}))
+                Reservation(**row.model_dump(exclude={"id", "created_at"}))
                 for row in await session.exec(query)
             ]
 
@@ -136,6 +144,10 @@ class Reservations:
     async def _delete(self, *conditions: ColumnElement[bool]) -> None:
         async with self._database.writing() as session:
             await session.exec(delete(ReservationRow).where(*conditions))
+
+
+def _owned_by(source: str, epoch: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return col(ReservationRow.source) == source, col(ReservationRow.epoch) == epoch
 
 
 async def _lock_hosts(session: AsyncSession, *names: str) -> None:

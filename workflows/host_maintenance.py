@@ -288,7 +288,17 @@ class HostMaintenance:
                 await self._move_all(pending)
             elif remaining.arriving:
                 quiet = 0
-                self._message = f"Waits for {', '.join(remaining.arriving)}, on the way here"
+                self._enter(
+                    Phase.EVACUATING, f"Waits for {', '.join(remaining.arriving)}, on the way here"
+                )
+                await self._unless_leaving(
+                    workflow.execute_activity_method(
+                        LeaseActivities.release_abandoned,
+                        HostRef(host=self._name),
+                        summary="Reservations of operations that have ended",
+                        **policies.RECORD,
+                    )
+                )
                 await self._unless_leaving(workflow.sleep(5, summary="VMs on their way here"))
             else:
                 quiet += 1
@@ -518,11 +528,12 @@ class HostMaintenance:
             back.result()
         except ActivityError as error:
             problem = as_application_error(error)
-            if problem.type == "LeaseLost":
-                raise failure or problem from error
             self._leave_problem = problem
             self._leave_requested = False
             self._leave_attempts += 1
+            if problem.type == "LeaseLost":
+                await workflow.wait_condition(workflow.all_handlers_finished)
+                raise failure or problem from error
             self._message = f"Stays out of service: {problem.message}"
             self._enter(Phase.READY if not rolling_back else Phase.QUESTION, self._message)
             return False

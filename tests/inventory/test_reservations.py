@@ -142,3 +142,16 @@ async def test_a_successor_gives_back_what_its_predecessor_held(
     await reserve(inventory, successor, "vm-1")
     await inventory.reservations.release_all(lease)
     assert (await inventory.reservations.total("kvm-2")).memory_mib == 96
+
+
+async def test_discard_takes_one_and_not_its_successor(
+    inventory: Inventory, lease: LeaseRef
+) -> None:
+    await reserve(inventory, lease, "vm-1")
+    (old,) = await inventory.reservations.pointing_at("kvm-2")
+    successor = ref(await acquire(inventory, OTHER, takeover_from=OWNER))
+    await reserve(inventory, successor, "vm-1")
+    await inventory.reservations.discard(old)
+    (new,) = await inventory.reservations.pointing_at("kvm-2")
+    await inventory.reservations.discard(new)
+    assert await inventory.reservations.pointing_at("kvm-2") == []

@@ -1,12 +1,10 @@
-"""One time-skipping server for the workflow tests."""
+"""One Temporal dev server for the workflow tests, on which each workflow's clock skips time."""
 
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+import pytest_asyncio
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
@@ -14,20 +12,16 @@ from workers.converter import HOSTLER_DATA_CONVERTER
 from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def client() -> AsyncIterator[Client]:
-    """A client of a time-skipping server with Hostler's converter and search attributes."""
-    binary = Path(sys.executable).parent / "temporal-test-server"
-    async with await WorkflowEnvironment.start_time_skipping(
-        data_converter=HOSTLER_DATA_CONVERTER, test_server_existing_path=str(binary)
+    """A client with Hostler's converter; what it starts skips time wherever it only waits."""
+    async with await WorkflowEnvironment.start_time_skipping_v2(
+        data_converter=HOSTLER_DATA_CONVERTER,
+        dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
+        dev_server_log_level="error",
+        dev_server_extra_args=[
+            *("--dynamic-config-value", "frontend.WorkflowTimeSkippingEnabled=true"),
+        ],
+        search_attributes=SEARCH_ATTRIBUTES,
     ) as environment:
-        await environment.client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(
-                namespace=environment.client.namespace,
-                search_attributes={
-                    key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-                    for key in SEARCH_ATTRIBUTES
-                },
-            )
-        )
         yield environment.client

@@ -3,9 +3,11 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -32,6 +34,8 @@ from contracts.vms import MigrationState, VmState
 from tests.workflows.world import World, running, three_hosts
 from workers.interceptors import HostlerInterceptor
 from workflows.host_maintenance import HostMaintenance
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 R = ResourceState
 
@@ -90,7 +94,7 @@ class Run:
 Begin = Callable[..., Any]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="package")
 async def begin(client: Client) -> AsyncIterator[Begin]:
     """`await begin(world, **input)` starts a maintenance with a worker of its own."""
     workers: list[Worker] = []
@@ -103,6 +107,8 @@ async def begin(client: Client) -> AsyncIterator[Begin]:
             workflows=[HostMaintenance],
             activities=world.activities(),  # type: ignore[arg-type] # bound methods, as the SDK takes them
             interceptors=[HostlerInterceptor()],
+            # A cancel reaches an activity by its heartbeat.
+            max_heartbeat_throttle_interval=timedelta(milliseconds=200),
         )
         await worker.__aenter__()
         workers.append(worker)
@@ -343,6 +349,17 @@ async def test_vms_that_appear_and_vanish_meanwhile(begin: Begin) -> None:
     status = await run.until_phase(Phase.READY)
     assert world.vms["kvm-1"] == []
     assert {vm.vm for vm in status.vms} == {"vm-1", "vm-2", "vm-new"}
+    await run.leave()
+
+
+async def test_it_waits_for_vms_on_their_way_here_unless_their_operation_has_ended(
+    begin: Begin,
+) -> None:
+    world = three_hosts(running("vm-1"))
+    world.arriving = ("vm-7",)
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    assert world.arriving == ()
     await run.leave()
 
 

@@ -47,6 +47,7 @@ class World:
     status: HostStatus = HostStatus.UP
     fence: str | None = None
     lease: Owner | None = None
+    arriving: tuple[str, ...] = ()
     closed_holder: Owner | None = None
     memory_mib: int = 1024
     refusals: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
@@ -97,6 +98,10 @@ class World:
     async def release_lease(self, lease: LeaseRef) -> None:
         if self.lease == lease.owner:
             self.lease = None
+
+    @activity.defn(name="release_abandoned")
+    async def release_abandoned(self, request: HostRef) -> None:
+        self.arriving = ()
 
     @activity.defn(name="get_host")
     async def get_host(self, request: HostRef) -> Host:
@@ -156,7 +161,7 @@ class World:
 
     @activity.defn(name="list_remaining_vms")
     async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
-        return RemainingVms(vms=tuple(self.vms[request.host]), arriving=())
+        return RemainingVms(vms=tuple(self.vms[request.host]), arriving=self.arriving)
 
     @activity.defn(name="migrate_vm")
     async def migrate_vm(self, request: MigrateVmInput) -> MigrateVmResult:
@@ -205,6 +210,7 @@ class World:
         return [
             self.acquire_lease,
             self.release_lease,
+            self.release_abandoned,
             self.get_host,
             self.change_host_state,
             self.survey_host,
