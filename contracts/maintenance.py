@@ -113,6 +113,7 @@ class MaintenanceStatus(Contract):
     Attributes:
         message: one sentence: what happens now, or what is wrong.
         questions: names of the VMs that wait for `resolve_vm`.
+        leave_problem: why the last attempt to leave has failed; None once it is tried again.
         commands: what an operator can run next, ready to paste.
     """
 
@@ -124,6 +125,7 @@ class MaintenanceStatus(Contract):
     plan: EvacuationPlan | None
     vms: tuple[VmStatus, ...]
     questions: tuple[VmName, ...] = ()
+    leave_problem: str | None = None
     commands: tuple[str, ...] = ()
 
 

@@ -87,6 +87,8 @@ class HookFence:
             raise EpochRefused(
                 f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
                 f"one has {words[1]}.",
+                remedy="Only if Hostler's inventory was lost, or the host belonged to another "
+                "Hostler: rm /etc/hostler/epoch on the host, and start again.",
                 details={"held": held, "own": int(words[1])},
             )
         _check(access, f"change-fence {words[0]}", result)

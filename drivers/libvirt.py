@@ -22,7 +22,8 @@ at each message of the protocol: tests/drivers/test_migration_cut.py) leaves:
   defined, the VM runs at the destination. `discard_migrated` at the source ends it. If it was only
   Confirm that got lost, migrate3 even reports success.
 - With Confirm's answer lost: finished at both ends.
-- In no case a job is left (`jobStats`): a managed migration never goes on without its client.
+- No job (`jobStats`), as soon as the destination's libvirtd has removed its half: that is what ends
+  a copy without its client. If that libvirtd hangs, the copy goes on until somebody aborts it.
 
 **A VM that runs twice.** If only the connection to the destination breaks, after Finish was sent,
 libvirt's client library can't know whether the VM runs there, and tells the source to go on
@@ -553,8 +554,10 @@ class LibvirtHypervisor:
         """What a failed migration means, by what is found at the source."""
         if not isinstance(error, HostlerError) or isinstance(error, VmNotFound):
             return error
+        if isinstance(error, HostUnreachable):
+            # The job has lost its client. A destination that hangs does not end it (see above).
+            await self.abort_migration(source, vm.uuid)
         deadline = time.monotonic() + self._abort_timeout
-        # Where the connection broke, libvirtd may still be ending the job.
         while await self.migration_progress(source, vm.uuid) is not None:
             if time.monotonic() > deadline:
                 return error

@@ -31,6 +31,9 @@ _HOST_KEY_ALGORITHMS = (
     "rsa-sha2-256",
 )
 _CHUNK = 256 * 1024
+# Commands at a time on one connection. sshd takes 10 sessions by default (MaxSessions), and may
+# still count one that was just closed when the next one comes.
+_SESSIONS = 5
 _NEW_KEY_REMEDY = (
     "Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on its "
     "console). If the host was re-installed on purpose, accept the new key; if not, somebody may "
@@ -167,7 +170,11 @@ class AsyncSshShell:
         """
         limit = ["timeout", "--kill-after=5", str(math.ceil(timeout) + 1)]
         try:
-            async with asyncio.timeout(timeout), self._connections.use(access) as connection:
+            async with (
+                asyncio.timeout(timeout),
+                self._connections.use(access) as connection,
+                connection.sessions,
+            ):
                 return await _run(connection.ssh, shlex.join([*limit, *command]), stdin)
         except TimeoutError as error:
             raise CallTimedOut(
@@ -273,6 +280,7 @@ class _SshConnection:
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self.ssh = ssh
+        self.sessions = asyncio.Semaphore(_SESSIONS)
 
     @property
     def dead(self) -> bool:

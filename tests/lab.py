@@ -48,9 +48,13 @@ class Lab:
         """virsh in a host."""
         return await self.exec(host, "virsh", "-q", "-c", "qemu:///system", *arguments, check=check)
 
-    async def start_guest(self, name: str, *, on: str, dirty: int | None = None) -> str:
-        """Start a guest; its UUID. `dirty`: MiB of memory that it rewrites for ever."""
+    async def start_guest(
+        self, name: str, *, on: str, dirty: int | None = None, bridge: str | None = None
+    ) -> str:
+        """Start a guest; its UUID. `dirty`: MiB of memory that it rewrites for ever; `bridge`: of
+        the host, to which it has an interface."""
         more = [] if dirty is None else ["--dirty", str(dirty), "--memory", "128"]
+        more += [] if bridge is None else ["--bridge", bridge]
         await self._lab("guest", "start", name, "--on", on, *more)
         return (await self.virsh(on, "domuuid", name)).stdout.strip()
 

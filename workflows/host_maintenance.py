@@ -613,8 +613,13 @@ class HostMaintenance:
             plan=self._plan,
             vms=tuple(self._vms.values()),
             questions=self._questions,
+            leave_problem=None if self._leave_problem is None else self._leave_problem.message,
             commands=next_commands(
-                self._name, workflow.info().workflow_id, self._phase, self._questions
+                self._name,
+                workflow.info().workflow_id,
+                self._phase,
+                questions=self._questions,
+                kept=self._kept,
             ),
         )
 
@@ -658,8 +663,13 @@ class HostMaintenance:
     def _questions(self) -> tuple[str, ...]:
         return tuple(vm.vm for vm in self._vms.values() if vm.state is MigrationState.FAILED)
 
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        return tuple(vm.vm for vm in self._vms.values() if vm.state is MigrationState.KEPT)
+
     def _request_leave(self, *, canceled: bool) -> None:
         self._leave_requested = True
+        self._leave_problem = None
         self._canceled = self._canceled or canceled
 
     def _planned_destination(self, vm: Vm) -> str | None:

@@ -9,10 +9,12 @@ _IN_WORDS = {Phase.READY: "Ready for maintenance", Phase.ROLLING_BACK: "Rolling 
 
 
 def next_commands(
-    host: str, workflow_id: str, phase: Phase, questions: Sequence[str]
+    host: str, workflow_id: str, phase: Phase, *, questions: Sequence[str], kept: Sequence[str]
 ) -> tuple[str, ...]:
-    """What can be run now, ready to paste."""
+    """What can be run now, ready to paste. `questions`, `kept`: VMs in that state."""
     commands = [f"hostler maintenance resolve {host} {vm} {'|'.join(VmAction)}" for vm in questions]
+    if phase is Phase.QUESTION:
+        commands += [f"hostler maintenance resolve {host} {vm} {VmAction.RETRY}" for vm in kept]
     if phase not in (Phase.LEAVING, Phase.ROLLING_BACK, Phase.DONE):
         commands.append(f"hostler maintenance leave {host}")
         commands.append(

@@ -8,10 +8,11 @@ import asyncio
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from drivers.errors import HostUnreachable
 from drivers.libvirt import Tunnel
 from drivers.protocols import CommandResult, HostAccess, HostKey
 from drivers.ssh import AsyncSshShell
@@ -25,7 +26,8 @@ _CALL, _REPLY = 0, 1
 class Cut:
     """Where to cut: at the call or reply of `procedure` seen on the tunnels of `host`.
 
-    `delivered`: the message itself still goes through. `only_host`: the other host's tunnels stay.
+    `delivered`: the message itself still goes through, nothing after it. `only_host`: the other
+    host's tunnels stay.
     """
 
     host: str
@@ -34,15 +36,28 @@ class Cut:
     delivered: bool
     only_host: bool = False
 
+    def concerns(self, host: str) -> bool:
+        """Whether the tunnels of `host` are cut."""
+        return not self.only_host or host == self.host
+
 
 class TappedShell:
-    """AsyncSshShell, with taps on its tunnels."""
+    """AsyncSshShell, with taps on its tunnels.
+
+    Once cut off from both hosts it opens none any more, as if its process had been killed.
+
+    Attributes:
+        cut_at: the cut to make; None again when it is made.
+        before_cut: awaited between the delivery of the message and the cut.
+    """
 
     def __init__(self, shell: AsyncSshShell) -> None:
         self._shell = shell
         self._taps: list[_Tap] = []
+        self._cutting: Cut | None = None
+        self._dead = False
         self.cut_at: Cut | None = None
-        self.seen: list[tuple[str, str, int]] = []
+        self.before_cut: Callable[[], Awaitable[None]] | None = None
 
     async def scan_host_key(self, address: str, port: int) -> HostKey:
         return await self._shell.scan_host_key(address, port)
@@ -66,24 +81,34 @@ class TappedShell:
         await self._shell.close()
 
     async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> Tunnel:
+        if self._dead:
+            raise HostUnreachable(f"The connections to {access.name} were cut.")
         tap = _Tap(self, access.name, await self._shell.open_unix_tunnel(access, remote_path))
         await tap.listen()
         self._taps.append(tap)
         return tap
 
-    async def saw(self, host: str, procedure: int, *, reply: bool) -> Cut | None:
+    def saw(self, host: str, procedure: int, *, reply: bool) -> Cut | None:
         """Take note of a message; the cut to make at it, if any."""
-        self.seen.append((host, "reply" if reply else "call", procedure))
         cut = self.cut_at
         if cut is None or (cut.host, cut.procedure, cut.reply) != (host, procedure, reply):
             return None
-        self.cut_at = None
+        self.cut_at, self._cutting = None, cut
         return cut
 
+    def holds(self, host: str) -> bool:
+        """True while a cut is made that concerns `host`: nothing passes any more."""
+        return self._cutting is not None and self._cutting.concerns(host)
+
     async def make(self, cut: Cut) -> None:
+        """Break the tunnels."""
+        if cut.delivered and self.before_cut is not None:
+            await self.before_cut()
+        self._dead = not cut.only_host
         for tap in list(self._taps):
-            if not cut.only_host or tap.host == cut.host:
+            if cut.concerns(tap.host):
                 await tap.close()
+        self._cutting = None
 
 
 class _Tap:
@@ -150,13 +175,11 @@ class _Tap:
                 procedure, kind = struct.unpack(">8xiI", body[:16])
                 cut = None
                 if kind == (_REPLY if reply else _CALL):
-                    cut = await self._shell.saw(self.host, procedure, reply=reply)
-                if cut is None or cut.delivered:
+                    cut = self._shell.saw(self.host, procedure, reply=reply)
+                if cut.delivered if cut is not None else not self._shell.holds(self.host):
                     sink.write(head + body)
                     await sink.drain()
                 if cut is not None:
-                    if cut.delivered:
-                        await asyncio.sleep(0.5)  # let the host act on it
                     await self._shell.make(cut)
                     return
         except (OSError, asyncio.IncompleteReadError):

@@ -80,13 +80,27 @@ async def test_a_lower_epoch_is_refused_and_changes_nothing(
     assert await fence.install(bare, 10)
 
 
-async def test_a_damaged_epoch_is_not_taken_for_none(
+async def test_a_refused_epoch_tells_the_way_out_by_hand(
     fence: HookFence, bare: HostAccess, lab: Lab
 ) -> None:
     await fence.put_up(bare, OPERATION, 10)
-    await lab.exec(DESTINATION, "sh", "-c", "echo x >/etc/hostler/epoch")
-    with pytest.raises(CommandFailed, match="damaged"):
-        await fence.take_down(bare, 11)
+    with pytest.raises(EpochRefused, match="rm /etc/hostler/epoch on the host"):
+        await fence.take_down(bare, 1)
+    await lab.exec(DESTINATION, "rm", "/etc/hostler/epoch")
+    assert await fence.read(bare) == FenceState(operation=OPERATION, epoch=0)
+    await fence.take_down(bare, 1)
+    assert await fence.read(bare) == FenceState(operation=None, epoch=1)
+
+
+@pytest.mark.parametrize("text", ["x", "", "-1"])
+async def test_a_damaged_epoch_is_not_taken_for_none(
+    fence: HookFence, bare: HostAccess, lab: Lab, text: str
+) -> None:
+    await fence.put_up(bare, OPERATION, 10)
+    await lab.exec(DESTINATION, "sh", "-c", 'echo "$0" >/etc/hostler/epoch', text)
+    for attempt in (fence.take_down(bare, 11), fence.read(bare)):
+        with pytest.raises(CommandFailed, match="damaged"):
+            await attempt
 
 
 @pytest.mark.parametrize("operation", ["a'b\"c$(id)`id`;*\\n %s", "maintenance/kvm-3 ü"])

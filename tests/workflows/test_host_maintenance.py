@@ -47,7 +47,7 @@ class Run:
         self.client = client
         self.world = world
         self.queue = queue
-        self.handle: WorkflowHandle[Any, Any]
+        self.handle: WorkflowHandle[HostMaintenance, HostMaintenanceResult]
 
     async def start(self, host: str = "kvm-1", **asked: Any) -> "Run":
         started = await self.client.start_workflow(
@@ -74,12 +74,10 @@ class Run:
         return await self.until(lambda status: status.phase is phase)
 
     async def leave(self) -> None:
-        await self.handle.execute_update(HostMaintenance.leave, LeaveInput())
+        await self.handle.execute_update("leave", LeaveInput())
 
     async def resolve(self, vm: str, action: VmAction) -> None:
-        await self.handle.execute_update(
-            HostMaintenance.resolve_vm, ResolveVmInput(vm=vm, action=action)
-        )
+        await self.handle.execute_update("resolve_vm", ResolveVmInput(vm=vm, action=action))
 
     async def result(self) -> HostMaintenanceResult:
         return await self.handle.result()

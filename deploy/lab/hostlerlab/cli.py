@@ -13,6 +13,8 @@ from .host import Host, known_hosts
 from .shell import LabError, say
 from .supervisor import supervise
 
+_MAX_GUESTS = 99
+
 DESCRIPTION = """\
 Hostler's lab: hosts kvm-1, kvm-2, ... that boot systemd, sshd and libvirtd, and guests vm-1,
 vm-2, ... that count on their consoles (deploy/lab/.state/consoles/VM.log).
@@ -22,8 +24,6 @@ vm-2, ... that count on their consoles (deploy/lab/.state/consoles/VM.log).
 def _up(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     machine.check_machine()
-    if not 1 <= arguments.hosts <= paths.MAX_HOSTS or arguments.guests < 0:
-        raise LabError(f"hosts must be 1 to {paths.MAX_HOSTS}, guests 0 or more")
     with machine.locked():
         machine.take_over()
         built = machine.ensure_tools()
@@ -172,6 +172,15 @@ def _kill(host: Host) -> None:
     host.power_loss()
 
 
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be {least} to {most}, not {text!r}")
+        return int(text)
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -186,8 +195,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     up = add("up", _up, "start the lab, or repair it; safe to run at any time")
-    up.add_argument("--hosts", type=int, default=3, metavar="N")
-    up.add_argument("--guests", type=int, default=3, metavar="M")
+    up.add_argument("--hosts", type=_between(1, paths.MAX_HOSTS), default=3, metavar="N")
+    up.add_argument("--guests", type=_between(0, _MAX_GUESTS), default=3, metavar="M")
     add("down", _down, "leave nothing of it but the cache")
     status = add("status", _status, "what runs where")
     status.add_argument("--json", action="store_true")

@@ -1,0 +1,89 @@
+"""Who asks, and whether they may."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.problems import Unauthenticated, problem_response
+from contracts.access import Principal, Role
+from contracts.errors import HostlerError, Refused
+from inventory import Inventory
+
+_PROTECTED = "/v1"
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="bearer",
+    description="A token of `hostler token create`, or the one in $HOSTLER_HOME/admin-token.",
+)
+
+
+class Authentication:
+    """Middleware: finds out whose token a request carries, before anything of its body is read."""
+
+    def __init__(self, app: ASGIApp, inventory: Inventory) -> None:
+        self._app = app
+        self._inventory = inventory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers by itself when the token is missing or wrong."""
+        if scope["type"] == "http" and scope["path"].startswith(_PROTECTED):
+            try:
+                principal = await self._identify(Headers(scope=scope))
+            except HostlerError as error:
+                await problem_response(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["principal"] = principal
+        await self._app(scope, receive, send)
+
+    async def _identify(self, headers: Headers) -> Principal:
+        scheme, _, token = headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthenticated(
+                "The request has no token.",
+                remedy="Send the header Authorization: Bearer TOKEN.",
+            )
+        principal = await self._inventory.tokens.authenticate(token.strip())
+        if principal is None:
+            raise Unauthenticated(
+                "The token is not valid.",
+                remedy="Check it, or make one with `hostler token create NAME`.",
+            )
+        return principal
+
+
+class _Requires:
+    """A dependency: the caller's role must be `role` or one that may do more."""
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+
+    async def __call__(
+        self,
+        request: Request,
+        _documented: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    ) -> Principal:
+        principal: Principal | None = getattr(request.state, "principal", None)
+        if principal is None:
+            raise Unauthenticated("The request was not authenticated.")
+        roles = list(Role)
+        if roles.index(principal.role) < roles.index(self._role):
+            raise Refused(
+                f"The token {principal.name!r} has the role {principal.role}; this needs the "
+                f"role {self._role}.",
+                remedy=f"Make one with `hostler token create NAME --role {self._role}`.",
+            )
+        return principal
+
+
+VIEWER = Depends(_Requires(Role.VIEWER))
+Operator = Annotated[Principal, Depends(_Requires(Role.OPERATOR))]
+Admin = Annotated[Principal, Depends(_Requires(Role.ADMIN))]
+
+
+def actor(principal: Principal) -> str:
+    """Who did it, as the audit trail names them."""
+    return f"token:{principal.name}"

@@ -1,0 +1,417 @@
+"""Operations as Temporal runs them: found, started, steered, described."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+from temporalio.client import (
+    Client,
+    RPCTimeoutOrCancelledError,
+    WithStartWorkflowOperation,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateHandle,
+    WorkflowUpdateStage,
+)
+from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, FailureError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from contracts import errors
+from contracts.access import Principal
+from contracts.base import Contract
+from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.maintenance import MaintenanceStatus
+from contracts.operations import WORKFLOW_TYPES, Operation, OperationKind, workflow_id
+from inventory import Inventory
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = timedelta(seconds=10)
+_A_MOMENT = timedelta(milliseconds=100)
+_KINDS = {workflow_type: kind for kind, workflow_type in WORKFLOW_TYPES.items()}
+_HOST = SearchAttributeKey.for_keyword("HostlerHost")
+# It is one line in a table of Temporal's UI.
+_MAX_SUMMARY_BYTES = 200
+
+# After one of these nobody knows whether the request had an effect.
+_UNANSWERED = frozenset(
+    {
+        RPCStatusCode.ABORTED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.UNKNOWN,
+    }
+)
+
+
+class Operations:
+    """All methods raise Unavailable when Temporal, or the worker that must answer, does not."""
+
+    def __init__(self, client: Client, inventory: Inventory, task_queue: str) -> None:
+        self._client = client
+        self._inventory = inventory
+        self._task_queue = task_queue
+
+    async def ping(self) -> None:
+        """Raises Unavailable if Temporal does not answer."""
+        with _translated():
+            await self._client.service_client.check_health(timeout=_PATIENCE)
+
+    # --- find -----------------------------------------------------------------------------------
+
+    async def running(
+        self, host: str, *kinds: OperationKind
+    ) -> WorkflowExecutionDescription | None:
+        """The open operation of one of `kinds` on the host, under whichever id it runs.
+
+        The lease names its holder; one that has only just begun has no lease yet, and is found by
+        the usual id.
+        """
+        lease = await self._inventory.leases.find(host)
+        if lease is not None:
+            holder = await self._describe(lease.owner.workflow_id)
+            # Another chain of runs under that id means that the holder's has ended.
+            if (
+                holder is not None
+                and holder.raw_info.first_run_id == lease.owner.first_run_id
+                and _is_open(holder)
+                and _KINDS.get(holder.workflow_type) in kinds
+            ):
+                return holder
+        for kind in kinds:
+            usual = await self._describe(workflow_id(kind, host))
+            if (
+                usual is not None
+                and _is_open(usual)
+                and usual.workflow_type == WORKFLOW_TYPES[kind]
+            ):
+                return usual
+        return None
+
+    async def require_free(self, host: str) -> None:
+        """Raises LeaseHeld, with a link to the operation that is open on the host."""
+        holder = await self.running(host, *OperationKind)
+        if holder is not None:
+            raise _held(host, holder)
+
+    async def find(self, kind: OperationKind, subject: str) -> WorkflowExecutionDescription:
+        """The newest operation of that kind; `subject` may also be the workflow's own id, should
+        a person have chosen that. Raises NotFound."""
+        for candidate in (workflow_id(kind, subject), subject):
+            found = await self._describe(candidate)
+            if found is not None and found.workflow_type == WORKFLOW_TYPES[kind]:
+                return found
+        raise NotFound(
+            f"There is no {kind} of {subject!r}.",
+            remedy="See `hostler operation list` for the operations there are.",
+        )
+
+    async def search(
+        self, *, kind: OperationKind | None, status: str | None, limit: int
+    ) -> list[Operation]:
+        """The open ones and those that Temporal still keeps, newest first, without details."""
+        types = [WORKFLOW_TYPES[kind]] if kind is not None else WORKFLOW_TYPES.values()
+        # A run that continues as new is no operation of its own.
+        query = (
+            f"WorkflowType IN ({', '.join(map(repr, types))}) "
+            "AND ExecutionStatus != 'ContinuedAsNew'"
+        )
+        if status is not None:
+            query += f" AND ExecutionStatus = '{status.title().replace('_', '')}'"
+        with _translated():
+            found = [
+                as_operation(execution)
+                async for execution in self._client.list_workflows(
+                    query, limit=limit, rpc_timeout=_PATIENCE
+                )
+            ]
+        return sorted(found, key=lambda operation: operation.started_at, reverse=True)
+
+    # --- describe -------------------------------------------------------------------------------
+
+    async def show(self, execution: WorkflowExecutionDescription) -> Operation:
+        """The operation with what it says of itself, or how it ended."""
+        operation = as_operation(execution)
+        if _is_open(execution):
+            return operation.model_copy(update={"details": await self._details(execution)})
+        try:
+            with _translated():
+                result = await self._handle(execution).result(
+                    follow_runs=False, rpc_timeout=_PATIENCE
+                )
+        except WorkflowFailureError as failure:
+            return operation.model_copy(update=_failure(failure.cause))
+        return operation.model_copy(update={"details": result if _is_object(result) else None})
+
+    async def status(self, execution: WorkflowExecution) -> MaintenanceStatus:
+        """What the maintenance answers to its query `status`."""
+        answer: MaintenanceStatus = await self._query(execution, MaintenanceStatus)
+        return answer
+
+    async def _details(self, execution: WorkflowExecution) -> dict[str, Any] | None:
+        """Temporal knows the operation even while no worker can answer for it."""
+        try:
+            answer = await self._query(execution, None)
+        except (Failed, Unavailable) as error:
+            logger.warning("%s", error)
+            return None
+        return answer if _is_object(answer) else None
+
+    async def _query(self, execution: WorkflowExecution, result_type: type | None) -> Any:
+        try:
+            return await self._handle(execution).query(
+                "status", result_type=result_type, rpc_timeout=_PATIENCE
+            )
+        except WorkflowQueryFailedError as error:
+            raise Failed(f"{execution.id} can't say where it stands: {error.message}") from error
+        except RPCError as error:
+            raise Unavailable(
+                f"{execution.id} does not say where it stands: {error.message}.",
+                remedy="Is a worker running?",
+            ) from error
+
+    # --- start ----------------------------------------------------------------------------------
+
+    async def start(
+        self, kind: OperationKind, subject: str, request: Contract, caller: Principal, reason: str
+    ) -> None:
+        """Start the operation under its usual id. Raises LeaseHeld if it runs already."""
+        try:
+            with _translated():
+                await self._client.start_workflow(
+                    WORKFLOW_TYPES[kind],
+                    request,
+                    id=workflow_id(kind, subject),
+                    task_queue=self._task_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                    static_summary=_summary(kind, subject, caller, reason),
+                    memo=_memo(caller),
+                    rpc_timeout=_PATIENCE,
+                )
+        except WorkflowAlreadyStartedError as error:
+            holder = await self._describe(error.workflow_id)
+            if holder is None:
+                raise Unavailable(f"{error.workflow_id} has just ended.") from error
+            raise _held(subject, holder) from error
+
+    async def start_with_update(
+        self,
+        kind: OperationKind,
+        subject: str,
+        request: Contract,
+        caller: Principal,
+        reason: str,
+        *,
+        update: str,
+        argument: Contract,
+    ) -> None:
+        """Start the operation, unless it runs by now, and send it an update in the same step.
+
+        Returns when the update was accepted. Raises the validator's refusal.
+        """
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            WORKFLOW_TYPES[kind],
+            request,
+            id=workflow_id(kind, subject),
+            task_queue=self._task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=_summary(kind, subject, caller, reason),
+            memo=_memo(caller),
+        )
+        with _sent(workflow_id(kind, subject)):
+            sent = await self._client.start_update_with_start_workflow(
+                update,
+                argument,
+                start_workflow_operation=start,
+                wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+                rpc_timeout=_PATIENCE,
+            )
+            await _raise_refusal(sent)
+
+    # --- steer ----------------------------------------------------------------------------------
+
+    async def update(self, execution: WorkflowExecution, name: str, argument: Contract) -> None:
+        """Send an update and return when it was accepted. Raises the validator's refusal."""
+        with _sent(execution.id):
+            sent = await self._chain(execution).start_update(
+                name,
+                argument,
+                wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+                rpc_timeout=_PATIENCE,
+            )
+            await _raise_refusal(sent)
+
+    async def cancel(self, execution: WorkflowExecution, caller: Principal) -> None:
+        """Ask it to take back what it did and end. Raises Conflict if it has ended."""
+        if not _is_open(execution):
+            raise _ended(execution.id)
+        try:
+            with _translated():
+                await self._chain(execution).cancel(
+                    reason=f"asked for by {caller.name}", rpc_timeout=_PATIENCE
+                )
+        except NotFound as error:
+            raise _ended(execution.id) from error
+
+    # --- Temporal -------------------------------------------------------------------------------
+
+    async def _describe(self, workflow: str) -> WorkflowExecutionDescription | None:
+        try:
+            with _translated():
+                return await self._client.get_workflow_handle(workflow).describe(
+                    rpc_timeout=_PATIENCE
+                )
+        except NotFound:
+            return None
+
+    def _handle(self, execution: WorkflowExecution) -> WorkflowHandle[Any, Any]:
+        """That very run."""
+        return self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
+
+    def _chain(self, execution: WorkflowExecution) -> WorkflowHandle[Any, Any]:
+        """The run that is open now, if it descends from the same first one."""
+        return self._client.get_workflow_handle(
+            execution.id, first_execution_run_id=execution.raw_info.first_run_id
+        )
+
+
+def as_operation(execution: WorkflowExecution) -> Operation:
+    """What Temporal itself says of it."""
+    status = execution.status or WorkflowExecutionStatus.RUNNING
+    return Operation(
+        kind=_KINDS[execution.workflow_type],
+        subject=subject_of(execution),
+        workflow_id=execution.id,
+        run_id=execution.run_id,
+        status=status.name,
+        started_at=execution.start_time,
+        closed_at=execution.close_time,
+    )
+
+
+def subject_of(execution: WorkflowExecution) -> str:
+    """The host: by the usual form of the id, else by the search attribute that it has set."""
+    usual = workflow_id(_KINDS[execution.workflow_type], "")
+    if execution.id.startswith(usual):
+        return execution.id.removeprefix(usual)
+    return execution.typed_search_attributes.get(_HOST) or execution.id
+
+
+def link(execution: WorkflowExecution) -> str:
+    """Where the API shows it."""
+    kind = _KINDS[execution.workflow_type]
+    subject = execution.id.removeprefix(workflow_id(kind, ""))
+    return f"/v1/operations/{kind}/{quote(subject, safe='')}"
+
+
+def _is_open(execution: WorkflowExecution) -> bool:
+    return execution.close_time is None
+
+
+def _held(host: str, holder: WorkflowExecution) -> LeaseHeld:
+    known = holder.workflow_type in _KINDS
+    return LeaseHeld(
+        f"{host} is held by {holder.id}, which is running.",
+        remedy="Wait for it, end it, or, if nobody needs it any more, terminate it in Temporal.",
+        details={"workflow_id": holder.id, "run_id": holder.raw_info.first_run_id}
+        | ({"operation": link(holder)} if known else {}),
+    )
+
+
+def _ended(workflow: str) -> Conflict:
+    return Conflict(f"{workflow} has ended already.")
+
+
+def _failure(cause: BaseException) -> dict[str, Any]:
+    """Why it did not complete, in one line."""
+    message = cause.message if isinstance(cause, FailureError) else str(cause)
+    found: dict[str, Any] = {"error": " ".join(message.split())}
+    if isinstance(cause, ApplicationError):
+        found["error_type"] = cause.type
+        if cause.details and _is_object(cause.details[0]):
+            found["details"] = cause.details[0]
+    return found
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _summary(kind: OperationKind, subject: str, caller: Principal, reason: str) -> str:
+    """One line for Temporal's UI: the end of a long reason is cut off."""
+    line = f"{kind.title()} of {subject} by {caller.name}" + (f": {reason}" if reason else "")
+    return " ".join(line.split()).encode()[:_MAX_SUMMARY_BYTES].decode(errors="ignore")
+
+
+def _memo(caller: Principal) -> dict[str, Any]:
+    return {"requested_by": caller.name}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Temporal's errors as ours."""
+    try:
+        yield
+    except RPCTimeoutOrCancelledError as error:
+        raise _no_worker() from error
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NotFound(f"Temporal has no such thing: {error.message}.") from error
+        if error.status in _UNANSWERED:
+            raise Unavailable(
+                f"Temporal did not answer: {error.message}.", remedy="Try again."
+            ) from error
+        raise Failed(f"Temporal refused: {error.message}.") from error
+
+
+@contextmanager
+def _sent(workflow: str) -> Iterator[None]:
+    """What comes back from an update, as ours."""
+    try:
+        with _translated():
+            yield
+    except WorkflowUpdateFailedError as error:
+        raise _refusal(error.cause) from error
+    except NotFound as error:
+        raise _ended(workflow) from error
+
+
+async def _raise_refusal(sent: WorkflowUpdateHandle[Any]) -> None:
+    """Raises WorkflowUpdateFailedError if the update was refused.
+
+    Then Temporal has said so already, and nothing is asked again. Of one that was accepted, the
+    outcome is not waited for: it may take as long as the operation.
+    """
+    with suppress(RPCTimeoutOrCancelledError, RPCError):
+        await sent.result(rpc_timeout=_A_MOMENT)
+
+
+def _no_worker() -> Unavailable:
+    return Unavailable(
+        "No worker took the request in time; one may still do so later.",
+        remedy="Is a worker running?",
+    )
+
+
+def _refusal(cause: BaseException) -> HostlerError:
+    """The error that a validator raised, by the type that Temporal kept of it."""
+    message = cause.message if isinstance(cause, FailureError) else str(cause)
+    name = cause.type if isinstance(cause, ApplicationError) else None
+    kind = getattr(errors, name or "", None)
+    if isinstance(kind, type) and issubclass(kind, HostlerError):
+        return kind(message, details=_failure(cause).get("details"))
+    return Failed(message)

@@ -1,0 +1,45 @@
+"""Arguments and options that several commands share."""
+
+from typing import Annotated
+
+import typer
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from contracts.base import Name, VmName
+from contracts.validation import say_error
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+_VM_NAME: TypeAdapter[str] = TypeAdapter(VmName)
+_SUBJECT: TypeAdapter[str] = TypeAdapter(Annotated[str, StringConstraints(min_length=1)])
+
+
+def _checked(adapter: TypeAdapter[str], value: str) -> str:
+    """Names become parts of URLs, so they are checked before there is a request to refuse."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise typer.BadParameter(say_error(error.errors()[0])) from None
+
+
+def check_name(value: str) -> str:
+    """The name of a zone, pod, cluster or host."""
+    return _checked(_NAME, value)
+
+
+def check_vm_name(value: str) -> str:
+    """The name of a VM."""
+    return _checked(_VM_NAME, value)
+
+
+def check_subject(value: str) -> str:
+    """What an operation is done to, or a workflow id that a person has chosen."""
+    return _checked(_SUBJECT, value)
+
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", callback=check_name, help="Its name.")]
+HostArgument = Annotated[
+    str, typer.Argument(metavar="HOST", callback=check_name, help="The host's name.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON, as the API gives it, for programs.")
+]

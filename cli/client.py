@@ -1,0 +1,197 @@
+"""A client of Hostler's HTTP API.
+
+Where it is: HOSTLER_API_URL, else where `hostler up` of this home serves it. The token:
+HOSTLER_TOKEN, else the home's admin token; never an argument, which every user of the machine
+could read.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from contracts.errors import (
+    Conflict,
+    Failed,
+    HostlerError,
+    InvalidInput,
+    NotFound,
+    Refused,
+    Unavailable,
+)
+from workers.settings import load_settings
+
+M = TypeVar("M", bound=BaseModel)
+
+# A question to a workflow may take the API ten seconds.
+_TIMEOUT = httpx.Timeout(30, connect=5)
+
+_ERRORS: Mapping[int, type[HostlerError]] = {
+    401: Refused,
+    **{
+        error.http_status: error
+        for error in (InvalidInput, NotFound, Conflict, Refused, Unavailable)
+    },
+}
+
+
+class NoToken(Refused):
+    """There is no usable token to show to the API."""
+
+
+class NotTheApi(Failed):
+    """What answered is not Hostler's API, or one of another version."""
+
+
+class _Problem(BaseModel):
+    """What is needed of RFC 9457's problem details."""
+
+    detail: str
+    details: dict[str, Any] = {}
+
+
+class Api:
+    """Requests under /v1.
+
+    Paths are given in parts, which are quoted. Every method raises HostlerError: what the API
+    answered, or Unavailable when nothing did.
+    """
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+        self._url = str(http.base_url).rstrip("/")
+
+    def get(self, *path: str, **query: object) -> Any:
+        """The answer; a query parameter that is None is left out."""
+        return self._request("GET", path, query=query)
+
+    def items(self, *path: str, **query: object) -> list[Any]:
+        """The answer's `items`."""
+        answer = self.get(*path, **query)
+        if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+            raise self._not_understood("a list")
+        items: list[Any] = answer["items"]
+        return items
+
+    def post(self, *path: str, body: Mapping[str, object]) -> Any:
+        """The answer, None if it is empty."""
+        return self._request("POST", path, body=body)
+
+    def patch(self, *path: str, body: Mapping[str, object]) -> Any:
+        """The answer."""
+        return self._request("PATCH", path, body=body)
+
+    def delete(self, *path: str) -> Any:
+        """The answer."""
+        return self._request("DELETE", path)
+
+    def read(self, model: type[M], answer: object) -> M:
+        """The answer as a model."""
+        try:
+            return model.model_validate(answer)
+        except ValidationError as error:
+            raise self._not_understood(f"a {model.__name__}") from error
+
+    def _request(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> Any:
+        try:
+            response = self._http.request(
+                method,
+                "/v1/" + "/".join(quote(part, safe="") for part in path),
+                params={k: str(v) for k, v in (query or {}).items() if v is not None},
+                json=body,
+            )
+        except httpx.TransportError as error:
+            raise Unavailable(
+                f"The API at {self._url} does not answer ({error or type(error).__name__}).",
+                remedy="Is Hostler running? Start it with `hostler up`, or set HOSTLER_API_URL.",
+            ) from error
+        if not response.is_success:
+            raise self._problem(response)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._not_understood("JSON") from error
+
+    def _problem(self, response: httpx.Response) -> HostlerError:
+        try:
+            problem = _Problem.model_validate_json(response.content)
+        except ValidationError:
+            return NotTheApi(
+                f"{self._url} answered {response.status_code} {response.reason_phrase}, which is "
+                "no answer of Hostler's API.",
+                remedy="Check HOSTLER_API_URL.",
+            )
+        error = _ERRORS.get(response.status_code, Failed)
+        return error(problem.detail, details=problem.details)
+
+    def _not_understood(self, expected: str) -> NotTheApi:
+        return NotTheApi(
+            f"{self._url} answered something that is not {expected} as this `hostler` knows it.",
+            remedy="Check HOSTLER_API_URL, and use the `hostler` of the API's version.",
+        )
+
+
+@contextmanager
+def connect() -> Iterator[Api]:
+    """The API that the environment names. Raises InvalidInput, NoToken."""
+    url, token = _url(), _token()
+    http = httpx.Client(
+        base_url=url,
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=_TIMEOUT,
+        # The way to this machine itself needs no proxy, which would read the token.
+        mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
+    )
+    with http:
+        yield Api(http)
+
+
+def _url() -> httpx.URL:
+    given = os.environ.get("HOSTLER_API_URL")
+    if not given:
+        return httpx.URL(load_settings().api_url)
+    try:
+        url = httpx.URL(given)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    # A password in the URL would go out in the token's place, and into messages.
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo:
+        raise InvalidInput(
+            "HOSTLER_API_URL is not a URL of the form http://HOST:PORT or https://HOST:PORT.",
+            remedy="Correct or unset it.",
+        )
+    return url
+
+
+def _token() -> str:
+    given, source = os.environ.get("HOSTLER_TOKEN", "").strip(), "HOSTLER_TOKEN"
+    if not given:
+        path = load_settings().admin_token_path
+        source = str(path)
+        try:
+            given = path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            raise NoToken(
+                f"There is no token for the API: HOSTLER_TOKEN is not set, and {path} can't be "
+                f"read ({error.strerror}).",
+                remedy="Set HOSTLER_TOKEN, or HOSTLER_HOME to the home of `hostler up`.",
+            ) from error
+    if not (given.isascii() and given.isprintable() and given and " " not in given):
+        raise NoToken(
+            f"What is in {source} is not a token.",
+            remedy="Make one with `hostler token create NAME`.",
+        )
+    return given

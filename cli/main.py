@@ -1,0 +1,49 @@
+"""The `hostler` command."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cli import events, hosts, maintenance, operations, processes, topology
+from cli.output import complain
+from contracts.errors import HostlerError, InvalidInput
+
+
+class _Hostler(TyperGroup):
+    """Ends with one line on stderr, and exit code 1 or 2, when a command raises a HostlerError."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HostlerError as error:
+            complain(str(error))
+            raise typer.Exit(2 if isinstance(error, InvalidInput) else 1) from None
+
+
+# Without rich's markup and tracebacks, errors are plain lines, and local variables stay private.
+app = typer.Typer(
+    name="hostler",
+    help="Durable operations on hypervisor hosts.\n\n"
+    "Exit code 0: done; 1: failed, with the reason on stderr; 2: wrong usage.",
+    cls=_Hostler,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+processes.register(app)
+topology.register(app)
+hosts.register(app)
+maintenance.register(app)
+operations.register(app)
+events.register(app)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app(prog_name="hostler")
+
+
+if __name__ == "__main__":
+    main()

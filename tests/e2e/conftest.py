@@ -1,0 +1,143 @@
+"""The lab with Hostler on it: hosts kvm-1 to kvm-3 added, guests vm-1 to vm-3 on kvm-1."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from tests.e2e.system import System
+from tests.lab import Lab
+from tests.postgres import postgresql
+
+HOSTS = ("kvm-1", "kvm-2", "kvm-3")
+GUESTS = ("vm-1", "vm-2", "vm-3")
+# A guest takes about half a minute to move: long enough to kill things in the middle of it.
+SLOWLY = {"HOSTLER_MIGRATION_BANDWIDTH_MIB_S": "3", "HOSTLER_MAX_PARALLEL_MIGRATIONS": "3"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-histories",
+        action="store_true",
+        help="write the histories of end-to-end runs to tests/histories",
+    )
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    lab = Lab()
+    asyncio.run(lab.up())
+    return lab
+
+
+@pytest_asyncio.fixture
+async def guests(lab: Lab) -> AsyncIterator[tuple[str, ...]]:
+    """Fresh guests, all on kvm-1, and no others in the lab."""
+    await _remove_all(lab)
+    await asyncio.gather(*(lab.start_guest(guest, on="kvm-1") for guest in GUESTS))
+    yield GUESTS
+    await _remove_all(lab)
+
+
+async def _remove_all(lab: Lab) -> None:
+    there = {guest["name"] for guest in (await lab.status())["guests"]}
+    for guest in sorted(there | set(GUESTS)):
+        await lab.remove_guest(guest)
+
+
+Installation = Callable[..., Awaitable[System]]
+
+
+@pytest.fixture
+def installations(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., System]]:
+    """Makes systems, and ends what they have started."""
+    numbers = itertools.count(1)
+    systems: list[System] = []
+
+    def make(*, database_url: str | None = None) -> System:
+        record = bool(request.config.getoption("--record-histories"))
+        directory = tmp_path / f"system-{next(numbers)}"
+        systems.append(System(directory, database_url=database_url, record_histories=record))
+        return systems[-1]
+
+    yield make
+    for system in systems:
+        system.stop()
+
+
+@pytest_asyncio.fixture
+async def embedded(
+    installations: Callable[..., System], lab: Lab, guests: tuple[str, ...]
+) -> AsyncIterator[System]:
+    """A System on SQLite, not running yet; its hosts are clean and unknown."""
+    await clean_hosts(lab)
+    yield installations()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    with postgresql() as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def split(
+    installations: Callable[..., System],
+    postgresql_server: str,
+    lab: Lab,
+    guests: tuple[str, ...],
+) -> System:
+    """A System on PostgreSQL whose Temporal and API run, each in a process of its own."""
+    await clean_hosts(lab)
+    with psycopg.connect(f"{postgresql_server}/postgres", autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS hostler")
+        connection.execute("CREATE DATABASE hostler")
+    system = installations(database_url=f"{postgresql_server}/hostler")
+    await system.temporal_server()
+    await system.done("db", "upgrade")
+    await system.done("key", "create")
+    token = await system.done("token", "create", "admin", "--role", "admin")
+    (system.home / "admin-token").write_text(token)
+    await system.start("API at", "hostler", "api")
+    return system
+
+
+async def clean_hosts(lab: Lab) -> None:
+    """As if Hostler had never been there."""
+    for host in HOSTS:
+        await lab.exec(host, "rm", "-rf", "/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
+
+
+async def add_topology(system: System) -> None:
+    """zone-1, pod-1 and cluster-1, enabled."""
+    for kind, name, parent in (
+        ("zone", "zone-1", ()),
+        ("pod", "pod-1", ("--zone", "zone-1")),
+        ("cluster", "cluster-1", ("--pod", "pod-1")),
+    ):
+        await system.done(kind, "create", name, *parent)
+        await system.done(kind, "enable", name)
+
+
+async def add_hosts(system: System, lab: Lab) -> None:
+    """All hosts of the lab, as an operator adds them."""
+    await add_topology(system)
+    rows = (await lab.status())["hosts"]
+    for row in rows:
+        await add_host(system, row)
+
+
+async def add_host(system: System, row: dict[str, str], *more: str) -> None:
+    """One host of `lab status`."""
+    await system.done(
+        *("host", "add", row["name"], "--cluster", "cluster-1", "--address", row["address"]),
+        *("--password-file", row["password_file"], "--accept-host-key", row["host_key_sha256"]),
+        # Every lab host reports all of the machine's memory.
+        *("--capacity-memory-mib", "512", *more),
+    )
