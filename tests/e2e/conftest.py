@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -36,7 +36,9 @@ def lab() -> Lab:
 
 @pytest_asyncio.fixture
 async def guests(lab: Lab) -> AsyncIterator[tuple[str, ...]]:
-    """Fresh guests, all on kvm-1, and no others in the lab."""
+    """Fresh guests, all on kvm-1, no others in the lab, and no trace of Hostler on the hosts."""
+    for host in HOSTS:
+        await lab.exec(host, "rm", "-rf", "/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
     await _remove_all(lab)
     await asyncio.gather(*(lab.start_guest(guest, on="kvm-1") for guest in GUESTS))
     yield GUESTS
@@ -47,9 +49,6 @@ async def _remove_all(lab: Lab) -> None:
     there = {guest["name"] for guest in (await lab.status())["guests"]}
     for guest in sorted(there | set(GUESTS)):
         await lab.remove_guest(guest)
-
-
-Installation = Callable[..., Awaitable[System]]
 
 
 @pytest.fixture
@@ -72,12 +71,9 @@ def installations(
 
 
 @pytest_asyncio.fixture
-async def embedded(
-    installations: Callable[..., System], lab: Lab, guests: tuple[str, ...]
-) -> AsyncIterator[System]:
+async def embedded(installations: Callable[..., System], guests: tuple[str, ...]) -> System:
     """A System on SQLite, not running yet; its hosts are clean and unknown."""
-    await clean_hosts(lab)
-    yield installations()
+    return installations()
 
 
 @pytest.fixture(scope="session")
@@ -90,11 +86,9 @@ def postgresql_server() -> Iterator[str]:
 async def split(
     installations: Callable[..., System],
     postgresql_server: str,
-    lab: Lab,
     guests: tuple[str, ...],
 ) -> System:
     """A System on PostgreSQL whose Temporal and API run, each in a process of its own."""
-    await clean_hosts(lab)
     with psycopg.connect(f"{postgresql_server}/postgres", autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS hostler")
         connection.execute("CREATE DATABASE hostler")
@@ -104,14 +98,8 @@ async def split(
     await system.done("key", "create")
     token = await system.done("token", "create", "admin", "--role", "admin")
     (system.home / "admin-token").write_text(token)
-    await system.start("API at", "hostler", "api")
+    await system.api()
     return system
-
-
-async def clean_hosts(lab: Lab) -> None:
-    """As if Hostler had never been there."""
-    for host in HOSTS:
-        await lab.exec(host, "rm", "-rf", "/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
 
 
 async def add_topology(system: System) -> None:

@@ -13,7 +13,8 @@ async def places(lab: Lab) -> dict[str, str]:
     for host in HOSTS:
         for found, which in ((active, ()), (defined, ("--all", "--persistent"))):
             for guest in (await lab.virsh(host, "list", "--name", *which)).stdout.split():
-                found[guest].append(host)
+                if guest in found:
+                    found[guest].append(host)
     for guest in GUESTS:
         assert len(active[guest]) == 1, (guest, active)
         assert defined[guest] == active[guest], (guest, defined)

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 _PROGRAMS = Path(sys.executable).parent
 _HISTORIES = ROOT / "tests" / "histories"
 _PAUSE_S = 0.2
+# To the logs, where the test of secrets finds them.
+_TRACED = {"OTEL_TRACES_EXPORTER": "console"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,6 @@ class System:
             "HOSTLER_TEMPORAL_UI_PORT": str(self._ui_port),
             "HOSTLER_API_PORT": str(self.api_port),
             "TEMPORAL_ADDRESS": self.temporal_address,
-            # Traces go to the logs, where the test of secrets finds them.
-            "OTEL_TRACES_EXPORTER": "console",
         }
         if database_url is not None:
             self._environment["HOSTLER_DATABASE_URL"] = database_url
@@ -79,11 +79,15 @@ class System:
 
     async def up(self, **settings: str) -> subprocess.Popen[bytes]:
         """`hostler up`, ready."""
-        return await self.start("Hostler is ready.", "hostler", "up", **settings)
+        return await self.start("Hostler is ready.", "hostler", "up", **_TRACED, **settings)
 
     async def worker(self, **settings: str) -> subprocess.Popen[bytes]:
         """`hostler worker`, ready."""
-        return await self.start("Worker on queue", "hostler", "worker", **settings)
+        return await self.start("Worker on queue", "hostler", "worker", **_TRACED, **settings)
+
+    async def api(self) -> subprocess.Popen[bytes]:
+        """`hostler api`, ready."""
+        return await self.start("API at", "hostler", "api", **_TRACED)
 
     async def temporal_server(self) -> subprocess.Popen[bytes]:
         """Temporal's dev server, on a file; it says nothing when it is ready: connect waits."""

@@ -69,6 +69,7 @@ async def test_with_curls_way_and_the_fence_holds_against_anybody(
     where = await places(lab)
     definition = (await lab.virsh(where["vm-1"], "dumpxml", "--inactive", "vm-1")).stdout
     own = definition.replace("vm-1", "vm-own").replace("<uuid>", "<!--").replace("</uuid>", "-->")
+    await lab.remove_guest("vm-own")
     await lab.exec("kvm-1", "virsh", "define", "/dev/stdin", stdin=own)
     source, fenced = await lab.access(where["vm-1"]), await lab.access("kvm-1")
     uuid = (await lab.virsh(where["vm-1"], "domuuid", "vm-1")).stdout.strip()
@@ -94,6 +95,7 @@ async def test_with_curls_way_and_the_fence_holds_against_anybody(
     await lab.virsh("kvm-1", "start", "vm-own")
     await stranger.migrate(source, fenced, uuid, MigrationOptions(fenced.address), print)
     assert (await places(lab))["vm-1"] == "kvm-1"
+    await lab.remove_guest("vm-own")
     await assert_ticks(lab)
     states = [line for line in await system.events("host/kvm-1") if "->" in line]
     assert [line.partition(":")[0] for line in states[-3:]] == [
@@ -137,7 +139,8 @@ async def test_with_the_temporal_command_and_its_page_tells_the_story(
     handle = await system.workflow(workflow_id)
     description = await handle.describe()
     attributes = description.typed_search_attributes
-    assert {pair.key.name: pair.value for pair in attributes} == {
+    ours = {pair.key.name: pair.value for pair in attributes if "Hostler" in pair.key.name}
+    assert ours == {
         "HostlerHost": "kvm-1",
         "HostlerCluster": "cluster-1",
         "HostlerZone": "zone-1",
