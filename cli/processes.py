@@ -69,7 +69,7 @@ def create_key() -> None:
     from workers.stores import ensure_master_key
 
     async def work(settings: Settings, say: Say) -> None:
-        ensure_master_key(settings, say)
+        await ensure_master_key(settings, say)
 
     _run(work)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 # RFC 1123 labels: names appear in workflow ids, URLs, file names and shell-free argument lists.
 Name = Annotated[
@@ -17,7 +17,8 @@ Name = Annotated[
 # libvirt allows nearly anything in a domain name; only the empty one is certainly a mistake.
 VmName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
-Reason = Annotated[str, Field(max_length=1000)]
+# PostgreSQL stores no NUL in a text.
+Reason = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
 
 
 class Contract(BaseModel):

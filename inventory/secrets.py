@@ -128,5 +128,11 @@ class Secrets:
             )
 
 
+async def any_secret(database: Database) -> bool:
+    """Whether anything is stored that only its master key can read."""
+    async with database.reading() as session:
+        return (await session.exec(select(SecretVersionRow.id).limit(1))).first() is not None
+
+
 def _identity(secret_id: str, kind: str) -> str:
     return f"secret_version/{secret_id}/{kind}"

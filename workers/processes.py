@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from api.app import create_app
 from temporalio.client import Client
 
+from api.app import create_app
 from inventory import Inventory
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free
@@ -61,7 +61,7 @@ async def run_up(settings: Settings, say: Say) -> None:
             _require_free_ports(settings)
             telemetry = await stack.enter_async_context(running_telemetry())
             server = await stack.enter_async_context(embedded_temporal(settings))
-            ensure_master_key(settings, say)
+            await ensure_master_key(settings, say)
             await upgrade_database(settings)
             inventory = await stack.enter_async_context(open_inventory(settings))
             await ensure_admin_token(settings, inventory, say)

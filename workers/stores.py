@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from contracts.access import Role
 from contracts.errors import Failed
 from inventory import Database, Inventory, SecretBox
+from inventory.secrets import any_secret
 from workers.home import make_private_directory, write_private
 from workers.settings import Settings
 
@@ -35,14 +36,14 @@ async def open_inventory(settings: Settings) -> AsyncIterator[Inventory]:
         await database.close()
 
 
-def ensure_master_key(settings: Settings, say: Callable[[str], None]) -> None:
+async def ensure_master_key(settings: Settings, say: Callable[[str], None]) -> None:
     """Make the key at the first start, and say what it means. Raises Failed if it was lost."""
     path = settings.master_key_path
     if path.exists():
         return
-    if settings.admin_token_path.exists():
+    if settings.admin_token_path.exists() or await _holds_secrets(settings):
         raise Failed(
-            f"The master key {path} is missing, and this is not the first start.",
+            f"The master key {path} is missing, and there is an inventory that was made with it.",
             remedy="Put it back from your backup; a new one could read no stored credential.",
         )
     make_private_directory(path.parent)
@@ -65,6 +66,17 @@ async def create_token(settings: Settings, name: str, role: Role) -> str:
     """A new token for the API; it can't be shown again."""
     async with open_inventory(settings) as inventory:
         return await inventory.tokens.create(name, role)
+
+
+async def _holds_secrets(settings: Settings) -> bool:
+    database = Database(settings.inventory_url)
+    try:
+        await database.check()
+        return await any_secret(database)
+    except Failed:  # no tables, so nothing in them
+        return False
+    finally:
+        await database.close()
 
 
 def _read_master_key(settings: Settings) -> str:

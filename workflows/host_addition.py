@@ -34,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
         SetStatusInput,
     )
     from workflows import policies
-    from workflows.failures import as_application_error
+    from workflows.failures import as_application_error, explain
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
 
 _ACCEPT_WITHIN = timedelta(hours=1)
@@ -53,10 +53,12 @@ class HostAddition:
         self._accepted: str | None = None
         self._registered = False
         self._fence_begun = False
+        self._not_taken_back = ""
 
     @workflow.run
     async def run(self, request: HostAdditionInput) -> HostAdditionResult:
-        """Returns when the host is in service; on failure nothing of it stays behind."""
+        """Returns when the host is in service. After a failure neither its row, its lease nor its
+        fence stay; the hook, which refuses nothing then, does."""
         self._request = request
         self._accepted = request.host_key_sha256
         self._enter(Phase.CONNECTING, f"Connects to {request.address} port {request.ssh_port}")
@@ -74,9 +76,9 @@ class HostAddition:
         await self._undo()
         await workflow.wait_condition(workflow.all_handlers_finished)
         if canceled:
-            raise asyncio.CancelledError("the addition was cancelled; nothing of it is left")
+            raise asyncio.CancelledError("the addition was cancelled")
         if isinstance(failure, ActivityError):
-            raise as_application_error(failure)
+            raise self._with_remains(as_application_error(failure))
         raise failure or asyncio.CancelledError
 
     async def _add(self) -> HostAdditionResult:
@@ -118,7 +120,7 @@ class HostAddition:
             AdditionActivities.scan_host_key,
             ScanHostKeyInput(address=str(self._asked.address), ssh_port=self._asked.ssh_port),
             summary="SSH host key",
-            **policies.FIRST_LOOK,
+            **policies.FIRST_CONTACT,
         )
         if self._accepted is None:
             self._enter(
@@ -212,22 +214,38 @@ class HostAddition:
         return added
 
     async def _undo(self) -> None:
-        """Leave neither a fence on the host nor a row in the inventory."""
         if self._lease is None:
             return
         self._enter(Phase.ROLLING_BACK, "Takes back what was done")
         if self._fence_begun:
+            await self._take_down_fence()
+        if self._registered:
+            await workflow.execute_activity_method(
+                RecordActivities.forget_host, self._held, **policies.RECORD
+            )
+        await self._release_lease()
+
+    async def _take_down_fence(self) -> None:
+        try:
             await workflow.execute_activity_method(
                 FencingActivities.take_down_fence,
                 self._held,
                 summary="Fence down",
                 **policies.HOST_CHANGE,
             )
-        if self._registered:
-            await workflow.execute_activity_method(
-                RecordActivities.forget_host, self._held, **policies.RECORD
-            )
-        await self._release_lease()
+        except ActivityError as error:
+            # The host answered, and trying again would not help: the rest is taken back.
+            self._not_taken_back = f"The fence may still be up: {explain(error)}"
+
+    def _with_remains(self, error: ApplicationError) -> ApplicationError:
+        if not self._not_taken_back:
+            return error
+        return ApplicationError(
+            f"{error.message} {self._not_taken_back}",
+            *error.details,
+            type=error.type,
+            non_retryable=error.non_retryable,
+        )
 
     async def _release_lease(self) -> None:
         await workflow.execute_activity_method(

@@ -34,6 +34,13 @@ _PATIENT = RetryPolicy(
 RECORD = ActivityPolicy(start_to_close_timeout=timedelta(seconds=30), retry_policy=_PATIENT)
 """Reads and writes of the inventory, and questions to Temporal."""
 
+FIRST_CONTACT = ActivityPolicy(
+    start_to_close_timeout=timedelta(seconds=20),
+    schedule_to_close_timeout=timedelta(seconds=30),
+    retry_policy=_PATIENT,
+)
+"""Is anybody there at all? Somebody waits for the answer, and may have mistyped the address."""
+
 FIRST_LOOK = ActivityPolicy(
     start_to_close_timeout=timedelta(seconds=90),
     schedule_to_close_timeout=timedelta(minutes=3),

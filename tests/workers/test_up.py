@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -282,6 +283,22 @@ def test_a_wrong_role_is_refused(machine: Machine) -> None:
     done = machine.run("token", "create", "someone", "--role", "king")
     assert done.returncode == 2
     assert "king" in done.stderr
+
+
+def test_a_lost_key_is_not_replaced_where_no_token_tells(machine: Machine) -> None:
+    assert machine.run("key", "create").returncode == 0
+    assert machine.run("db", "upgrade").returncode == 0
+    database = sqlite3.connect(machine.home / "inventory.db")
+    database.execute(
+        "INSERT INTO secret_version VALUES ('s', 'password', 'k', x'', x'', '2026-01-01')"
+    )
+    database.commit()
+    database.close()
+    (machine.home / "master-key").unlink()
+    done = machine.run("key", "create")
+    assert done.returncode == 1
+    assert "Put it back from your backup" in done.stderr
+    assert not (machine.home / "master-key").exists()
 
 
 def test_a_new_installation_makes_its_own_key_once(machine: Machine) -> None:

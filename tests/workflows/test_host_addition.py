@@ -47,6 +47,7 @@ class NewHost:
     """A host to be added. `fails`: the activity that is refused; `gate`: facts wait for it."""
 
     fails: str | None = None
+    keeps_its_fence: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     reading: bool = False
     registered: RegisterHostInput | None = None
@@ -116,6 +117,8 @@ class NewHost:
 
     @activity.defn(name="take_down_fence")
     async def take_down_fence(self, lease: LeaseRef) -> None:
+        if self.keeps_its_fence:
+            raise refusal("EpochRefused", "a later operation holds it")
         self.fenced = False
 
     @activity.defn(name="set_host_status")
@@ -282,6 +285,18 @@ async def test_what_fails_is_taken_back(begin: Begin, step: str) -> None:
     assert isinstance(cause, ApplicationError)
     assert (cause.type, cause.message) == ("LoginRefused", f"{step} is refused")
     assert new.untouched()
+
+
+async def test_a_fence_that_stays_is_told_with_the_first_failure(begin: Begin) -> None:
+    new = NewHost(fails="install_fence", keeps_its_fence=True)
+    cause = await failure(await begin(new, host_key_sha256=KEY))
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "LoginRefused"
+    assert cause.message == (
+        "install_fence is refused The fence may still be up: a later operation holds it"
+    )
+    assert new.registered is None
+    assert not new.leased
 
 
 async def test_a_held_host_is_left_alone(begin: Begin) -> None:
