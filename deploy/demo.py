@@ -10,7 +10,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ CONSOLES = REPO / "deploy" / "lab" / ".state" / "consoles"
 HOST = "kvm-1"
 START_WITHIN_S = 90.0
 TICK_WITHIN_S = 60.0
+LISTEN_EVERY_S = 0.02
 
 
 class DemoFailed(Exception):
@@ -37,19 +41,20 @@ def main(home: Path) -> None:
     first = {name: wait_for_tick(name, 1) for name in guests}
 
     step(f"{HOST} goes into maintenance: its VMs move away while they run")
-    hostler("maintenance", "enter", HOST, "--reason", "quickstart", "--watch")
+    with listening(guests) as pauses:
+        hostler("maintenance", "enter", HOST, "--reason", "quickstart", "--watch")
     maintenance = json.loads(hostler("maintenance", "status", HOST, "--json", quiet=True))
     seconds = {vm["vm"]: vm["seconds"] for vm in maintenance["vms"]}
     after = {name: where(name) for name in guests}
     # Ticks that come after the move, so that the moment itself lies between two of them.
     last = {name: wait_for_tick(name, last_tick(name) + 3) for name in guests}
-    print(f"\n{'VM':8} {'was on':8} {'runs on':8} {'seconds':>8}   ticks")
+    print(f"\n{'VM':8} {'was on':8} {'runs on':8} {'seconds':>8} {'longest pause':>14}   ticks")
     for name in guests:
         ticks = f"{first[name]} to {last[name]}, {gaps(name)}"
         took = seconds.get(name)
         print(
             f"{name:8} {before[name]:8} {after[name]:8} "
-            f"{'-' if took is None else f'{took:.1f}':>8}   {ticks}"
+            f"{'-' if took is None else f'{took:.1f}':>8} {f'{pauses[name]:.1f} s':>14}   {ticks}"
         )
         if after[name] == HOST:
             raise DemoFailed(f"{name} still runs on {HOST}")
@@ -165,6 +170,30 @@ def wait_for_tick(guest: str, number: int) -> int:
             raise DemoFailed(f"{guest} stopped ticking at {newest}")
         time.sleep(0.2)
     return newest
+
+
+@contextmanager
+def listening(guests: list[str]) -> Iterator[dict[str, float]]:
+    """Each guest's longest time between two ticks during the block, as heard on its console."""
+    pauses = dict.fromkeys(guests, 0.0)
+    over = threading.Event()
+
+    def listen() -> None:
+        heard = {name: (last_tick(name), time.monotonic()) for name in guests}
+        while not over.wait(LISTEN_EVERY_S):
+            for name, (tick, at) in heard.items():
+                newest, now = last_tick(name), time.monotonic()
+                if newest != tick:
+                    pauses[name] = max(pauses[name], now - at)
+                    heard[name] = (newest, now)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        yield pauses
+    finally:
+        over.set()
+        listener.join()
 
 
 def gaps(guest: str) -> str:

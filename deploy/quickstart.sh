@@ -63,6 +63,8 @@ trap take_down EXIT
 trap 'exit 130' INT TERM
 
 say "The lab: three hosts with their own systemd, sshd and libvirtd"
+# Hosts remember the Hostler that had them: a new inventory starts with new hosts.
+[ -f "$HOSTLER_HOME/inventory.db" ] || "$lab" down
 "$lab" up
 
 say "Hostler: Temporal, inventory, worker and API in one process"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contracts.maintenance import MaintenanceStatus, VmAction
 from contracts.states import Phase
 
+_GAP = "\N{NO-BREAK SPACE}" * 3
 _IN_WORDS = {Phase.READY: "Ready for maintenance", Phase.ROLLING_BACK: "Rolling back"}
 
 
@@ -26,20 +27,19 @@ def next_commands(
 
 def current_details(status: MaintenanceStatus) -> str:
     """Markdown: where it stands, a table of the VMs, the commands."""
-    lines = [
-        f"### {status.host}: {_IN_WORDS.get(status.phase, status.phase)}",
-        "",
-        status.message,
-        "",
+    title = _IN_WORDS.get(status.phase, status.phase)
+    lines = [f"### {status.host}: {title}", ""]
+    if status.message != title:
+        lines += [status.message, ""]
+    lines.append(
         f"Out of service since {status.since:%Y-%m-%d %H:%M:%S} UTC"
-        + (f", because: {status.reason}" if status.reason else ""),
-    ]
+        + (f", because: {status.reason}" if status.reason else "")
+    )
     if status.vms:
-        lines += ["", "| VM | State | Destination | Attempts | Seconds | Last error |"]
+        lines += ["", _row("VM", "State", "Destination", "Attempts", "Seconds", "Last error")]
         lines += ["|---|---|---|---|---|---|"]
         lines += [
-            f"| {_cell(vm.vm)} | {vm.state} | {vm.destination or ''} | {vm.attempt or ''} "
-            f"| {'' if vm.seconds is None else vm.seconds} | {_cell(vm.error or '')} |"
+            _row(vm.vm, vm.state, vm.destination, vm.attempt or None, vm.seconds, vm.error)
             for vm in status.vms
         ]
     if status.plan is not None and status.plan.blockers:
@@ -50,5 +50,8 @@ def current_details(status: MaintenanceStatus) -> str:
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _row(*cells: object) -> str:
+    """A row of a table. Temporal's UI leaves no room between columns, so the cells bring it."""
+    texts = ("" if cell is None else str(cell) for cell in cells)
+    escaped = (text.replace("|", "\\|").replace("\n", " ") for text in texts)
+    return "".join(f"| {text}{_GAP} " for text in escaped) + "|"
