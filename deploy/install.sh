@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: brings the machine and the virtual environment up to the
 # lock file. Does nothing where nothing is missing.
 

@@ -68,7 +68,7 @@ say "The lab: three hosts with their own systemd, sshd and libvirtd"
 "$lab" up
 
 say "Hostler: Temporal, inventory, worker and API in one process"
-mkdir -p -m 700 "$HOSTLER_HOME"
+(umask 077 && mkdir -p "$HOSTLER_HOME")
 if ! running_pid >/dev/null; then
     setsid hostler up >"$HOSTLER_HOME/up.log" 2>&1 </dev/null &
     echo $! >"$pid_file"

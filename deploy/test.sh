@@ -6,7 +6,7 @@ source "$(dirname "$0")/install.sh"
 
 require_debian_root
 cd "$REPO"
-install_packages "${BUILD_PACKAGES[@]}" git postgresql sshpass
+install_packages "${BUILD_PACKAGES[@]}" curl git postgresql shellcheck
 install_python requirements-dev.lock
 export PATH="$VENV/bin:$PATH"
 
@@ -15,6 +15,9 @@ ruff format --check .
 ruff check .
 lint-imports --no-cache
 mypy
+mypy deploy/demo.py
+MYPYPATH=deploy/lab mypy -p hostlerlab
+shellcheck -x deploy/quickstart.sh deploy/test.sh .ci/run
 
 trap 'deploy/lab/lab down >/dev/null 2>&1 || true' EXIT
 say "Lab"

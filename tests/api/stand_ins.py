@@ -10,7 +10,6 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
-    from contracts.hosts import HostFacts
     from contracts.maintenance import (
         HostMaintenanceInput,
         HostMaintenanceResult,
@@ -22,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         VmAction,
     )
     from contracts.states import Phase, ResourceState
+    from tests.samples import FACTS
     from workflows.search_attributes import HOST_NAME
 
 SHOWN_KEY = "SHA256:" + "k" * 43
@@ -130,16 +130,7 @@ class StandInAddition:
             name=request.name,
             resource_state=ResourceState.ENABLED,
             host_key_sha256=SHOWN_KEY,
-            facts=HostFacts(
-                uuid="u",
-                architecture="x86_64",
-                cpu_model="m",
-                cpus=1,
-                memory_mib=1,
-                libvirt_version="9.0.0",
-                qemu_version="7.2.0",
-                operating_system="Debian 12",
-            ),
+            facts=FACTS,
         )
 
     @workflow.update(name="accept_host_key")

@@ -1,50 +1,13 @@
 """What the API answers, in the shape of contracts/."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from contracts.evacuation import Blocker, BlockerKind, EvacuationPlan, Move
-from contracts.hosts import Host, HostFacts
 from contracts.maintenance import MaintenanceView, VmStatus
 from contracts.operations import Operation, OperationKind
-from contracts.states import HostStatus, Phase, ResourceState
+from contracts.states import Phase
 from contracts.vms import MigrationState, VmMigration
-
-WHEN = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
-FINGERPRINT = "SHA256:" + "A" * 43
-FACTS = HostFacts(
-    uuid="5ab1f0c4-0000-4000-8000-000000000001",
-    architecture="x86_64",
-    cpu_model="EPYC",
-    cpus=2,
-    memory_mib=512,
-    libvirt_version="9.0.0",
-    qemu_version="7.2.19",
-    operating_system="Debian GNU/Linux 12",
-)
-
-
-def host(name: str = "kvm-1", state: ResourceState = ResourceState.ENABLED) -> Host:
-    return Host(
-        name=name,
-        zone="zone-1",
-        pod="pod-1",
-        cluster="cluster-1",
-        address="198.18.0.11",
-        user="root",
-        host_key_sha256=FINGERPRINT,
-        resource_state=state,
-        state_before_maintenance=None,
-        status=HostStatus.UP,
-        fence=None,
-        fence_generation=1,
-        facts=FACTS,
-        capacity_memory_mib=None,
-        capacity_cpus=None,
-        reserved_memory_mib=0,
-        created_at=WHEN,
-        updated_at=WHEN,
-    )
+from tests.samples import WHEN
 
 
 def operation(

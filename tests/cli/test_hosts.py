@@ -8,7 +8,7 @@ import pytest
 from contracts.addition import HostAdditionResult, HostAdditionStatus
 from contracts.operations import Operation, OperationKind
 from contracts.states import Phase, ResourceState
-from tests.cli.answers import FACTS, FINGERPRINT, host, operation
+from tests.cli.answers import operation
 from tests.cli.conftest import (
     NOT_FOUND,
     Answer,
@@ -20,6 +20,7 @@ from tests.cli.conftest import (
     problem,
     process,
 )
+from tests.samples import FACTS, FINGERPRINT, host
 
 SECRET = "canary-password-91ab"
 ADD = ("host", "add", "kvm-1", "--cluster", "cluster-1", "--address", "198.18.0.11")

@@ -8,7 +8,7 @@ from contracts.evacuation import EvacuationPlan
 from contracts.maintenance import HostMaintenanceResult, MaintenanceOutcome, OnBlocker
 from contracts.states import Phase, ResourceState
 from contracts.vms import MigrationState
-from tests.cli.answers import PLAN, host, migration, operation, view, vm
+from tests.cli.answers import PLAN, migration, operation, view, vm
 from tests.cli.conftest import (
     NOT_FOUND,
     UNAVAILABLE,
@@ -21,6 +21,7 @@ from tests.cli.conftest import (
     problem,
     process,
 )
+from tests.samples import host
 
 ENTER = "POST /v1/hosts/kvm-1/maintenance"
 LEAVE = "DELETE /v1/hosts/kvm-1/maintenance"
@@ -400,15 +401,15 @@ def test_leave_waits_until_the_host_is_back(api: FakeApi) -> None:
     "views",
     [
         # With and without a look at the moment in between.
-        (LEAVING, view(Phase.READY, "Stays out of service: kvm-1 does not answer.")),
-        (view(Phase.QUESTION, "Stays out of service: kvm-1 does not answer."),),
+        (LEAVING, view(Phase.READY, "Stays out", leave_problem="kvm-1 does not answer.")),
+        (view(Phase.QUESTION, "Stays out", leave_problem="kvm-1 does not answer."),),
     ],
 )
 def test_leave_that_a_check_stops(api: FakeApi, views: tuple[Any, ...]) -> None:
     api.on(VIEW, *map(ok, views))
     done = hostler("maintenance", "leave", "kvm-1")
     assert done.exit_code == 1
-    assert done.stderr == "hostler: kvm-1: Stays out of service: kvm-1 does not answer.\n"
+    assert done.stderr == "hostler: kvm-1 stays out of service: kvm-1 does not answer.\n"
 
 
 def test_leave_in_the_middle_of_a_question(api: FakeApi) -> None:

@@ -3,8 +3,9 @@ import json
 from contracts.hosts import Event
 from contracts.operations import OperationKind
 from contracts.states import Phase
-from tests.cli.answers import WHEN, operation, view
+from tests.cli.answers import operation, view
 from tests.cli.conftest import Answer, FakeApi, hostler, items, ok
+from tests.samples import WHEN
 
 FAILED = operation("FAILED", error="kvm-1 can't be evacuated:\nvm-1: no room")
 

@@ -1,6 +1,5 @@
 """The real lab, and drivers on it."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,13 +11,6 @@ from drivers.ssh import AsyncSshShell
 from tests.lab import Lab
 
 SOURCE, DESTINATION = "kvm-2", "kvm-3"
-
-
-@pytest.fixture(scope="session")
-def lab() -> Lab:
-    lab = Lab()
-    asyncio.run(lab.up())
-    return lab
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest_asyncio
 
 from tests.e2e.system import System
 from tests.lab import Lab
-from tests.postgres import postgresql
 
 HOSTS = ("kvm-1", "kvm-2", "kvm-3")
 GUESTS = ("vm-1", "vm-2", "vm-3")
@@ -25,13 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the histories of end-to-end runs to tests/histories",
     )
-
-
-@pytest.fixture(scope="session")
-def lab() -> Lab:
-    lab = Lab()
-    asyncio.run(lab.up())
-    return lab
 
 
 @pytest_asyncio.fixture
@@ -74,12 +66,6 @@ def installations(
 async def embedded(installations: Callable[..., System], guests: tuple[str, ...]) -> System:
     """A System on SQLite, not running yet; its hosts are clean and unknown."""
     return installations()
-
-
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
 
 
 @pytest_asyncio.fixture

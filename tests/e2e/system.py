@@ -176,6 +176,20 @@ class System:
                 method, f"http://127.0.0.1:{self.api_port}{path}", headers=headers, **more
             )
 
+    async def curl(self, path: str, *arguments: str) -> tuple[int, Any]:
+        """A request with curl, as the README shows it: status and body."""
+        header = self.home / "curl-header"
+        token = (self.home / "admin-token").read_text().strip()
+        header.write_text(f'header = "Authorization: Bearer {token}"\n')
+        said = await self.command(
+            *("curl", "-sS", "-K", str(header), "-w", "\n%{http_code}", *arguments),
+            f"http://127.0.0.1:{self.api_port}{path}",
+        )
+        header.unlink()
+        assert said.status == 0, said
+        body, _, status = said.stdout.rpartition("\n")
+        return int(status), json.loads(body)
+
     # --- looking on -----------------------------------------------------------------------------
 
     async def client(self) -> Client:

@@ -1,7 +1,7 @@
 """Each test of the inventory runs on SQLite and on PostgreSQL, on the tables of the migrations."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
@@ -11,18 +11,11 @@ from contracts.hosts import Host
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.states import AllocationState, HostStatus, ResourceState
 from inventory import Database, Inventory, SecretBox
-from tests.postgres import postgresql
 
 _numbers = itertools.count(1)
 
 OWNER = Owner(workflow_id="maintenance/kvm-1", first_run_id="run-1")
 OTHER = Owner(workflow_id="maintenance/other", first_run_id="run-2")
-
-
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

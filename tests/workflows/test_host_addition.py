@@ -32,13 +32,13 @@ from contracts.steps import (
     ScanHostKeyInput,
     SetStatusInput,
 )
+from tests.samples import FACTS, FINGERPRINT, host
 from tests.workflows.world import refusal
 from workers.interceptors import HostlerInterceptor
 from workflows.host_addition import HostAddition
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-KEY = "SHA256:" + "A" * 43
 OTHER_KEY = "SHA256:" + "B" * 43
 
 
@@ -85,7 +85,7 @@ class NewHost:
     @activity.defn(name="scan_host_key")
     async def scan_host_key(self, request: ScanHostKeyInput) -> HostKeyResult:
         self._call("scan_host_key")
-        return HostKeyResult(line="ssh-ed25519 AAAA", sha256=KEY)
+        return HostKeyResult(line="ssh-ed25519 AAAA", sha256=FINGERPRINT)
 
     @activity.defn(name="register_host")
     async def register_host(self, request: RegisterHostInput) -> Host:
@@ -98,16 +98,7 @@ class NewHost:
         self.reading = True
         await self.gate.wait()
         self._call("read_facts")
-        return HostFacts(
-            uuid="8a1c",
-            architecture="x86_64",
-            cpu_model="EPYC",
-            cpus=2,
-            memory_mib=512,
-            libvirt_version="9.0.0",
-            qemu_version="7.2.0",
-            operating_system="Debian",
-        )
+        return FACTS
 
     @activity.defn(name="install_fence")
     async def install_fence(self, request: FenceInput) -> None:
@@ -137,28 +128,7 @@ class NewHost:
         self.registered = None
 
     def _host(self) -> Host:
-        return Host.model_validate(
-            {
-                "name": "kvm-1",
-                "zone": "zone-1",
-                "pod": "pod-1",
-                "cluster": "cluster-1",
-                "address": "198.18.0.11",
-                "user": "root",
-                "host_key_sha256": KEY,
-                "resource_state": self.state,
-                "state_before_maintenance": None,
-                "status": self.status,
-                "fence": None,
-                "fence_generation": 0,
-                "facts": None,
-                "capacity_memory_mib": None,
-                "capacity_cpus": None,
-                "reserved_memory_mib": 0,
-                "created_at": "2026-01-01T00:00:00Z",
-                "updated_at": "2026-01-01T00:00:00Z",
-            }
-        )
+        return host("kvm-1", self.state, status=self.status)
 
     def activities(self) -> list[Callable[..., Any]]:
         """Everything that a Worker registers."""
@@ -227,11 +197,11 @@ async def until_question(handle: Handle) -> None:
 @pytest.mark.parametrize("enabled", [True, False])
 async def test_a_host_comes_into_service(begin: Begin, enabled: bool) -> None:
     new = NewHost()
-    handle = await begin(new, host_key_sha256=KEY, enabled=enabled)
+    handle = await begin(new, host_key_sha256=FINGERPRINT, enabled=enabled)
     result = await handle.result()
     wanted = ResourceState.ENABLED if enabled else ResourceState.DISABLED
     assert (result.resource_state, new.state) == (wanted, wanted)
-    assert result.host_key_sha256 == KEY
+    assert result.host_key_sha256 == FINGERPRINT
     assert new.status is HostStatus.UP
     assert new.registered is not None
     assert new.registered.host_key_line == "ssh-ed25519 AAAA"
@@ -244,13 +214,13 @@ async def test_the_key_is_shown_and_pinned_only_when_it_is_accepted(begin: Begin
     handle = await begin(new)
     await until_question(handle)
     status = await handle.query(HostAddition.status)
-    assert status.host_key_sha256 == KEY
-    assert KEY in status.commands[0]
+    assert status.host_key_sha256 == FINGERPRINT
+    assert FINGERPRINT in status.commands[0]
     assert new.registered is None
     with pytest.raises(WorkflowUpdateFailedError) as caught:
         await handle.execute_update("accept_host_key", {"fingerprint": OTHER_KEY})
-    assert KEY in str(caught.value.cause)
-    await handle.execute_update("accept_host_key", {"fingerprint": KEY})
+    assert FINGERPRINT in str(caught.value.cause)
+    await handle.execute_update("accept_host_key", {"fingerprint": FINGERPRINT})
     assert (await handle.result()).resource_state is ResourceState.ENABLED
 
 
@@ -259,7 +229,7 @@ async def test_another_key_than_the_accepted_one_ends_it(begin: Begin) -> None:
     cause = await failure(await begin(new, host_key_sha256=OTHER_KEY))
     assert isinstance(cause, ApplicationError)
     assert cause.type == "HostKeyNotAccepted"
-    assert KEY in cause.message
+    assert FINGERPRINT in cause.message
     assert OTHER_KEY in cause.message
     assert new.untouched()
 
@@ -281,7 +251,7 @@ async def test_nobody_answers_within_an_hour(begin: Begin) -> None:
 )
 async def test_what_fails_is_taken_back(begin: Begin, step: str) -> None:
     new = NewHost(fails=step)
-    cause = await failure(await begin(new, host_key_sha256=KEY))
+    cause = await failure(await begin(new, host_key_sha256=FINGERPRINT))
     assert isinstance(cause, ApplicationError)
     assert (cause.type, cause.message) == ("LoginRefused", f"{step} is refused")
     assert new.untouched()
@@ -289,7 +259,7 @@ async def test_what_fails_is_taken_back(begin: Begin, step: str) -> None:
 
 async def test_a_fence_that_stays_is_told_with_the_first_failure(begin: Begin) -> None:
     new = NewHost(fails="install_fence", keeps_its_fence=True)
-    cause = await failure(await begin(new, host_key_sha256=KEY))
+    cause = await failure(await begin(new, host_key_sha256=FINGERPRINT))
     assert isinstance(cause, ApplicationError)
     assert cause.type == "LoginRefused"
     assert cause.message == (
@@ -301,14 +271,14 @@ async def test_a_fence_that_stays_is_told_with_the_first_failure(begin: Begin) -
 
 async def test_a_held_host_is_left_alone(begin: Begin) -> None:
     new = NewHost(fails="acquire_lease")
-    await failure(await begin(new, host_key_sha256=KEY))
+    await failure(await begin(new, host_key_sha256=FINGERPRINT))
     assert new.calls == ["acquire_lease"]
 
 
 async def test_cancel_takes_everything_back(begin: Begin) -> None:
     new = NewHost()
     new.gate.clear()
-    handle = await begin(new, host_key_sha256=KEY)
+    handle = await begin(new, host_key_sha256=FINGERPRINT)
     while not new.reading:
         await asyncio.sleep(0.02)
     await handle.cancel()

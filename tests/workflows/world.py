@@ -23,6 +23,7 @@ from contracts.steps import (
     VmFate,
 )
 from contracts.vms import Vm, VmState
+from tests.samples import host
 
 
 def refusal(kind: str, message: str) -> ApplicationError:
@@ -105,27 +106,12 @@ class World:
 
     @activity.defn(name="get_host")
     async def get_host(self, request: HostRef) -> Host:
-        return Host.model_validate(
-            {
-                "name": request.host,
-                "zone": "zone-1",
-                "pod": "pod-1",
-                "cluster": "cluster-1",
-                "address": "198.18.0.11",
-                "user": "root",
-                "host_key_sha256": None,
-                "resource_state": self.state,
-                "state_before_maintenance": self.before,
-                "status": self.status,
-                "fence": self.fence,
-                "fence_generation": 0,
-                "facts": None,
-                "capacity_memory_mib": None,
-                "capacity_cpus": None,
-                "reserved_memory_mib": 0,
-                "created_at": "2026-01-01T00:00:00Z",
-                "updated_at": "2026-01-01T00:00:00Z",
-            }
+        return host(
+            request.host,
+            self.state,
+            state_before_maintenance=self.before,
+            status=self.status,
+            fence=self.fence,
         )
 
     @activity.defn(name="change_host_state")

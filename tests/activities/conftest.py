@@ -1,0 +1,139 @@
+"""Activities with the real drivers on the lab, and an inventory that knows its hosts."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.directory import HostDirectory
+from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
+from contracts.states import AllocationState, HostStatus, ResourceState
+from drivers.libvirt import LibvirtHypervisor
+from drivers.ssh import AsyncSshShell
+from inventory import Database, Inventory, SecretBox
+from tests.lab import Lab
+
+GUEST = "act-vm"
+SOURCE = "kvm-1"
+HOSTS = ("kvm-1", "kvm-2", "kvm-3")
+OWNER = Owner(workflow_id="maintenance/kvm-1", first_run_id="run-1")
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+async def shell() -> AsyncIterator[AsyncSshShell]:
+    shell = AsyncSshShell()
+    yield shell
+    await shell.close()
+
+
+@pytest.fixture
+async def hypervisor(shell: AsyncSshShell) -> AsyncIterator[LibvirtHypervisor]:
+    hypervisor = LibvirtHypervisor(shell)
+    yield hypervisor
+    await hypervisor.close()
+
+
+@pytest.fixture
+async def inventory(tmp_path: Path, lab: Lab) -> AsyncIterator[Inventory]:
+    """The lab's hosts, `Enabled` and `Up`, 512 MiB each."""
+    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
+    await database.upgrade()
+    inventory = Inventory(database, SecretBox(SecretBox.new_key()))
+    topology, enabled = inventory.topology, AllocationState.ENABLED
+    await topology.create_zone("zone-1", actor="test")
+    await topology.set_zone_state("zone-1", enabled, actor="test")
+    await topology.create_pod("pod-1", "zone-1", actor="test")
+    await topology.set_pod_state("pod-1", enabled, actor="test")
+    await topology.create_cluster("cluster-1", "pod-1", actor="test")
+    await topology.set_cluster_state("cluster-1", enabled, actor="test")
+    for name in HOSTS:
+        access = await lab.access(name)
+        await inventory.hosts.register(
+            name=name,
+            cluster="cluster-1",
+            address=access.address,
+            ssh_port=access.port,
+            user=access.user,
+            secret_id=await inventory.secrets.store(
+                "password", access.password or "", actor="test"
+            ),
+            host_key_line=access.host_key,
+            host_key_sha256="SHA256:" + "A" * 43,
+            capacity_memory_mib=512,
+            capacity_cpus=None,
+            reserved_memory_mib=0,
+            operation="addition",
+            actor="test",
+        )
+        await inventory.hosts.set_status(name, HostStatus.UP, actor="test", reason="added")
+        await inventory.hosts.change_state(
+            name,
+            expected=frozenset({ResourceState.CREATING}),
+            target=ResourceState.ENABLED,
+            operation="addition",
+            step="1",
+            actor="test",
+            reason="added",
+        )
+    yield inventory
+    await database.close()
+
+
+@pytest.fixture
+def directory(inventory: Inventory) -> HostDirectory:
+    return HostDirectory(inventory)
+
+
+@pytest.fixture
+async def lease(inventory: Inventory) -> LeaseRef:
+    """Of SOURCE, held by OWNER."""
+    return ref(await inventory.leases.acquire(SOURCE, LeaseScope.PLACEMENT, OWNER, "test"))
+
+
+@pytest.fixture
+async def vm(lab: Lab) -> AsyncIterator[str]:
+    """The UUID of GUEST, running at SOURCE."""
+    await asyncio.gather(*(lab.exec(host, "rm", "-rf", "/etc/hostler") for host in HOSTS))
+    await lab.remove_guest(GUEST)
+    yield await lab.start_guest(GUEST, on=SOURCE)
+    await lab.remove_guest(GUEST)
+
+
+def ref(lease: Lease) -> LeaseRef:
+    return LeaseRef(host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch)
+
+
+async def take_over(inventory: Inventory) -> LeaseRef:
+    """Another operation takes the lease of SOURCE from OWNER."""
+    other = Owner(workflow_id="maintenance/other", first_run_id="run-2")
+    return ref(
+        await inventory.leases.acquire(
+            SOURCE, LeaseScope.PLACEMENT, other, "test", takeover_from=OWNER
+        )
+    )
+
+
+async def reserve(inventory: Inventory, lease: LeaseRef, destination: str, uuid: str) -> None:
+    """Room for GUEST's 96 MiB, and a slot of two at each end."""
+    await inventory.reservations.reserve(
+        destination,
+        vm_uuid=uuid,
+        vm=GUEST,
+        memory_mib=96,
+        vcpus=1,
+        source=lease.host,
+        lease=lease,
+        memory_free_mib=512,
+        cpus_free=8,
+        max_parallel_per_host=2,
+    )
+
+
+async def run(activity: Callable[..., Awaitable[T]], *inputs: object) -> T:
+    """As a worker runs it, without a server."""
+    return await ActivityEnvironment().run(activity, *inputs)

@@ -1,0 +1,263 @@
+"""VMs move, and what an attempt that died half-way has left is put right by the next one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.directory import HostDirectory
+from activities.virtualization import (
+    DestinationUnreachable,
+    MigrationSettings,
+    ShutdownTimedOut,
+    VirtualizationActivities,
+)
+from contracts.errors import LeaseLost
+from contracts.leases import LeaseRef
+from contracts.states import AllocationState, HostStatus
+from contracts.steps import HostRef, MigrateVmInput, ShutDownVmInput, VmFate
+from contracts.vms import MigrationState
+from drivers.libvirt import LibvirtHypervisor
+from drivers.ssh import AsyncSshShell
+from inventory import Inventory
+from inventory.errors import DestinationFull, SlotsBusy
+from tests.activities.conftest import GUEST, HOSTS, OWNER, SOURCE, reserve, run, take_over
+from tests.drivers.tap import CONFIRM, FINISH, PERFORM, Cut, TappedShell
+from tests.lab import Lab
+
+DESTINATION = "kvm-2"
+OPERATION = f"{OWNER.workflow_id}#{OWNER.first_run_id}"
+
+
+@pytest.fixture
+def activities(
+    inventory: Inventory, directory: HostDirectory, hypervisor: LibvirtHypervisor
+) -> VirtualizationActivities:
+    return VirtualizationActivities(inventory, directory, hypervisor, MigrationSettings())
+
+
+@pytest.fixture
+async def slow(
+    inventory: Inventory, directory: HostDirectory, hypervisor: LibvirtHypervisor
+) -> VirtualizationActivities:
+    return VirtualizationActivities(
+        inventory, directory, hypervisor, MigrationSettings(bandwidth_mib_s=2)
+    )
+
+
+@pytest.fixture
+async def tapped(shell: AsyncSshShell) -> AsyncIterator[TappedShell]:
+    tapped = TappedShell(shell)
+    yield tapped
+    await tapped.close()
+
+
+def request(lease: LeaseRef, uuid: str, **more: object) -> MigrateVmInput:
+    values = {
+        "lease": lease,
+        "vm": GUEST,
+        "uuid": uuid,
+        "destination": DESTINATION,
+        "memory_mib": 96,
+        "vcpus": 1,
+        "max_parallel": 2,
+        **more,
+    }
+    return MigrateVmInput.model_validate(values)
+
+
+async def assert_runs_only_at(lab: Lab, host: str) -> None:
+    for other in HOSTS:
+        active = (await lab.virsh(other, "list", "--name")).stdout.split()
+        assert (GUEST in active) == (other == host), (other, active)
+        defined = (await lab.virsh(other, "list", "--all", "--name")).stdout.split()
+        assert (GUEST in defined) == (other == host), (other, defined)
+    await lab.ticks_on(GUEST)
+    ticks = lab.ticks(GUEST)
+    assert ticks == list(range(1, len(ticks) + 1))
+
+
+async def assert_nothing_reserved(inventory: Inventory) -> None:
+    for host in HOSTS:
+        assert await inventory.reservations.pointing_at(host) == []
+
+
+async def test_a_vm_moves_and_a_repetition_finds_it_there(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    moved = await run(activities.migrate_vm, request(lease, vm))
+    assert (moved.fate, moved.host) == (VmFate.MOVED, DESTINATION)
+    assert moved.seconds is not None
+    await assert_runs_only_at(lab, DESTINATION)
+    again = await run(activities.migrate_vm, request(lease, vm))
+    assert (again.fate, again.host, again.seconds) == (VmFate.MOVED, DESTINATION, None)
+    (row,) = await inventory.vm_migrations.list(OPERATION)
+    assert (row.state, row.percent) == (MigrationState.MOVED, 100)
+    await assert_nothing_reserved(inventory)
+
+
+@pytest.mark.parametrize(
+    ("end", "procedure", "reply", "delivered"),
+    [
+        (SOURCE, PERFORM, True, False),  # runs nowhere: resumed, then moved
+        (DESTINATION, FINISH, True, False),  # runs there, paused here: discarded
+        (SOURCE, CONFIRM, False, False),
+        (SOURCE, CONFIRM, True, False),
+    ],
+)
+async def test_the_next_attempt_puts_right_what_a_dead_client_left(
+    activities: VirtualizationActivities,
+    inventory: Inventory,
+    directory: HostDirectory,
+    tapped: TappedShell,
+    lease: LeaseRef,
+    vm: str,
+    lab: Lab,
+    *,
+    end: str,
+    procedure: int,
+    reply: bool,
+    delivered: bool,
+) -> None:
+    dying = LibvirtHypervisor(tapped, call_timeout=5, abort_timeout=5)
+    tapped.cut_at = Cut(end, procedure, reply, delivered)
+    first = VirtualizationActivities(inventory, directory, dying, MigrationSettings())
+    await asyncio.gather(run(first.migrate_vm, request(lease, vm)), return_exceptions=True)
+    assert tapped.cut_at is None, "the cut was made"
+    await dying.close()
+    moved = await run(activities.migrate_vm, request(lease, vm))
+    assert (moved.fate, moved.host) == (VmFate.MOVED, DESTINATION)
+    await assert_runs_only_at(lab, DESTINATION)
+    await assert_nothing_reserved(inventory)
+
+
+async def test_settling_leaves_no_migration_half_done(
+    slow: VirtualizationActivities,
+    activities: VirtualizationActivities,
+    inventory: Inventory,
+    directory: HostDirectory,
+    tapped: TappedShell,
+    lease: LeaseRef,
+    vm: str,
+    lab: Lab,
+) -> None:
+    dying = LibvirtHypervisor(tapped, call_timeout=5, abort_timeout=5)
+    tapped.cut_at = Cut(SOURCE, PERFORM, True, False)
+    first = VirtualizationActivities(inventory, directory, dying, MigrationSettings())
+    await asyncio.gather(run(first.migrate_vm, request(lease, vm)), return_exceptions=True)
+    await dying.close()
+    await run(activities.settle_migrations, lease)
+    await assert_runs_only_at(lab, SOURCE)
+    await assert_nothing_reserved(inventory)
+
+
+async def test_a_cancel_in_the_middle_leaves_it_at_its_source(
+    slow: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    environment = ActivityEnvironment()
+    migration = asyncio.create_task(environment.run(slow.migrate_vm, request(lease, vm)))
+    while (await lab.virsh(SOURCE, "domjobinfo", GUEST)).stdout.count("Memory processed") == 0:
+        await asyncio.sleep(0.1)
+    environment.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await migration
+    await assert_runs_only_at(lab, SOURCE)
+    (row,) = await inventory.vm_migrations.list(OPERATION)
+    assert row.state is MigrationState.CANCELED
+    await assert_nothing_reserved(inventory)
+
+
+async def test_whoever_lost_the_lease_touches_nothing(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    await take_over(inventory)
+    for work in (
+        run(activities.migrate_vm, request(lease, vm)),
+        run(activities.settle_migrations, lease),
+        run(activities.shut_down_vm, ShutDownVmInput(lease=lease, vm=GUEST, uuid=vm)),
+        run(activities.read_facts, lease),
+    ):
+        with pytest.raises(LeaseLost):
+            await work
+    await assert_runs_only_at(lab, SOURCE)
+    await assert_nothing_reserved(inventory)
+
+
+async def test_no_room_no_slot_no_host(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    with pytest.raises(DestinationFull, match="MiB of memory free, act-vm needs 600"):
+        await run(activities.migrate_vm, request(lease, vm, memory_mib=600))
+    await reserve(inventory, lease, "kvm-3", "another")
+    with pytest.raises(SlotsBusy, match="from or to kvm-1"):
+        await run(activities.migrate_vm, request(lease, vm, max_parallel=1))
+    await inventory.reservations.release_all(lease)
+    await lab.cut(DESTINATION)
+    try:
+        with pytest.raises(DestinationUnreachable, match=f"{DESTINATION} does not answer"):
+            await run(activities.migrate_vm, request(lease, vm))
+    finally:
+        await lab.heal(DESTINATION)
+    await assert_runs_only_at(lab, SOURCE)
+    await assert_nothing_reserved(inventory)
+
+
+async def test_a_guest_that_ignores_the_button_is_not_stopped(
+    activities: VirtualizationActivities, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    # Its kernel has no power button driver loaded in the initramfs: it never powers off.
+    order = ShutDownVmInput(lease=lease, vm=GUEST, uuid=vm, timeout_s=1)
+    with pytest.raises(ShutdownTimedOut, match="did not power off within 1 s"):
+        await run(activities.shut_down_vm, order)
+    await assert_runs_only_at(lab, SOURCE)
+    await lab.virsh(SOURCE, "destroy", GUEST)
+    done = await run(activities.shut_down_vm, order)
+    assert done.fate is VmFate.SHUT_OFF
+    await lab.virsh(SOURCE, "undefine", GUEST)
+    assert (await run(activities.shut_down_vm, order)).fate is VmFate.GONE
+
+
+async def test_a_survey_sees_vms_room_and_reasons(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    survey = await run(activities.survey_host, HostRef(host=SOURCE))
+    assert vm in [one.uuid for one in survey.vms]
+    rooms = {one.host: one for one in survey.candidates}
+    assert set(rooms) == {"kvm-2", "kvm-3"}
+    assert all(room.unsuitable is None and room.cpus_free > 0 for room in rooms.values())
+    free = rooms["kvm-2"].memory_free_mib
+    assert 0 < free <= 512
+    await reserve(inventory, lease, DESTINATION, vm)
+    await inventory.hosts.set_status(
+        "kvm-3", HostStatus.DISCONNECTED, actor="test", reason="silent"
+    )
+    survey = await run(activities.survey_host, HostRef(host=SOURCE))
+    rooms = {one.host: one for one in survey.candidates}
+    assert rooms["kvm-2"].memory_free_mib == free - 96
+    assert rooms["kvm-3"].unsuitable == "is Disconnected"
+    await inventory.topology.set_zone_state("zone-1", AllocationState.DISABLED, actor="test")
+    survey = await run(activities.survey_host, HostRef(host=SOURCE))
+    rooms = {one.host: one for one in survey.candidates}
+    assert rooms["kvm-2"].unsuitable == "zone zone-1 is Disabled"
+
+
+async def test_what_remains_and_what_is_on_its_way(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str
+) -> None:
+    await reserve(inventory, lease, DESTINATION, vm)
+    here = await run(activities.list_remaining_vms, HostRef(host=SOURCE))
+    there = await run(activities.list_remaining_vms, HostRef(host="kvm-2"))
+    assert GUEST in [one.name for one in here.vms]
+    assert here.arriving == ()
+    assert there.arriving == (GUEST,)
+
+
+async def test_facts_are_read_and_kept(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef
+) -> None:
+    facts = await run(activities.read_facts, lease)
+    assert facts.cpus >= 1
+    assert facts.libvirt_version.startswith("9.")
+    assert facts.operating_system.startswith("Debian")
+    assert (await inventory.hosts.get(SOURCE)).facts == facts

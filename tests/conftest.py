@@ -1,0 +1,24 @@
+"""What is real and made once: the lab, and a PostgreSQL server."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab
+from tests.postgres import postgresql
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    """Up, or repaired."""
+    lab = Lab()
+    asyncio.run(lab.up())
+    return lab
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of its superuser, without a database name."""
+    with postgresql() as url:
+        yield url
