@@ -44,9 +44,12 @@ class Lab:
         """Run a command in a host, network or not."""
         return await self._lab("exec", host, "--", *command, stdin=stdin, check=check)
 
-    async def virsh(self, host: str, *arguments: str, check: bool = True) -> Said:
+    async def virsh(
+        self, host: str, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> Said:
         """virsh in a host."""
-        return await self.exec(host, "virsh", "-q", "-c", "qemu:///system", *arguments, check=check)
+        command = ("virsh", "-q", "-c", "qemu:///system", *arguments)
+        return await self.exec(host, *command, stdin=stdin, check=check)
 
     async def start_guest(
         self, name: str, *, on: str, dirty: int | None = None, bridge: str | None = None

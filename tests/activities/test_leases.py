@@ -17,12 +17,16 @@ from inventory import Inventory
 from tests.activities.conftest import OWNER, SOURCE, ref, reserve, run
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[Client]:
-    async with await WorkflowEnvironment.start_local(
+async def start_server() -> WorkflowEnvironment:
+    return await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
         dev_server_log_level="error",
-    ) as environment:
+    )
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with await start_server() as environment:
         yield environment.client
 
 
@@ -75,10 +79,10 @@ async def test_another_chain_under_the_same_id_is_another_operation(
     assert (await run(activities.acquire_lease, wanted())).taken_over_from == holder
 
 
-async def test_no_answer_from_temporal_is_not_closed(
-    inventory: Inventory, client: Client, lease: LeaseRef
-) -> None:
-    away = await Client.connect("127.0.0.1:1", lazy=True)
+async def test_no_answer_from_temporal_is_not_closed(inventory: Inventory, lease: LeaseRef) -> None:
+    environment = await start_server()
+    away = environment.client
+    await environment.shutdown()
     other = wanted(Owner(workflow_id="maintenance/other", first_run_id="run-2"))
     with pytest.raises(Unavailable, match="did not say whether maintenance/kvm-1 still runs"):
         await run(LeaseActivities(inventory, away).acquire_lease, other)
