@@ -55,7 +55,9 @@ class FencingActivities:
         access = await self._directory.access(lease.host)
 
         async def put_up() -> None:
-            await self._inventory.hosts.want_fence(lease.host, request.operation, lease.epoch)
+            await self._inventory.hosts.want_fence(
+                lease.host, request.operation, lease.epoch, lease=lease
+            )
             await self._fence.put_up(access, request.operation, lease.epoch)
             await self._prove_up(access, request.operation)
 
@@ -64,14 +66,24 @@ class FencingActivities:
 
     @activity.defn(name="take_down_fence")
     async def take_down_fence(self, lease: LeaseRef) -> None:
-        """VMs may start on the host again. Raises FenceFailed."""
+        """VMs may start on the host again; the operation's own late steps can't fence it any more.
+
+        Raises FenceFailed, with the fence up again, if VMs are refused nevertheless.
+        """
         await self._inventory.leases.verify(lease)
         access = await self._directory.access(lease.host)
 
         async def take_down() -> None:
-            await self._fence.take_down(access, lease.epoch)
-            await self._prove_down(access)
-            await self._inventory.hosts.want_fence(lease.host, None, lease.epoch)
+            found = await self._fence.read(access)
+            if found.operation is not None or found.epoch != lease.closing_epoch:
+                await self._fence.take_down(access, lease.epoch)
+                try:
+                    await self._prove_down(access)
+                except FenceFailed:
+                    await self._fence.put_up(access, lease.owner.workflow_id, lease.epoch)
+                    raise
+                await self._fence.take_down(access, lease.closing_epoch)
+            await self._inventory.hosts.want_fence(lease.host, None, lease.epoch, lease=lease)
 
         async with beating():
             await uninterrupted(take_down())

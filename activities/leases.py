@@ -1,21 +1,20 @@
-"""Leases: acquired in the inventory; whether a holder still lives is Temporal's word."""
+"""Leases: acquired in the inventory, taken over from operations that have ended."""
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
 
-from contracts.errors import LeaseHeld, Unavailable
+from activities.holders import Holders
+from contracts.errors import LeaseHeld
 from contracts.leases import Lease, LeaseRef, Owner
-from contracts.steps import AcquireLeaseInput, HostRef
+from contracts.steps import AcquireLeaseInput
 from inventory import Inventory
 
 
 class LeaseActivities:
-    """Acquire, take over, release, and clear up after holders that have ended."""
+    """Acquire, take over, release."""
 
-    def __init__(self, inventory: Inventory, client: Client) -> None:
+    def __init__(self, inventory: Inventory, holders: Holders) -> None:
         self._inventory = inventory
-        self._client = client
+        self._holders = holders
 
     @activity.defn(name="acquire_lease")
     async def acquire_lease(self, request: AcquireLeaseInput) -> Lease:
@@ -31,7 +30,7 @@ class LeaseActivities:
             return await leases.acquire(request.host, request.scope, request.owner, request.purpose)
         except LeaseHeld as held:
             holder = Owner.model_validate(held.details["holder"])
-            if await self._runs(holder):
+            if await self._holders.runs(holder):
                 raise
         return await leases.acquire(
             request.host, request.scope, request.owner, request.purpose, takeover_from=holder
@@ -42,27 +41,3 @@ class LeaseActivities:
         """Give the lease back with everything reserved under it; no effect if it is gone."""
         await self._inventory.reservations.release_all(lease)
         await self._inventory.leases.release(lease)
-
-    @activity.defn(name="release_abandoned")
-    async def release_abandoned(self, request: HostRef) -> None:
-        """Give back what ended operations on other hosts still reserve at this one."""
-        for coming in await self._inventory.reservations.pointing_at(request.host):
-            lease = await self._inventory.leases.find(coming.source)
-            held = lease is not None and lease.epoch == coming.epoch
-            if lease is None or not held or not await self._runs(lease.owner):
-                await self._inventory.reservations.discard(coming)
-
-    async def _runs(self, holder: Owner) -> bool:
-        """Whether the holder's chain of runs is open. "Not found" is closed, "no answer" is not."""
-        try:
-            latest = await self._client.get_workflow_handle(holder.workflow_id).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return False
-            raise Unavailable(
-                f"Temporal did not say whether {holder.workflow_id} still runs: {error.message}."
-            ) from error
-        # One run per workflow id is open at a time: another chain there means that ours is closed.
-        if latest.raw_info.first_run_id != holder.first_run_id:
-            return False
-        return latest.status is WorkflowExecutionStatus.RUNNING

@@ -22,7 +22,6 @@ class RecordActivities:
     @activity.defn(name="change_host_state")
     async def change_host_state(self, request: ChangeStateInput) -> Host:
         """Compare-and-set the resource state, with its event. Raises Conflict, LeaseLost."""
-        await self._inventory.leases.verify(request.lease)
         return await self._inventory.hosts.change_state(
             request.lease.host,
             expected=request.expected,
@@ -31,12 +30,12 @@ class RecordActivities:
             step=f"{request.lease.epoch}/{request.step}",
             actor=request.lease.owner.workflow_id,
             reason=request.reason,
+            lease=request.lease,
         )
 
     @activity.defn(name="register_host")
     async def register_host(self, request: RegisterHostInput) -> Host:
         """Write the row of a new host, `Creating`. Raises AlreadyExists, NotFound (cluster)."""
-        await self._inventory.leases.verify(request.lease)
         operation = request.lease.owner.workflow_id
         return await self._inventory.hosts.register(
             name=request.lease.host,
@@ -52,23 +51,25 @@ class RecordActivities:
             reserved_memory_mib=request.reserved_memory_mib,
             operation=operation,
             actor=operation,
+            lease=request.lease,
         )
 
     @activity.defn(name="forget_host")
     async def forget_host(self, lease: LeaseRef) -> None:
         """Delete the row of a host whose addition failed; only one that is `Creating`."""
-        await self._inventory.leases.verify(lease)
         operation = lease.owner.workflow_id
-        await self._inventory.hosts.forget(lease.host, operation=operation, actor=operation)
+        await self._inventory.hosts.forget(
+            lease.host, operation=operation, actor=operation, lease=lease
+        )
 
     @activity.defn(name="set_host_status")
     async def set_host_status(self, request: SetStatusInput) -> Host:
         """Record what was seen of the host, with its event."""
-        await self._inventory.leases.verify(request.lease)
         return await self._inventory.hosts.set_status(
             request.lease.host,
             request.status,
             operation=request.lease.owner.workflow_id,
             actor=request.lease.owner.workflow_id,
             reason=request.reason,
+            lease=request.lease,
         )

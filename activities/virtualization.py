@@ -13,13 +13,14 @@ places, and each has one way on:
 import asyncio
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from temporalio import activity
 
 from activities.directory import HostDirectory
 from activities.execution import beating, uninterrupted
+from activities.holders import Holders
 from contracts.errors import Conflict, Failed, HostlerError, Unavailable
 from contracts.evacuation import Candidate, Survey
 from contracts.hosts import Host, HostFacts
@@ -31,14 +32,21 @@ from contracts.steps import (
     MigrateVmResult,
     RemainingVms,
     ShutDownVmInput,
+    SurveyInput,
     VmFate,
 )
 from contracts.vms import MigrationState, Vm, VmState
 from drivers.protocols import HostAccess, Hypervisor, MigrationOptions, MigrationProgress
 from inventory import Inventory
+from inventory.errors import DestinationFull, SlotsBusy
 
 T = TypeVar("T")
 
+_WAIT_AT_MOST_S = 3600.0
+_LOOK_AGAIN_S = 5.0
+_NEVER_A_DESTINATION = frozenset(
+    {ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED}
+)
 _ACTIVE = frozenset(VmState) - {VmState.SHUT_OFF, VmState.NO_STATE, VmState.CRASHED}
 
 
@@ -68,6 +76,16 @@ class _Found:
     host: str | None
 
 
+@dataclass
+class _Elsewhere:
+    """What the other hosts say of a VM: on which it runs, on which it is only defined, and which
+    can't tell."""
+
+    running: str | None = None
+    stopped: str | None = None
+    unclear: list[str] = field(default_factory=list)
+
+
 class DestinationUnreachable(Conflict):
     """The destination did not answer: another one may."""
 
@@ -84,26 +102,31 @@ class VirtualizationActivities:
         inventory: Inventory,
         directory: HostDirectory,
         hypervisor: Hypervisor,
+        holders: Holders,
         settings: MigrationSettings,
     ) -> None:
         self._inventory = inventory
         self._directory = directory
         self._hypervisor = hypervisor
+        self._holders = holders
         self._settings = settings
 
     @activity.defn(name="read_facts")
     async def read_facts(self, lease: LeaseRef) -> HostFacts:
         """Log in, read what the host says of itself, record it."""
         facts = await self._hypervisor.facts(await self._directory.access(lease.host))
-        await self._inventory.leases.verify(lease)
-        await self._inventory.hosts.set_facts(lease.host, facts)
+        await self._inventory.hosts.set_facts(lease.host, facts, lease=lease)
         return facts
 
     @activity.defn(name="survey_host")
-    async def survey_host(self, request: HostRef) -> Survey:
-        """The host's VMs, and each other host of its cluster as a possible destination."""
+    async def survey_host(self, request: SurveyInput) -> Survey:
+        """The host's own VMs, and each other host of its cluster as a possible destination."""
         host = await self._inventory.hosts.get(request.host)
-        vms = await self._hypervisor.list_vms(await self._directory.access(host.name))
+        vms = [
+            vm
+            for vm in await self._hypervisor.list_vms(await self._directory.access(host.name))
+            if not vm.incoming and request.only in (None, vm.uuid)
+        ]
         zone = await self._inventory.topology.get_zone(host.zone)
         pod = await self._inventory.topology.get_pod(host.pod)
         cluster = await self._inventory.topology.get_cluster(host.cluster)
@@ -130,13 +153,16 @@ class VirtualizationActivities:
     @activity.defn(name="list_remaining_vms")
     async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
         """One snapshot of the host's active domains, whoever started them."""
-        arriving = await self._inventory.reservations.pointing_at(request.host)
-        vms = await self._hypervisor.list_vms(await self._directory.access(request.host))
-        present = {vm.uuid for vm in vms}
-        return RemainingVms(
-            vms=tuple(vms),
-            arriving=tuple(entry.vm for entry in arriving if entry.vm_uuid not in present),
-        )
+        return await self._remaining(request.host)
+
+    @activity.defn(name="wait_for_arrivals")
+    async def wait_for_arrivals(self, request: HostRef) -> None:
+        """Returns when no VM is on its way to the host any more, or after an hour."""
+        deadline = time.monotonic() + _WAIT_AT_MOST_S
+        async with beating():
+            while time.monotonic() < deadline and (await self._remaining(request.host)).arriving:
+                await self._holders.release_abandoned(request.host)
+                await asyncio.sleep(_LOOK_AGAIN_S)
 
     @activity.defn(name="migrate_vm")
     async def migrate_vm(self, request: MigrateVmInput) -> MigrateVmResult:
@@ -156,25 +182,15 @@ class VirtualizationActivities:
                 if found.fate is not VmFate.AT_SOURCE:
                     return await self._arrived(request, found, None)
                 await self._expect_absent(destination, request.uuid)
-                capacity = await _at_destination(
+                free = await _at_destination(
                     request.destination,
                     self._free(await self._inventory.hosts.get(request.destination)),
                 )
-                await self._inventory.reservations.reserve(
-                    request.destination,
-                    vm_uuid=request.uuid,
-                    vm=request.vm,
-                    memory_mib=request.memory_mib,
-                    vcpus=request.vcpus,
-                    source=lease.host,
-                    lease=lease,
-                    memory_free_mib=capacity.memory_mib,
-                    cpus_free=capacity.cpus,
-                    max_parallel_per_host=request.max_parallel,
-                )
+                await self._reserve(request, free)
                 await self._inventory.vm_migrations.start(
                     operation, request.vm, lease.host, request.destination, activity.info().attempt
                 )
+                await self._inventory.leases.verify(lease)
                 started = time.monotonic()
                 try:
                     await self._migrate(request, source, destination)
@@ -190,6 +206,10 @@ class VirtualizationActivities:
             except asyncio.CancelledError:
                 await uninterrupted(self._departed(request, MigrationState.CANCELED, "cancelled"))
                 raise
+            except Unavailable:
+                # Nobody knows yet how it ended: the next attempt looks, and until then what is
+                # recorded says where the VM may be.
+                raise
             except HostlerError as error:
                 await self._departed(request, MigrationState.FAILED, str(error))
                 raise
@@ -203,8 +223,11 @@ class VirtualizationActivities:
         source = await self._directory.access(lease.host)
         async with beating():
             for vm in await self._hypervisor.list_vms(source):
+                if vm.incoming:  # another operation's
+                    continue
                 await self._inventory.leases.verify(lease)
                 await self._settle(lease, source, vm.uuid)
+        await self._inventory.vm_migrations.close(lease.host)
         await self._inventory.reservations.release_all(lease)
 
     @activity.defn(name="shut_down_vm")
@@ -226,7 +249,40 @@ class VirtualizationActivities:
                 await self._inventory.leases.verify(request.lease)
                 # Again and again: a guest that is still booting misses the first press.
                 await self._hypervisor.shut_down(access, request.uuid)
-                await asyncio.sleep(5)
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _remaining(self, name: str) -> RemainingVms:
+        reserved = await self._inventory.reservations.pointing_at(name)
+        vms = await self._hypervisor.list_vms(await self._directory.access(name))
+        present = {vm.uuid for vm in vms}
+        announced = [entry.vm for entry in reserved if entry.vm_uuid not in present]
+        return RemainingVms(
+            vms=tuple(vm for vm in vms if not vm.incoming),
+            arriving=(*(vm.name for vm in vms if vm.incoming), *announced),
+        )
+
+    async def _reserve(self, request: MigrateVmInput, free: "_Free") -> None:
+        """Raises as Reservations.reserve does, but never for what an ended operation left."""
+        try:
+            await self._try_to_reserve(request, free)
+        except (SlotsBusy, DestinationFull):
+            await self._holders.release_abandoned(request.lease.host, request.destination)
+            await self._try_to_reserve(request, free)
+
+    async def _try_to_reserve(self, request: MigrateVmInput, free: "_Free") -> None:
+        await self._inventory.reservations.reserve(
+            request.destination,
+            vm_uuid=request.uuid,
+            vm=request.vm,
+            memory_mib=request.memory_mib,
+            vcpus=request.vcpus,
+            source=request.lease.host,
+            lease=request.lease,
+            memory_free_mib=free.memory_mib,
+            cpus_free=free.cpus,
+            max_parallel_per_host=request.max_parallel,
+            counted=free.counted,
+        )
 
     async def _migrate(
         self, request: MigrateVmInput, source: HostAccess, destination: HostAccess
@@ -248,49 +304,80 @@ class VirtualizationActivities:
         """Where the VM is, after putting right what an earlier attempt left half done.
 
         Raises Unavailable as long as a host that may run the VM does not answer: a VM that
-        seems paused or gone may run there, and must not run twice.
+        seems paused or gone may run there, and must not run twice. Raises Failed when it can't be
+        told whether its memory here is still the newest.
         """
         await self._hypervisor.abort_migration(source, uuid)
         here = await self._hypervisor.find_vm(source, uuid)
+        if here is not None and here.incoming:
+            raise Unavailable(f"{here.name} is still on its way to {lease.host}.")
         if here is not None and here.state in _ACTIVE and not here.paused_by_migration:
             return _Found(VmFate.AT_SOURCE, lease.host)
-        place = await self._elsewhere(lease.host, uuid)
-        if place is not None:
+        there = await self._look_elsewhere(lease.host, uuid, here)
+        if there.running is not None:
             if here is not None:
                 await self._inventory.leases.verify(lease)
                 await self._hypervisor.discard_migrated(source, uuid)
-            return _Found(VmFate.MOVED, place)
-        if here is None:
-            return _Found(VmFate.GONE, None)
-        if here.state not in _ACTIVE:
-            return _Found(VmFate.SHUT_OFF, lease.host)
+            return _Found(VmFate.MOVED, there.running)
+        if there.unclear:
+            raise Unavailable(
+                f"A VM that left {lease.host} may be on {', '.join(there.unclear)}, which can't "
+                "tell yet.",
+                remedy="Bring these hosts back; the operation goes on by itself.",
+            )
+        if here is None or here.state not in _ACTIVE:
+            place = lease.host if here is not None else there.stopped
+            return _Found(VmFate.GONE if place is None else VmFate.SHUT_OFF, place)
+        if there.stopped is not None:
+            raise Failed(
+                f"{here.name} is paused on {lease.host} by a migration that was cut off, and "
+                f"defined but not running on {there.stopped}: if it ran there since, what it "
+                "left in memory here is out of date, and to go on from it would damage its disks.",
+                remedy=f"If it ran there, `virsh destroy` and `virsh undefine` it on {lease.host}; "
+                f"if it did not, `virsh undefine` it on {there.stopped}. Then try again.",
+            )
         await self._inventory.leases.verify(lease)
         await self._hypervisor.resume(source, uuid)
         return _Found(VmFate.AT_SOURCE, lease.host)
 
-    async def _elsewhere(self, source: str, uuid: str) -> str | None:
-        """Which other host of the cluster runs the VM. Raises Unavailable when none is known to
-        and one could not be asked, or has it half-way in."""
+    async def _look_elsewhere(self, source: str, uuid: str, here: Vm | None) -> "_Elsewhere":
+        """Ask every other host of the cluster for the VM.
+
+        A host that has been emptied for maintenance may be away, unless the VM was last on its way
+        to just that one.
+        """
         host = await self._inventory.hosts.get(source)
-        silent: list[str] = []
-        for other in await self._inventory.hosts.list(cluster=host.cluster):
-            if other.name == source:
+        others = [
+            other
+            for other in await self._inventory.hosts.list(cluster=host.cluster)
+            if other.name != source and other.resource_state not in _NEVER_A_DESTINATION
+        ]
+        suspects = set()
+        if here is not None:
+            suspects = await self._inventory.vm_migrations.unfinished(source, here.name)
+        answers = await asyncio.gather(*(self._look_at(other.name, uuid) for other in others))
+        found = _Elsewhere()
+        for other, vm in zip(others, answers, strict=True):
+            if isinstance(vm, HostlerError):
+                emptied = other.resource_state is ResourceState.MAINTENANCE
+                if not emptied or other.name in suspects:
+                    found.unclear.append(other.name)
+            elif vm is None:
                 continue
-            try:
-                vm = await self._hypervisor.find_vm(await self._directory.access(other.name), uuid)
-            except Unavailable:
-                silent.append(other.name)
-                continue
-            if vm is not None and vm.paused_by_migration:
-                silent.append(other.name)
-            elif vm is not None and vm.state in _ACTIVE:
-                return other.name
-        if silent:
-            raise Unavailable(
-                f"A VM that left {source} may be on {', '.join(silent)}, which can't tell yet.",
-                remedy="Bring these hosts back; the operation goes on by itself.",
-            )
-        return None
+            elif vm.paused_by_migration:
+                found.unclear.append(other.name)
+            elif vm.state in _ACTIVE:
+                found.running = other.name
+            else:
+                found.stopped = other.name
+        return found
+
+    async def _look_at(self, host: str, uuid: str) -> Vm | HostlerError | None:
+        try:
+            return await self._hypervisor.find_vm(await self._directory.access(host), uuid)
+        except (Unavailable, Failed) as error:
+            activity.logger.info("%s does not tell of %s: %s", host, uuid, error)
+            return error
 
     async def _expect_absent(self, destination: HostAccess, uuid: str) -> None:
         """An aborted incoming migration must be gone before the destination is used again."""
@@ -327,6 +414,7 @@ class VirtualizationActivities:
         return _Free(
             memory_mib=memory - host.reserved_memory_mib - seen.memory_used_mib,
             cpus=cpus - seen.cpus_used,
+            counted=seen.vm_uuids,
         )
 
     async def _candidate(self, host: Host, vms: list[Vm], disabled: list[str]) -> Candidate:
@@ -335,7 +423,7 @@ class VirtualizationActivities:
             try:
                 access = await self._directory.access(host.name)
                 free = await self._free(host)
-                reserved = await self._inventory.reservations.total(host.name)
+                reserved = await self._inventory.reservations.total(host.name, counted=free.counted)
                 verdicts = {vm.name: await self._cpu_verdict(access, vm) for vm in vms}
                 return Candidate(
                     host=host.name,
@@ -358,6 +446,7 @@ class VirtualizationActivities:
 class _Free:
     memory_mib: int
     cpus: int
+    counted: frozenset[str]
 
 
 class _ProgressRecorder:

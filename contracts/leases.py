@@ -24,7 +24,8 @@ class Owner(Contract):
 
 
 class Lease(Contract):
-    """A lease held. `epoch` rises at each change of owner of (host, scope), and never falls."""
+    """A lease held. `epoch` rises by 2 at each change of owner of (host, scope), and never falls:
+    the odd number above it is `LeaseRef.closing_epoch`."""
 
     host: Name
     scope: LeaseScope
@@ -41,3 +42,9 @@ class LeaseRef(Contract):
     scope: LeaseScope = LeaseScope.PLACEMENT
     owner: Owner
     epoch: int
+
+    @property
+    def closing_epoch(self) -> int:
+        """Between this lease's epoch and any successor's. A host that holds it refuses what a
+        stopped worker of this operation may still do when it goes on, and no successor."""
+        return self.epoch + 1

@@ -17,6 +17,13 @@ class HostRef(Contract):
     host: Name
 
 
+class SurveyInput(Contract):
+    """Which host to survey; `only`: one VM of it, by UUID, instead of all."""
+
+    host: Name
+    only: str | None = None
+
+
 class AcquireLeaseInput(Contract):
     """Who wants which lease, what for. `known`: the host must be in the inventory already."""
 
@@ -38,7 +45,7 @@ class ChangeStateInput(Contract):
 
 
 class RemainingVms(Contract):
-    """Active domains of a host in one snapshot, and VMs that are on their way to it."""
+    """Active domains of a host in one snapshot, and VMs that are still on their way to it."""
 
     vms: tuple[Vm, ...]
     arriving: tuple[VmName, ...]

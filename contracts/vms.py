@@ -30,6 +30,7 @@ class Vm(Contract):
         local_disks: paths of disks on storage that other hosts do not share.
         paused_by_migration: paused because a migration of it runs, ended half-way or failed;
             libvirt's pause reasons "migration", "starting up" and "post-copy".
+        incoming: the half of a migration that comes to this host: not the host's own VM yet.
         cpu_xml: its `<cpu>` element as libvirt expanded it, or None when it has none.
     """
 
@@ -40,6 +41,7 @@ class Vm(Contract):
     vcpus: int = Field(ge=0)
     persistent: bool = True
     paused_by_migration: bool = False
+    incoming: bool = False
     architecture: str = "x86_64"
     machine: str = ""
     emulator: str = ""

@@ -73,6 +73,7 @@ Work = Callable[["libvirt.virConnect"], T]
 
 # What the fence's hook says; a refusal without it came from something else.
 _FENCED = "host is fenced by "
+_PROBE = "hostler-fence-probe-"
 _MIGRATION_FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
     | libvirt.VIR_MIGRATE_PERSIST_DEST
@@ -184,6 +185,7 @@ class LibvirtHypervisor:
                 cpus=cpus,
                 memory_used_mib=sum(vm.memory_mib for vm in vms),
                 cpus_used=sum(vm.vcpus for vm in vms),
+                vm_uuids=frozenset(vm.uuid for vm in vms),
             )
 
         return await self._ask(access, "its capacity", read)
@@ -304,8 +306,7 @@ class LibvirtHypervisor:
         """
 
         def abort(connection: libvirt.virConnect) -> bool:
-            stats = _migration_job(connection, uuid)
-            if stats is None or stats.get("operation") not in _OUTGOING:
+            if _migration_job(connection, uuid) is None:
                 return False
             with _tolerated(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 connection.lookupByUUIDString(uuid).abortJob()
@@ -366,7 +367,7 @@ class LibvirtHypervisor:
             with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):
                 domain = connection.lookupByUUIDString(uuid)
                 vm = _read_vm(connection, domain)
-                if not vm.paused_by_migration and vm.state is not VmState.SHUT_OFF:
+                if vm.incoming or (not vm.paused_by_migration and vm.state is not VmState.SHUT_OFF):
                     raise HypervisorFailed(
                         f"{vm.name} on {access.name} is {vm.state}, no leftover of a migration."
                     )
@@ -386,7 +387,7 @@ class LibvirtHypervisor:
 
         def probe(connection: libvirt.virConnect) -> str | None:
             host = domain_xml.read_capabilities(connection.getCapabilities())
-            name = f"hostler-fence-probe-{secrets.token_hex(4)}"
+            name = f"{_PROBE}{secrets.token_hex(4)}"
             # Auto-destroy: should this process die right here, libvirtd removes it.
             flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
             try:
@@ -605,7 +606,6 @@ _OUTGOING = (
     libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
     libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN,
 )
-_MIGRATIONS = (*_OUTGOING, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)
 
 
 def translate(error: libvirt.libvirtError, what: str) -> HostlerError:
@@ -648,7 +648,7 @@ def _active_vms(connection: libvirt.virConnect) -> list[Vm]:
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):  # it ended since
             vm = _read_vm(connection, domain)
-            if vm.state not in _NOT_ACTIVE:
+            if vm.state not in _NOT_ACTIVE and not vm.name.startswith(_PROBE):
                 vms.append(vm)
     return sorted(vms, key=lambda vm: vm.name)
 
@@ -656,6 +656,8 @@ def _active_vms(connection: libvirt.virConnect) -> list[Vm]:
 def _read_vm(connection: libvirt.virConnect, domain: libvirt.virDomain) -> Vm:
     state, reason = domain.state()
     vm = domain_xml.read_vm(domain.XMLDesc(), state, reason, persistent=bool(domain.isPersistent()))
+    if vm.paused_by_migration and _is_incoming(domain):
+        vm = vm.model_copy(update={"incoming": True})
     if not domain_xml.is_host_passthrough(vm.cpu_xml):
         return vm
     capabilities = connection.getDomainCapabilities(
@@ -664,15 +666,33 @@ def _read_vm(connection: libvirt.virConnect, domain: libvirt.virDomain) -> Vm:
     return vm.model_copy(update={"cpu_xml": domain_xml.host_cpu(capabilities)})
 
 
+def _is_incoming(domain: libvirt.virDomain) -> bool:
+    """libvirt has no statistics of a migration at its destination, and says so (measured with
+    9.0.0: "migration statistics are available only on the source host")."""
+    try:
+        operation = domain.jobStats().get("operation")
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+            return True
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+            return False
+        raise
+    return bool(operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)
+
+
 def _migration_job(connection: libvirt.virConnect, uuid: str) -> dict[str, Any] | None:
-    """Statistics of a running migration, in or out."""
-    with _tolerated(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+    """Statistics of a running migration from the host, or None."""
+    with _tolerated(
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+        libvirt.VIR_ERR_OPERATION_UNSUPPORTED,  # it is at its destination
+    ):
         stats: dict[str, Any] = connection.lookupByUUIDString(uuid).jobStats()
         running = stats.get("type") in (
             libvirt.VIR_DOMAIN_JOB_BOUNDED,
             libvirt.VIR_DOMAIN_JOB_UNBOUNDED,
         )
-        if running and stats.get("operation", 0) in _MIGRATIONS:
+        if running and stats.get("operation", 0) in _OUTGOING:
             return stats
     return None
 

@@ -70,12 +70,14 @@ class RemoteShell(Protocol):
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a host could give to VMs, and what they take: MiB and virtual CPUs."""
+    """What a host could give to VMs, and what they take: MiB and virtual CPUs. `vm_uuids`: the VMs
+    that are counted as taking it, those on their way in among them."""
 
     memory_mib: int
     cpus: int
     memory_used_mib: int
     cpus_used: int
+    vm_uuids: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Hosts: what is known of them, and the one place where their states change."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from sqlalchemy import ColumnElement
@@ -9,6 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.hosts import Host, HostFacts
+from contracts.leases import LeaseRef
 from contracts.states import (
     HOST_STATUS_TRANSITIONS,
     HostStatus,
@@ -17,6 +20,7 @@ from contracts.states import (
 )
 from inventory.database import Database
 from inventory.events import add_event
+from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
     HostRow,
@@ -93,14 +97,15 @@ class Hosts:
         reserved_memory_mib: int,
         operation: str,
         actor: str,
+        lease: LeaseRef | None = None,
     ) -> Host:
-        """Write the row of a new host, `Creating`.
+        """Write the row of a new host, `Creating`, while `lease` is held.
 
         One that is `Creating` already was left by an addition that ended: it gets the new values.
-        Raises AlreadyExists (name, or address and port), NotFound (cluster, secret).
+        Raises AlreadyExists (name, or address and port), NotFound (cluster, secret), LeaseLost.
         """
         try:
-            async with self._database.writing() as session:
+            async with self._writing(lease) as session:
                 if await session.get(SecretVersionRow, secret_id) is None:
                     raise NotFound(f"There is no secret {secret_id!r}.")
                 row = await _find_row(session, name)
@@ -139,9 +144,12 @@ class Hosts:
             ) from error.orig
         return await self.get(name)
 
-    async def forget(self, name: str, *, operation: str, actor: str) -> None:
-        """Delete a host that is `Creating`, with its credential; any other is left alone."""
-        async with self._database.writing() as session:
+    async def forget(
+        self, name: str, *, operation: str, actor: str, lease: LeaseRef | None = None
+    ) -> None:
+        """Delete a host that is `Creating`, with its credential; any other is left alone. Raises
+        LeaseLost."""
+        async with self._writing(lease) as session:
             row = await _find_row(session, name)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
@@ -170,14 +178,15 @@ class Hosts:
         step: str,
         actor: str,
         reason: str,
+        lease: LeaseRef | None = None,
     ) -> Host:
         """Make the resource state `target` if it is one of `expected` and the table allows it.
 
         Idempotent by (operation, step). A host that is `target` already, if that is expected, stays
-        so and gets the event alone. Raises Conflict, NotFound.
+        so and gets the event alone. Raises Conflict, NotFound, LeaseLost.
         """
         for _ in range(_WRITERS_RACING):
-            async with self._database.writing() as session:
+            async with self._writing(lease) as session:
                 row = await _find_row(session, name) or _missing(name)
                 if (row.state_operation, row.state_step) == (operation, step):
                     break
@@ -221,10 +230,11 @@ class Hosts:
         actor: str,
         reason: str,
         operation: str | None = None,
+        lease: LeaseRef | None = None,
     ) -> Host:
         """Record what is seen of the host; no effect if it is so already. Raises Conflict (not in
-        the transition table), NotFound."""
-        async with self._database.writing() as session:
+        the transition table), NotFound, LeaseLost."""
+        async with self._writing(lease) as session:
             row = await _find_row(session, name, lock=True) or _missing(name)
             current = HostStatus(row.status)
             if current is not status:
@@ -242,10 +252,18 @@ class Hosts:
                 )
         return await self.get(name)
 
-    async def set_facts(self, name: str, facts: HostFacts) -> None:
-        """Record what the host says of itself. Raises AlreadyExists if another one has its UUID."""
+    async def set_facts(
+        self, name: str, facts: HostFacts, *, lease: LeaseRef | None = None
+    ) -> None:
+        """Record what the host says of itself. Raises AlreadyExists if another one has its UUID,
+        LeaseLost."""
         try:
-            await self._update(name, uuid=facts.uuid, facts=facts.model_dump(mode="json"))
+            async with self._writing(lease) as session:
+                await session.exec(
+                    update(HostRow)
+                    .where(col(HostRow.name) == name)
+                    .values(uuid=facts.uuid, facts=facts.model_dump(mode="json"), updated_at=now())
+                )
         except IntegrityError as error:
             raise AlreadyExists(
                 f"Another host has the libvirt UUID {facts.uuid} of {name}.",
@@ -253,21 +271,25 @@ class Hosts:
                 "/etc/libvirt/libvirtd.conf and restart libvirtd.",
             ) from error.orig
 
-    async def want_fence(self, name: str, fence: str | None, generation: int) -> None:
+    async def want_fence(
+        self, name: str, fence: str | None, generation: int, *, lease: LeaseRef | None = None
+    ) -> None:
         """Record which fence the host is to have; a lower generation than the recorded one has no
-        effect: its operation was taken over."""
-        async with self._database.writing() as session:
+        effect: its operation was taken over. Raises LeaseLost."""
+        async with self._writing(lease) as session:
             await session.exec(
                 update(HostRow)
                 .where(col(HostRow.name) == name, col(HostRow.fence_generation) <= generation)
                 .values(fence=fence, fence_generation=generation, updated_at=now())
             )
 
-    async def _update(self, name: str, **values: object) -> None:
+    @asynccontextmanager
+    async def _writing(self, lease: LeaseRef | None) -> AsyncIterator[AsyncSession]:
+        """A transaction during which `lease`, if given, is and stays held."""
         async with self._database.writing() as session:
-            await session.exec(
-                update(HostRow).where(col(HostRow.name) == name).values(**values, updated_at=now())
-            )
+            if lease is not None:
+                await verify_lease(session, lease, hold=True)
+            yield session
 
     async def _row(self, name: str) -> HostRow:
         async with self._database.reading() as session:

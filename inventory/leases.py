@@ -10,6 +10,9 @@ from inventory.events import add_event
 from inventory.models import LeaseRow, now
 from inventory.upsert import insert_if_absent
 
+# Room for LeaseRef.closing_epoch.
+_EPOCH_STEP = 2
+
 
 class Leases:
     """Acquire, check, release."""
@@ -26,7 +29,7 @@ class Leases:
         *,
         takeover_from: Owner | None = None,
     ) -> Lease:
-        """Take the lease if nobody or `takeover_from` holds it; the epoch rises by 1.
+        """Take the lease if nobody or `takeover_from` holds it; the epoch rises by 2.
 
         Idempotent by owner: a repetition gives the same lease. Raises LeaseHeld, with the
         `holder` in its details.
@@ -49,17 +52,8 @@ class Leases:
 
     async def verify(self, lease: LeaseRef) -> None:
         """Raises LeaseLost unless that owner still holds it, under that epoch."""
-        query = select(LeaseRow).where(
-            col(LeaseRow.host) == lease.host, col(LeaseRow.scope) == lease.scope
-        )
         async with self._database.reading() as session:
-            row = (await session.exec(query)).first()
-        if row is None or row.epoch != lease.epoch or _owner(row) != lease.owner:
-            holder = row.workflow_id if row is not None else None
-            raise LeaseLost(
-                f"{lease.owner.workflow_id} no longer holds {lease.host}"
-                + (f": {holder} has taken it over." if holder else "."),
-            )
+            await verify_lease(session, lease)
 
     async def release(self, lease: LeaseRef) -> None:
         """Give it back; no effect if that owner does not hold it."""
@@ -89,6 +83,24 @@ class Leases:
         return _lease(row, owner) if row is not None and owner is not None else None
 
 
+async def verify_lease(session: AsyncSession, lease: LeaseRef, *, hold: bool = False) -> None:
+    """The same in a transaction; `hold`: nobody takes it over before that has ended.
+
+    What an operation writes is written only while it holds the lease: a worker that was stopped
+    and goes on later must not undo what came after.
+    """
+    query = select(LeaseRow).where(
+        col(LeaseRow.host) == lease.host, col(LeaseRow.scope) == lease.scope
+    )
+    row = (await session.exec(query.with_for_update(read=True) if hold else query)).first()
+    if row is None or row.epoch != lease.epoch or _owner(row) != lease.owner:
+        holder = row.workflow_id if row is not None else None
+        raise LeaseLost(
+            f"{lease.owner.workflow_id} no longer holds {lease.host}"
+            + (f": {holder} has taken it over." if holder else "."),
+        )
+
+
 def _take(
     session: AsyncSession, row: LeaseRow, owner: Owner, purpose: str, *, predecessor: Owner | None
 ) -> None:
@@ -96,7 +108,7 @@ def _take(
     row.predecessor_workflow_id = predecessor.workflow_id if predecessor else None
     row.predecessor_first_run_id = predecessor.first_run_id if predecessor else None
     row.purpose, row.acquired_at = purpose, now()
-    row.epoch += 1
+    row.epoch += _EPOCH_STEP
     session.add(row)
     if predecessor is not None:
         add_event(

@@ -11,6 +11,7 @@ from contracts.leases import LeaseRef
 from contracts.states import AllocationState, HostStatus, ResourceState
 from inventory.database import Database
 from inventory.errors import DestinationFull, DestinationUnfit, SlotsBusy
+from inventory.leases import verify_lease
 from inventory.models import ClusterRow, HostRow, PodRow, ReservationRow, ZoneRow
 
 
@@ -54,13 +55,16 @@ class Reservations:
         memory_free_mib: int,
         cpus_free: int,
         max_parallel_per_host: int,
+        counted: frozenset[str] = frozenset(),
     ) -> None:
         """Set room aside at `destination` and a slot at both ends; idempotent by VM.
 
-        `memory_free_mib` and `cpus_free` are what the destination has before reservations. Raises
-        DestinationUnfit (it takes no VM now), DestinationFull, SlotsBusy, NotFound.
+        `memory_free_mib` and `cpus_free` are what the destination has before reservations, with the
+        VMs in `counted` (UUIDs) taken off. Raises DestinationUnfit (it takes no VM now),
+        DestinationFull, SlotsBusy, NotFound, LeaseLost.
         """
         async with self._database.writing() as session:
+            await verify_lease(session, lease, hold=True)
             await _lock_hosts(session, destination, source)
             await _check_fit(session, destination)
             others = [
@@ -76,7 +80,11 @@ class Reservations:
                 if row.vm_uuid != vm_uuid
             ]
             _check_slots(others, (source, destination), max_parallel_per_host)
-            coming = [row for row in others if row.destination == destination]
+            coming = [
+                row
+                for row in others
+                if row.destination == destination and row.vm_uuid not in counted
+            ]
             _check_room(
                 destination,
                 vm,
@@ -85,7 +93,11 @@ class Reservations:
             )
             await session.exec(
                 delete(ReservationRow).where(
-                    col(ReservationRow.vm_uuid) == vm_uuid, col(ReservationRow.source) == source
+                    col(ReservationRow.vm_uuid) == vm_uuid,
+                    or_(
+                        col(ReservationRow.source) == source,
+                        col(ReservationRow.destination) == destination,
+                    ),
                 )
             )
             session.add(
@@ -124,22 +136,32 @@ class Reservations:
 
     async def pointing_at(self, host: str) -> list[Reservation]:
         """VMs on their way to the host."""
-        query = select(ReservationRow).where(col(ReservationRow.destination) == host)
-        async with self._database.reading() as session:
-            return [
-                Reservation(**row.model_dump(exclude={"id", "created_at"}))
-                for row in await session.exec(query)
-            ]
+        return await self._select(col(ReservationRow.destination) == host)
 
-    async def total(self, host: str) -> Reserved:
-        """What is reserved on the host."""
+    async def touching(self, host: str) -> list[Reservation]:
+        """VMs on their way to the host or from it."""
+        return await self._select(
+            or_(col(ReservationRow.destination) == host, col(ReservationRow.source) == host)
+        )
+
+    async def total(self, host: str, *, counted: frozenset[str] = frozenset()) -> Reserved:
+        """What is reserved on the host, for others than the VMs in `counted` (UUIDs)."""
         query = select(
             func.coalesce(func.sum(ReservationRow.memory_mib), 0),
             func.coalesce(func.sum(ReservationRow.vcpus), 0),
-        ).where(col(ReservationRow.destination) == host)
+        ).where(
+            col(ReservationRow.destination) == host, col(ReservationRow.vm_uuid).not_in(counted)
+        )
         async with self._database.reading() as session:
             memory_mib, vcpus = (await session.exec(query)).one()
         return Reserved(memory_mib=int(memory_mib), vcpus=int(vcpus))
+
+    async def _select(self, condition: ColumnElement[bool]) -> list[Reservation]:
+        async with self._database.reading() as session:
+            return [
+                Reservation(**row.model_dump(exclude={"id", "created_at"}))
+                for row in await session.exec(select(ReservationRow).where(condition))
+            ]
 
     async def _delete(self, *conditions: ColumnElement[bool]) -> None:
         async with self._database.writing() as session:

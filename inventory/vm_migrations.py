@@ -50,6 +50,17 @@ class VmMigrations:
             values |= {"percent": 100, "remaining_mib": 0}
         await self._update(operation, vm, values)
 
+    async def close(self, source: str) -> None:
+        """None from `source` is under way any more: those without an end were cut off."""
+        async with self._database.writing() as session:
+            await session.exec(
+                update(VmMigrationRow)
+                .where(
+                    col(VmMigrationRow.source) == source, col(VmMigrationRow.finished_at).is_(None)
+                )
+                .values(state=MigrationState.CANCELED, finished_at=now())
+            )
+
     async def list(self, operation: str) -> list[VmMigration]:
         """All of an operation, by VM."""
         query = (
@@ -59,6 +70,16 @@ class VmMigrations:
         )
         async with self._database.reading() as session:
             return [VmMigration(**row.model_dump()) for row in await session.exec(query)]
+
+    async def unfinished(self, source: str, vm: str) -> set[str]:
+        """Destinations of migrations of the VM from `source` of which no end was recorded."""
+        query = select(VmMigrationRow.destination).where(
+            col(VmMigrationRow.source) == source,
+            col(VmMigrationRow.vm) == vm,
+            col(VmMigrationRow.finished_at).is_(None),
+        )
+        async with self._database.reading() as session:
+            return set(await session.exec(query))
 
     async def _update(self, operation: str, vm: str, values: dict[str, object]) -> None:
         async with self._database.writing() as session:

@@ -9,6 +9,14 @@ from tests.lab import Lab
 from tests.postgres import postgresql
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-histories",
+        action="store_true",
+        help="write the histories of end-to-end runs to tests/histories",
+    )
+
+
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """Up, or repaired."""

@@ -11,6 +11,7 @@ from temporalio.worker import Worker
 from activities.addition import AdditionActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
+from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.records import RecordActivities
 from activities.virtualization import MigrationSettings, VirtualizationActivities
@@ -51,6 +52,7 @@ def build_worker(client: Client, inventory: Inventory, settings: Settings) -> Ru
     )
     fence = HookFence(shell)
     directory = HostDirectory(inventory)
+    holders = Holders(inventory, client)
     migration = MigrationSettings(
         max_parallel=settings.max_parallel_migrations,
         cpu_overcommit=settings.cpu_overcommit,
@@ -63,9 +65,9 @@ def build_worker(client: Client, inventory: Inventory, settings: Settings) -> Ru
         activities=activities_of(
             AdditionActivities(shell),
             FencingActivities(inventory, directory, fence, hypervisor),
-            LeaseActivities(inventory, client),
+            LeaseActivities(inventory, holders),
             RecordActivities(inventory),
-            VirtualizationActivities(inventory, directory, hypervisor, migration),
+            VirtualizationActivities(inventory, directory, hypervisor, holders, migration),
         ),
         interceptors=[HostlerInterceptor()],
         max_concurrent_activities=settings.max_concurrent_activities,

@@ -43,6 +43,7 @@ with workflow.unsafe.imports_passed_through():
         MigrateVmInput,
         MigrateVmResult,
         ShutDownVmInput,
+        SurveyInput,
         VmFate,
     )
     from contracts.vms import MigrationState, Vm
@@ -67,6 +68,10 @@ class _Leaving(Exception):
     """Somebody wants the host back; the evacuation stops where it is."""
 
 
+class _Gone(Exception):
+    """The VM is not on the host any more: its owner stopped it or moved it."""
+
+
 @workflow.defn(name="HostMaintenance")
 class HostMaintenance:
     """One maintenance of one host."""
@@ -85,6 +90,7 @@ class HostMaintenance:
         self._survey: Survey | None = None
         self._vms: dict[str, VmStatus] = {}
         self._answers: dict[str, VmAction] = {}
+        self._answered: set[str] = set()
         self._touched = False
         self._steps = 0
         self._leave_requested = False
@@ -92,6 +98,7 @@ class HostMaintenance:
         self._left = False
         self._leave_attempts = 0
         self._leave_problem: ApplicationError | None = None
+        self._failure: ApplicationError | None = None
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
@@ -113,6 +120,7 @@ class HostMaintenance:
     async def _dry_run(self) -> HostMaintenanceResult:
         await self._look()
         await self._make_plan()
+        await workflow.wait_condition(workflow.all_handlers_finished)
         return self._result(MaintenanceOutcome.PLANNED)
 
     async def _take_out(self) -> ApplicationError | None:
@@ -157,6 +165,8 @@ class HostMaintenance:
 
     async def _finish(self, failure: ApplicationError | None) -> HostMaintenanceResult:
         """Put the host back, as often as it takes, and close the way the operation was ended."""
+        self._failure = failure
+        self._withdraw_questions()
         while not await self._put_back(failure):
             await self._until_leave()
         self._left = True
@@ -293,13 +303,12 @@ class HostMaintenance:
                 )
                 await self._unless_leaving(
                     workflow.execute_activity_method(
-                        LeaseActivities.release_abandoned,
+                        VirtualizationActivities.wait_for_arrivals,
                         HostRef(host=self._name),
-                        summary="Reservations of operations that have ended",
-                        **policies.RECORD,
+                        summary=f"VMs on their way to {self._name}",
+                        **policies.HOST_WAIT,
                     )
                 )
-                await self._unless_leaving(workflow.sleep(5, summary="VMs on their way here"))
             else:
                 quiet += 1
 
@@ -328,16 +337,17 @@ class HostMaintenance:
         blocker = intrinsic_blocker(vm)
         if blocker is not None or destination is None:
             reason = self._blocked_because(vm)
-            choice = {OnBlocker.SHUTDOWN: VmAction.SHUTDOWN, OnBlocker.KEEP: VmAction.KEEP}.get(
-                self._asked.on_blocker
-            )
-            action = choice or await self._ask(vm, reason)
+            action = self._chosen_beforehand(vm) or await self._ask(vm, reason)
             if await self._settled_by(vm, action):
                 return
             destination = None
         while True:
             if destination is None:
-                destination, reason = await self._another_destination(vm, refused)
+                try:
+                    destination, reason = await self._another_destination(vm, refused)
+                except _Gone:
+                    self._note(vm.name, vm.uuid, MigrationState.GONE)
+                    return
                 if destination is None:
                     if await self._settled_by(vm, await self._ask(vm, reason)):
                         return
@@ -362,6 +372,13 @@ class HostMaintenance:
             else:
                 return
 
+    def _chosen_beforehand(self, vm: Vm) -> VmAction | None:
+        """What `on_blocker` says, unless somebody has answered for this very VM since."""
+        if vm.name in self._answered:
+            return None
+        choices = {OnBlocker.SHUTDOWN: VmAction.SHUTDOWN, OnBlocker.KEEP: VmAction.KEEP}
+        return choices.get(self._asked.on_blocker)
+
     async def _migrate(self, vm: Vm, destination: str, width: int) -> None:
         attempt = self._vms[vm.name].attempt + 1 if vm.name in self._vms else 1
         self._note(
@@ -384,13 +401,11 @@ class HostMaintenance:
         self._note_result(vm, result)
 
     async def _another_destination(self, vm: Vm, refused: set[str]) -> tuple[str | None, str]:
-        """A host that has not refused the VM yet, or why there is none."""
-        survey = await self._survey_host(policies.HOST_READ)
-        present = [other for other in survey.vms if other.uuid == vm.uuid]
-        plan = plan_evacuation(
-            survey.model_copy(update={"vms": tuple(present or [vm])}),
-            excluded={vm.name: frozenset(refused)},
-        )
+        """A host that has not refused the VM yet, or why there is none. Raises _Gone."""
+        survey = await self._survey_host(policies.HOST_READ, only=vm.uuid)
+        if not survey.vms:
+            raise _Gone
+        plan = plan_evacuation(survey, excluded={vm.name: frozenset(refused)})
         if plan.moves:
             return plan.moves[0].destination, ""
         last = self._vms[vm.name].error if vm.name in self._vms else None
@@ -457,6 +472,7 @@ class HostMaintenance:
         for vm in kept:
             if self._answers.pop(vm.vm, None) is VmAction.RETRY:
                 self._note(vm.vm, vm.uuid, MigrationState.WAITING)
+        self._plan = None  # it was made when that VM could not move
         await self._change_state(
             MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "a kept VM is to move"
         )
@@ -532,8 +548,11 @@ class HostMaintenance:
             self._leave_requested = False
             self._leave_attempts += 1
             if problem.type == "LeaseLost":
+                # Whoever took over is in charge; there is nothing left to put back.
+                self._failure = failure or problem
+                self._left = True
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                raise failure or problem from error
+                raise self._failure from error
             self._message = f"Stays out of service: {problem.message}"
             self._enter(Phase.READY if not rolling_back else Phase.QUESTION, self._message)
             return False
@@ -548,6 +567,7 @@ class HostMaintenance:
                 await self._settle_migrations()
             else:
                 self._enter(Phase.LEAVING, "Checks the host, then takes the fence down")
+                await self._require_answer()
             await workflow.execute_activity_method(
                 FencingActivities.take_down_fence,
                 self._held,
@@ -563,28 +583,50 @@ class HostMaintenance:
         )
         self._enter(Phase.DONE, f"{self._name} is {self._restore}")
 
+    async def _require_answer(self) -> None:
+        """A host that does not answer soon stays out, rather than go into service whenever it is
+        next switched on."""
+        await workflow.execute_activity_method(
+            VirtualizationActivities.list_remaining_vms,
+            HostRef(host=self._name),
+            summary=f"Does {self._name} answer?",
+            **policies.FIRST_LOOK,
+        )
+
+    def _withdraw_questions(self) -> None:
+        """Nobody waits for an answer any more."""
+        for vm in list(self._vms.values()):
+            if vm.state in _OPEN_STATES:
+                self._note(vm.vm, vm.uuid, MigrationState.CANCELED)
+
     # --- updates and the query ------------------------------------------------------------------
 
     @workflow.update(name="leave")
     async def leave(self, _: LeaveInput) -> LeaveResult:
         """End the maintenance. Completes when the host is back in service; fails with the reason
         when a check failed, and the host then stays out."""
+        # It may come in the very first task, before the run itself has begun.
+        await workflow.wait_condition(lambda: self._request is not None)
+        if self._asked.dry_run:
+            raise _nothing_to_leave()
         attempts = self._leave_attempts
         self._request_leave(canceled=False)
         await workflow.wait_condition(lambda: self._left or self._leave_attempts > attempts)
-        if not self._left and self._leave_problem is not None:
-            raise self._leave_problem
+        problem = self._failure if self._left else self._leave_problem
+        if problem is not None:
+            raise problem
         return LeaveResult(host=self._name, resource_state=self._restore)
 
     @leave.validator
     def _check_leave(self, _: LeaveInput) -> None:
         if self._request is not None and self._request.dry_run:
-            raise ApplicationError("A dry run has nothing to leave.", type="Conflict")
+            raise _nothing_to_leave()
 
     @workflow.update(name="resolve_vm")
     async def resolve_vm(self, answer: ResolveVmInput) -> None:
         """Answer the question about one VM."""
         self._answers[answer.vm] = answer.action
+        self._answered.add(answer.vm)
 
     @resolve_vm.validator
     def _check_answer(self, answer: ResolveVmInput) -> None:
@@ -749,11 +791,13 @@ class HostMaintenance:
             vms=tuple(self._vms.values()),
         )
 
-    async def _survey_host(self, policy: policies.ActivityPolicy) -> Survey:
+    async def _survey_host(
+        self, policy: policies.ActivityPolicy, *, only: str | None = None
+    ) -> Survey:
         survey: Survey = await self._unless_leaving(
             workflow.execute_activity_method(
                 VirtualizationActivities.survey_host,
-                HostRef(host=self._name),
+                SurveyInput(host=self._name, only=only),
                 summary=f"VMs of {self._name}, room in its cluster",
                 **policy,
             )
@@ -794,6 +838,10 @@ class HostMaintenance:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         raise _Leaving
+
+
+def _nothing_to_leave() -> ApplicationError:
+    return ApplicationError("A dry run has nothing to leave.", type="Conflict")
 
 
 async def _all(tasks: list[asyncio.Task[None]]) -> None:

@@ -31,7 +31,12 @@ _PATIENT = RetryPolicy(
     maximum_interval=timedelta(seconds=15),
 )
 
-RECORD = ActivityPolicy(start_to_close_timeout=timedelta(seconds=30), retry_policy=_PATIENT)
+RECORD = ActivityPolicy(
+    start_to_close_timeout=timedelta(seconds=30),
+    retry_policy=_PATIENT,
+    # A write that is under way is not to be overtaken by the one that takes it back.
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
 """Reads and writes of the inventory, and questions to Temporal."""
 
 FIRST_CONTACT = ActivityPolicy(
@@ -50,6 +55,13 @@ FIRST_LOOK = ActivityPolicy(
 
 HOST_READ = ActivityPolicy(start_to_close_timeout=timedelta(seconds=90), retry_policy=_PATIENT)
 """Reads of hosts while the operation is under way: they wait until the host is back."""
+
+HOST_WAIT = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=2),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""Waiting for something to happen on a host: only looks, and ends by itself after an hour."""
 
 HOST_CHANGE = ActivityPolicy(
     start_to_close_timeout=timedelta(minutes=5),

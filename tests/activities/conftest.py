@@ -1,14 +1,18 @@
 """Activities with the real drivers on the lab, and an inventory that knows its hosts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from temporalio.testing import ActivityEnvironment
+from temporalio.client import Client, WorkflowHandle
+from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.directory import HostDirectory
+from activities.holders import Holders
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.states import AllocationState, HostStatus, ResourceState
 from drivers.libvirt import LibvirtHypervisor
@@ -84,6 +88,30 @@ async def inventory(tmp_path: Path, lab: Lab) -> AsyncIterator[Inventory]:
     await database.close()
 
 
+async def start_server() -> WorkflowEnvironment:
+    return await WorkflowEnvironment.start_local(
+        dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
+        dev_server_log_level="error",
+    )
+
+
+@pytest.fixture(scope="session")
+def temporal_address() -> Iterator[str]:
+    environment = asyncio.run(start_server())
+    yield environment.client.service_client.config.target_host
+    asyncio.run(environment.shutdown())
+
+
+@pytest.fixture
+async def client(temporal_address: str) -> Client:
+    return await Client.connect(temporal_address)
+
+
+@pytest.fixture
+def holders(inventory: Inventory, client: Client) -> Holders:
+    return Holders(inventory, client)
+
+
 @pytest.fixture
 def directory(inventory: Inventory) -> HostDirectory:
     return HostDirectory(inventory)
@@ -118,11 +146,11 @@ async def take_over(inventory: Inventory) -> LeaseRef:
     )
 
 
-async def reserve(inventory: Inventory, lease: LeaseRef, destination: str, uuid: str) -> None:
+async def reserve(inventory: Inventory, lease: LeaseRef, destination: str, vm_uuid: str) -> None:
     """Room for GUEST's 96 MiB, and a slot of two at each end."""
     await inventory.reservations.reserve(
         destination,
-        vm_uuid=uuid,
+        vm_uuid=vm_uuid,
         vm=GUEST,
         memory_mib=96,
         vcpus=1,
@@ -132,6 +160,12 @@ async def reserve(inventory: Inventory, lease: LeaseRef, destination: str, uuid:
         cpus_free=8,
         max_parallel_per_host=2,
     )
+
+
+async def open_workflow(client: Client) -> tuple[WorkflowHandle[object, object], Owner]:
+    """A workflow that is open: no worker ever takes it."""
+    handle = await client.start_workflow("Any", id=str(uuid.uuid4()), task_queue="nobody")
+    return handle, Owner(workflow_id=handle.id, first_run_id=handle.first_execution_run_id or "")
 
 
 async def run(activity: Callable[..., Awaitable[T]], *inputs: object) -> T:

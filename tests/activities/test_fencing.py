@@ -69,6 +69,24 @@ async def test_whoever_lost_the_lease_moves_no_fence(
     await run(activities.take_down_fence, successor)
 
 
+async def test_once_down_the_same_operation_can_not_fence_it_again(
+    activities: FencingActivities, inventory: Inventory, lease: LeaseRef, lab: Lab
+) -> None:
+    """A worker that was stopped before the fence went down, and goes on after."""
+    order = FenceInput(lease=lease, operation=OPERATION)
+    await run(activities.install_fence, order)
+    await run(activities.put_up_fence, order)
+    await run(activities.take_down_fence, lease)
+    with pytest.raises(EpochRefused):
+        await run(activities.put_up_fence, order)
+    assert await fence_file(lab) == ""
+    # The next operation can.
+    successor = await take_over(inventory)
+    await run(activities.put_up_fence, FenceInput(lease=successor, operation="maintenance/other"))
+    assert await fence_file(lab) == "maintenance/other"
+    await run(activities.take_down_fence, successor)
+
+
 async def test_the_host_itself_refuses_an_earlier_epoch(
     activities: FencingActivities, inventory: Inventory, lease: LeaseRef, lab: Lab
 ) -> None:

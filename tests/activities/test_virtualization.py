@@ -1,28 +1,43 @@
 """VMs move, and what an attempt that died half-way has left is put right by the next one."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+from sqlmodel import col, update
+from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
 from activities.directory import HostDirectory
+from activities.holders import Holders
 from activities.virtualization import (
     DestinationUnreachable,
     MigrationSettings,
     ShutdownTimedOut,
     VirtualizationActivities,
 )
-from contracts.errors import LeaseLost
-from contracts.leases import LeaseRef
+from contracts.errors import Failed, LeaseLost
+from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.states import AllocationState, HostStatus
-from contracts.steps import HostRef, MigrateVmInput, ShutDownVmInput, VmFate
+from contracts.steps import HostRef, MigrateVmInput, ShutDownVmInput, SurveyInput, VmFate
 from contracts.vms import MigrationState
 from drivers.libvirt import LibvirtHypervisor
+from drivers.protocols import Hypervisor
 from drivers.ssh import AsyncSshShell
 from inventory import Inventory
 from inventory.errors import DestinationFull, SlotsBusy
-from tests.activities.conftest import GUEST, HOSTS, OWNER, SOURCE, reserve, run, take_over
+from inventory.models import HostRow
+from tests.activities.conftest import (
+    GUEST,
+    HOSTS,
+    OWNER,
+    SOURCE,
+    open_workflow,
+    ref,
+    reserve,
+    run,
+    take_over,
+)
 from tests.drivers.tap import CONFIRM, FINISH, PERFORM, Cut, TappedShell
 from tests.lab import Lab
 
@@ -30,20 +45,29 @@ DESTINATION = "kvm-2"
 OPERATION = f"{OWNER.workflow_id}#{OWNER.first_run_id}"
 
 
-@pytest.fixture
-def activities(
-    inventory: Inventory, directory: HostDirectory, hypervisor: LibvirtHypervisor
-) -> VirtualizationActivities:
-    return VirtualizationActivities(inventory, directory, hypervisor, MigrationSettings())
+Make = Callable[..., VirtualizationActivities]
 
 
 @pytest.fixture
-async def slow(
-    inventory: Inventory, directory: HostDirectory, hypervisor: LibvirtHypervisor
-) -> VirtualizationActivities:
-    return VirtualizationActivities(
-        inventory, directory, hypervisor, MigrationSettings(bandwidth_mib_s=2)
-    )
+def make(inventory: Inventory, directory: HostDirectory, holders: Holders) -> Make:
+    """The activities with a hypervisor, and with `bandwidth_mib_s` if that is given."""
+
+    def build(hypervisor: Hypervisor, **settings: int) -> VirtualizationActivities:
+        return VirtualizationActivities(
+            inventory, directory, hypervisor, holders, MigrationSettings(**settings)
+        )
+
+    return build
+
+
+@pytest.fixture
+def activities(make: Make, hypervisor: LibvirtHypervisor) -> VirtualizationActivities:
+    return make(hypervisor)
+
+
+@pytest.fixture
+def slow(make: Make, hypervisor: LibvirtHypervisor) -> VirtualizationActivities:
+    return make(hypervisor, bandwidth_mib_s=2)
 
 
 @pytest.fixture
@@ -108,8 +132,8 @@ async def test_a_vm_moves_and_a_repetition_finds_it_there(
 )
 async def test_the_next_attempt_puts_right_what_a_dead_client_left(
     activities: VirtualizationActivities,
+    make: Make,
     inventory: Inventory,
-    directory: HostDirectory,
     tapped: TappedShell,
     lease: LeaseRef,
     vm: str,
@@ -122,8 +146,7 @@ async def test_the_next_attempt_puts_right_what_a_dead_client_left(
 ) -> None:
     dying = LibvirtHypervisor(tapped, call_timeout=5, abort_timeout=5)
     tapped.cut_at = Cut(end, procedure, reply, delivered)
-    first = VirtualizationActivities(inventory, directory, dying, MigrationSettings())
-    await asyncio.gather(run(first.migrate_vm, request(lease, vm)), return_exceptions=True)
+    await asyncio.gather(run(make(dying).migrate_vm, request(lease, vm)), return_exceptions=True)
     assert tapped.cut_at is None, "the cut was made"
     await dying.close()
     moved = await run(activities.migrate_vm, request(lease, vm))
@@ -132,11 +155,103 @@ async def test_the_next_attempt_puts_right_what_a_dead_client_left(
     await assert_nothing_reserved(inventory)
 
 
-async def test_settling_leaves_no_migration_half_done(
+async def test_memory_that_may_be_out_of_date_is_never_gone_on_from(
+    make: Make,
+    activities: VirtualizationActivities,
+    tapped: TappedShell,
+    lease: LeaseRef,
+    vm: str,
+    lab: Lab,
+) -> None:
+    """It ran at the destination, and was shut down there before anybody looked again."""
+    dying = LibvirtHypervisor(tapped, call_timeout=5, abort_timeout=5)
+    tapped.cut_at = Cut(DESTINATION, FINISH, True, False)
+    await asyncio.gather(run(make(dying).migrate_vm, request(lease, vm)), return_exceptions=True)
+    await dying.close()
+    await lab.ticks_on(GUEST)
+    await lab.virsh(DESTINATION, "destroy", GUEST)
+    for work in (
+        run(activities.settle_migrations, lease),
+        run(activities.migrate_vm, request(lease, vm)),
+    ):
+        with pytest.raises(Failed, match=f"paused on {SOURCE} .* not running on {DESTINATION}"):
+            await work
+    assert (await lab.virsh(SOURCE, "domstate", GUEST)).stdout.strip() == "paused"
+
+
+async def test_a_vm_on_its_way_in_is_not_the_hosts_own(
     slow: VirtualizationActivities,
     activities: VirtualizationActivities,
     inventory: Inventory,
-    directory: HostDirectory,
+    lease: LeaseRef,
+    vm: str,
+    lab: Lab,
+) -> None:
+    free = {
+        one.host: one.memory_free_mib
+        for one in (await run(activities.survey_host, SurveyInput(host=SOURCE))).candidates
+    }
+    environment = ActivityEnvironment()
+    migration = asyncio.create_task(environment.run(slow.migrate_vm, request(lease, vm)))
+    while GUEST not in (await lab.virsh(DESTINATION, "list", "--name")).stdout.split():
+        await asyncio.sleep(0.1)
+
+    there = await run(activities.list_remaining_vms, HostRef(host=DESTINATION))
+    assert there.arriving == (GUEST,)
+    assert GUEST not in [one.name for one in there.vms]
+    survey = await run(activities.survey_host, SurveyInput(host=DESTINATION))
+    assert vm not in [one.uuid for one in survey.vms]
+    # Its memory is counted once, although it is both there and reserved.
+    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
+    (room,) = [one for one in survey.candidates if one.host == DESTINATION]
+    assert room.memory_free_mib == free[DESTINATION] - 96
+    # The destination's own operation, when it rolls back, leaves it alone.
+    other = Owner(workflow_id=f"maintenance/{DESTINATION}", first_run_id="run-2")
+    theirs = await inventory.leases.acquire(DESTINATION, LeaseScope.PLACEMENT, other, "test")
+    await run(activities.settle_migrations, ref(theirs))
+    assert not migration.done()
+    environment.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await migration
+    await assert_runs_only_at(lab, SOURCE)
+
+
+async def test_a_host_that_has_nothing_to_do_with_it_does_not_spoil_it(
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+) -> None:
+    async with inventory.database.writing() as session:
+        await session.exec(
+            update(HostRow)
+            .where(col(HostRow.name) == "kvm-3")
+            .values(host_key_line=(await lab.access(SOURCE)).host_key)
+        )
+    moved = await run(activities.migrate_vm, request(lease, vm))
+    assert (moved.fate, moved.host) == (VmFate.MOVED, DESTINATION)
+    await assert_runs_only_at(lab, DESTINATION)
+
+
+async def test_a_terminated_operation_blocks_nobody(
+    activities: VirtualizationActivities,
+    inventory: Inventory,
+    client: Client,
+    lease: LeaseRef,
+    vm: str,
+) -> None:
+    handle, ended = await open_workflow(client)
+    theirs = ref(await inventory.leases.acquire("kvm-3", LeaseScope.PLACEMENT, ended, "test"))
+    for name in ("one", "two"):
+        await reserve(inventory, theirs, DESTINATION, name)
+    with pytest.raises(SlotsBusy):
+        await run(activities.migrate_vm, request(lease, vm))
+    await handle.terminate()
+    moved = await run(activities.migrate_vm, request(lease, vm))
+    assert moved.fate is VmFate.MOVED
+
+
+async def test_settling_leaves_no_migration_half_done(
+    activities: VirtualizationActivities,
+    make: Make,
+    inventory: Inventory,
     tapped: TappedShell,
     lease: LeaseRef,
     vm: str,
@@ -144,8 +259,7 @@ async def test_settling_leaves_no_migration_half_done(
 ) -> None:
     dying = LibvirtHypervisor(tapped, call_timeout=5, abort_timeout=5)
     tapped.cut_at = Cut(SOURCE, PERFORM, True, False)
-    first = VirtualizationActivities(inventory, directory, dying, MigrationSettings())
-    await asyncio.gather(run(first.migrate_vm, request(lease, vm)), return_exceptions=True)
+    await asyncio.gather(run(make(dying).migrate_vm, request(lease, vm)), return_exceptions=True)
     await dying.close()
     await run(activities.settle_migrations, lease)
     await assert_runs_only_at(lab, SOURCE)
@@ -184,15 +298,11 @@ async def test_whoever_lost_the_lease_touches_nothing(
     await assert_nothing_reserved(inventory)
 
 
-async def test_no_room_no_slot_no_host(
+async def test_no_room_and_no_host(
     activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
 ) -> None:
     with pytest.raises(DestinationFull, match="MiB of memory free, act-vm needs 600"):
         await run(activities.migrate_vm, request(lease, vm, memory_mib=600))
-    await reserve(inventory, lease, "kvm-3", "another")
-    with pytest.raises(SlotsBusy, match="from or to kvm-1"):
-        await run(activities.migrate_vm, request(lease, vm, max_parallel=1))
-    await inventory.reservations.release_all(lease)
     await lab.cut(DESTINATION)
     try:
         with pytest.raises(DestinationUnreachable, match=f"{DESTINATION} does not answer"):
@@ -225,7 +335,7 @@ async def test_a_guest_that_does_not_heed_the_button_is_not_stopped(
 async def test_a_survey_sees_vms_room_and_reasons(
     activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
 ) -> None:
-    survey = await run(activities.survey_host, HostRef(host=SOURCE))
+    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
     assert vm in [one.uuid for one in survey.vms]
     rooms = {one.host: one for one in survey.candidates}
     assert set(rooms) == {"kvm-2", "kvm-3"}
@@ -236,12 +346,12 @@ async def test_a_survey_sees_vms_room_and_reasons(
     await inventory.hosts.set_status(
         "kvm-3", HostStatus.DISCONNECTED, actor="test", reason="silent"
     )
-    survey = await run(activities.survey_host, HostRef(host=SOURCE))
+    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
     rooms = {one.host: one for one in survey.candidates}
     assert rooms["kvm-2"].memory_free_mib == free - 96
     assert rooms["kvm-3"].unsuitable == "is Disconnected"
     await inventory.topology.set_zone_state("zone-1", AllocationState.DISABLED, actor="test")
-    survey = await run(activities.survey_host, HostRef(host=SOURCE))
+    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
     rooms = {one.host: one for one in survey.candidates}
     assert rooms["kvm-2"].unsuitable == "zone zone-1 is Disabled"
 

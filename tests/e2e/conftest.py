@@ -18,14 +18,6 @@ GUESTS = ("vm-1", "vm-2", "vm-3")
 SLOWLY = {"HOSTLER_MIGRATION_BANDWIDTH_MIB_S": "3", "HOSTLER_MAX_PARALLEL_MIGRATIONS": "3"}
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--record-histories",
-        action="store_true",
-        help="write the histories of end-to-end runs to tests/histories",
-    )
-
-
 @pytest_asyncio.fixture
 async def guests(lab: Lab) -> AsyncIterator[tuple[str, ...]]:
     """Fresh guests, all on kvm-1, no others in the lab, and no trace of Hostler on the hosts."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.errors import AlreadyExists, Conflict, NotFound
+from contracts.errors import AlreadyExists, Conflict, LeaseLost, NotFound
 from contracts.hosts import Host
 from contracts.states import (
     MAINTENANCE_STATES,
@@ -16,7 +16,7 @@ from contracts.states import (
     may_change_to,
 )
 from inventory import Inventory
-from tests.inventory.conftest import enabled, register
+from tests.inventory.conftest import acquire, enabled, ref, register
 from tests.samples import FACTS
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +225,32 @@ async def test_a_lower_generation_does_not_move_the_fence(inventory: Inventory) 
     assert (host.fence, host.fence_generation) == ("maintenance/kvm-1", 3)
     await inventory.hosts.want_fence("kvm-1", None, 3)
     assert (await inventory.hosts.get("kvm-1")).fence is None
+
+
+async def test_nothing_is_written_under_a_lease_that_is_not_held(inventory: Inventory) -> None:
+    await enabled(inventory, 1)
+    lease = ref(await acquire(inventory))
+    await inventory.leases.release(lease)
+    hosts = inventory.hosts
+    for write in (
+        hosts.change_state(
+            "kvm-1",
+            expected=frozenset(R),
+            target=R.PREPARE_FOR_MAINTENANCE,
+            operation="late",
+            step="1",
+            actor="late",
+            reason="late",
+            lease=lease,
+        ),
+        hosts.set_status("kvm-1", HostStatus.DOWN, actor="late", reason="late", lease=lease),
+        hosts.set_facts("kvm-1", FACTS, lease=lease),
+        hosts.want_fence("kvm-1", "late", lease.epoch, lease=lease),
+        hosts.forget("kvm-1", operation="late", actor="late", lease=lease),
+        register(inventory, 2, lease=lease),
+    ):
+        with pytest.raises(LeaseLost):
+            await write
+    host = await hosts.get("kvm-1")
+    assert (host.resource_state, host.status, host.fence) == (R.ENABLED, HostStatus.UP, None)
+    assert await hosts.find("kvm-2") is None

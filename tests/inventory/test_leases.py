@@ -10,7 +10,7 @@ from tests.inventory.conftest import OTHER, OWNER, acquire, ref
 
 async def test_acquire_is_idempotent_by_owner(inventory: Inventory) -> None:
     first = await acquire(inventory)
-    assert (first.epoch, first.taken_over_from) == (1, None)
+    assert (first.epoch, first.taken_over_from) == (2, None)
     assert await acquire(inventory) == first
     assert await inventory.leases.find("kvm-1") == first
     await inventory.leases.verify(ref(first))
@@ -34,7 +34,7 @@ async def test_release_is_idempotent_and_the_epoch_never_falls(inventory: Invent
     with pytest.raises(LeaseLost):
         await inventory.leases.verify(ref(first))
     second = await acquire(inventory, OTHER)
-    assert second.epoch == 2
+    assert second.epoch == 4
     await inventory.leases.release(ref(first))
     assert await inventory.leases.find("kvm-1") == second
 
@@ -42,7 +42,7 @@ async def test_release_is_idempotent_and_the_epoch_never_falls(inventory: Invent
 async def test_a_takeover_shuts_the_predecessor_out(inventory: Inventory) -> None:
     first = await acquire(inventory)
     second = await acquire(inventory, OTHER, takeover_from=OWNER)
-    assert (second.epoch, second.taken_over_from) == (2, OWNER)
+    assert (second.epoch, second.taken_over_from) == (4, OWNER)
     # A repetition of the step must learn of the predecessor too.
     assert await acquire(inventory, OTHER) == second
     with pytest.raises(LeaseLost, match="maintenance/other has taken it over"):
@@ -68,4 +68,4 @@ async def test_of_many_at_once_one_gets_it(inventory: Inventory) -> None:
     )
     assert sum(isinstance(result, LeaseHeld) for result in results) == 7
     (won,) = [result for result in results if not isinstance(result, BaseException)]
-    assert won.epoch == 1
+    assert won.epoch == 2

@@ -47,3 +47,19 @@ async def test_progress_of_a_migration(inventory: Inventory) -> None:
     await migrations.finish(OPERATION, "vm-1", MigrationState.MOVED, None)
     (seen,) = await migrations.list(OPERATION)
     assert (seen.state, seen.percent, seen.destination) == (MigrationState.MOVED, 100, "kvm-3")
+
+
+async def test_migrations_without_an_end_are_known_until_they_are_closed(
+    inventory: Inventory,
+) -> None:
+    migrations = inventory.vm_migrations
+    await migrations.start(OPERATION, "vm-1", "kvm-1", "kvm-2", 1)
+    await migrations.start("other#1", "vm-1", "kvm-1", "kvm-3", 1)
+    await migrations.start("other#1", "vm-2", "kvm-1", "kvm-3", 1)
+    await migrations.finish("other#1", "vm-1", MigrationState.FAILED, "refused")
+    assert await migrations.unfinished("kvm-1", "vm-1") == {"kvm-2"}
+    assert await migrations.unfinished("kvm-2", "vm-1") == set()
+    await migrations.close("kvm-1")
+    assert await migrations.unfinished("kvm-1", "vm-1") == set()
+    (seen,) = await migrations.list(OPERATION)
+    assert seen.state is MigrationState.CANCELED

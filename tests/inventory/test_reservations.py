@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from contracts.errors import NotFound
+from contracts.errors import LeaseLost, NotFound
 from contracts.leases import LeaseRef
 from contracts.states import AllocationState, HostStatus
 from inventory import Inventory
@@ -154,4 +154,44 @@ async def test_discard_takes_one_and_not_its_successor(
     await inventory.reservations.discard(old)
     (new,) = await inventory.reservations.pointing_at("kvm-2")
     await inventory.reservations.discard(new)
+    assert await inventory.reservations.pointing_at("kvm-2") == []
+
+
+async def test_what_is_counted_as_there_is_not_reserved_twice(
+    inventory: Inventory, lease: LeaseRef
+) -> None:
+    await reserve(inventory, lease, "vm-1", memory_mib=600)
+    there = frozenset({"uuid-vm-1"})
+    assert (await inventory.reservations.total("kvm-2", counted=there)).memory_mib == 0
+    await inventory.reservations.reserve(
+        "kvm-2",
+        vm_uuid="uuid-vm-2",
+        vm="vm-2",
+        memory_mib=400,
+        vcpus=1,
+        source="kvm-1",
+        lease=lease,
+        memory_free_mib=424,
+        cpus_free=8,
+        max_parallel_per_host=2,
+        counted=there,
+    )
+
+
+async def test_a_vm_that_comes_from_elsewhere_takes_the_place_of_its_remains(
+    inventory: Inventory, lease: LeaseRef
+) -> None:
+    await reserve(inventory, lease, "vm-1")
+    other = ref(await acquire(inventory, OTHER, host="kvm-3"))
+    await reserve(inventory, other, "vm-1")
+    (one,) = await inventory.reservations.pointing_at("kvm-2")
+    assert one.source == "kvm-3"
+
+
+async def test_nothing_is_reserved_under_a_lease_that_is_not_held(
+    inventory: Inventory, lease: LeaseRef
+) -> None:
+    await inventory.leases.release(lease)
+    with pytest.raises(LeaseLost):
+        await reserve(inventory, lease, "vm-1")
     assert await inventory.reservations.pointing_at("kvm-2") == []

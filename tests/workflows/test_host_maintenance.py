@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -93,12 +93,11 @@ Begin = Callable[..., Any]
 
 
 @pytest_asyncio.fixture(loop_scope="package")
-async def begin(client: Client) -> AsyncIterator[Begin]:
-    """`await begin(world, **input)` starts a maintenance with a worker of its own."""
+async def serve(client: Client) -> AsyncIterator[Callable[[World, str], Awaitable[None]]]:
+    """`await serve(world, queue)` starts a worker."""
     workers: list[Worker] = []
 
-    async def start(world: World, **asked: Any) -> Run:
-        queue = f"test-{uuid.uuid4()}"
+    async def start(world: World, queue: str) -> None:
         worker = Worker(
             client,
             task_queue=queue,
@@ -110,11 +109,29 @@ async def begin(client: Client) -> AsyncIterator[Begin]:
         )
         await worker.__aenter__()
         workers.append(worker)
-        return await Run(client, world, queue).start(**asked)
 
     yield start
     for worker in workers:
         await worker.__aexit__(None, None, None)
+
+
+@pytest.fixture
+def begin(client: Client, serve: Callable[[World, str], Awaitable[None]]) -> Begin:
+    """`await begin(world, **input)` starts a maintenance with a worker of its own. With
+    `leave_at_once`, that update waits for it before the worker comes: `(run, update)`."""
+
+    async def start(world: World, *, leave_at_once: bool = False, **asked: Any) -> Any:
+        run = Run(client, world, f"test-{uuid.uuid4()}")
+        if not leave_at_once:
+            await serve(world, run.queue)
+            return await run.start(**asked)
+        await run.start(**asked)
+        update = asyncio.create_task(run.leave())
+        await asyncio.sleep(0.5)  # the update is on its way to the server
+        await serve(world, run.queue)
+        return run, update
+
+    return start
 
 
 async def test_vms_move_the_host_is_ready_and_comes_back(begin: Begin) -> None:
@@ -381,3 +398,90 @@ async def test_hostlers_own_field_is_refused(begin: Begin) -> None:
     failure = await (await begin(world, continued=carried.continued)).failure()
     assert failure.type == "InvalidInput"
     assert "continued" in failure.message
+
+
+async def test_a_dry_run_has_nothing_to_leave_however_early_that_comes(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    run, update = await begin(world, leave_at_once=True, dry_run=True)
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await update
+    assert "nothing to leave" in str(caught.value.cause)
+    assert (await run.result()).outcome is MaintenanceOutcome.PLANNED
+
+
+async def test_leave_before_anything_has_begun(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    run, update = await begin(world, leave_at_once=True)
+    await update
+    assert (await run.result()).resource_state is R.ENABLED
+    assert world.lease is None
+    assert world.places("vm-1") == ["kvm-1"]
+
+
+async def test_leave_of_a_start_that_is_refused_fails_with_it(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.lease = Owner(workflow_id="other", first_run_id="1")
+    run, update = await begin(world, leave_at_once=True)
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await update
+    assert "kvm-1 is held by other" in str(caught.value.cause)
+    assert (await run.failure()).type == "LeaseHeld"
+
+
+async def test_a_kept_vm_moves_after_all_when_that_is_asked(begin: Begin) -> None:
+    world = three_hosts(running("vm-1", memory_mib=2000))
+    run = await begin(world, on_blocker=OnBlocker.KEEP)
+    while world.state is not R.ERROR_IN_MAINTENANCE:
+        await asyncio.sleep(0.02)
+    assert "hostler maintenance resolve kvm-1 vm-1 retry" in (await run.status()).commands
+    world.memory_mib = 4096
+    await run.resolve("vm-1", VmAction.RETRY)
+    await run.until_phase(Phase.READY)
+    assert world.places("vm-1") != ["kvm-1"]
+    await run.leave()
+
+
+async def test_a_vm_that_is_gone_when_it_is_tried_again(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"), running("vm-2"))
+    world.refusals["vm-1", "kvm-2"] = world.refusals["vm-1", "kvm-3"] = 9
+    run = await begin(world)
+    await run.until(lambda now: now.questions == ("vm-1",))
+    world.vms["kvm-1"].clear()
+    await run.resolve("vm-1", VmAction.RETRY)
+    status = await run.until_phase(Phase.READY)
+    states = {vm.vm: vm.state for vm in status.vms}
+    assert states == {"vm-1": MigrationState.GONE, "vm-2": MigrationState.MOVED}
+    await run.leave()
+
+
+async def test_after_a_rollback_that_failed_nobody_waits_for_answers(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.refusals["vm-1", "kvm-2"] = world.refusals["vm-1", "kvm-3"] = 9
+    world.fence_down_fails = 1
+    run = await begin(world)
+    await run.until(lambda now: now.questions == ("vm-1",))
+    with pytest.raises(WorkflowUpdateFailedError):
+        await run.leave()
+    status = await run.status()
+    assert status.leave_problem == "The hook still refuses."
+    assert status.questions == ()
+    with pytest.raises(WorkflowUpdateFailedError):
+        await run.resolve("vm-1", VmAction.SHUTDOWN)
+    await run.leave()
+    assert world.state is R.ENABLED
+    assert world.places("vm-1") == ["kvm-1"]
+
+
+async def test_a_host_that_does_not_answer_stays_out(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    run = await begin(world)
+    await run.until_phase(Phase.READY)
+    world.silent = True
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await run.leave()
+    assert "kvm-1 does not answer" in str(caught.value.cause)
+    assert world.state is R.MAINTENANCE
+    assert world.fence is not None
+    world.silent = False
+    await run.leave()
+    assert world.state is R.ENABLED

@@ -20,6 +20,7 @@ from contracts.steps import (
     MigrateVmResult,
     RemainingVms,
     ShutDownVmInput,
+    SurveyInput,
     VmFate,
 )
 from contracts.vms import Vm, VmState
@@ -39,6 +40,7 @@ class World:
         refusals: (VM, destination) to how often that migration is refused.
         gate: migrations wait until it is set.
         fence_down_fails: how often `take_down_fence` fails.
+        silent: kvm-1 does not answer when it is asked for its VMs.
         states: the resource states of kvm-1, in order.
     """
 
@@ -54,6 +56,7 @@ class World:
     refusals: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     fence_down_fails: int = 0
+    silent: bool = False
     shutdown_fails: int = 0
     moving: int = 0
     most_moving: int = 0
@@ -100,8 +103,8 @@ class World:
         if self.lease == lease.owner:
             self.lease = None
 
-    @activity.defn(name="release_abandoned")
-    async def release_abandoned(self, request: HostRef) -> None:
+    @activity.defn(name="wait_for_arrivals")
+    async def wait_for_arrivals(self, request: HostRef) -> None:
         self.arriving = ()
 
     @activity.defn(name="get_host")
@@ -128,10 +131,11 @@ class World:
         return await self.get_host(HostRef(host=request.lease.host))
 
     @activity.defn(name="survey_host")
-    async def survey_host(self, request: HostRef) -> Survey:
+    async def survey_host(self, request: SurveyInput) -> Survey:
+        here = self.vms[request.host]
         return Survey(
             host=request.host,
-            vms=tuple(self.vms[request.host]),
+            vms=tuple(vm for vm in here if request.only in (None, vm.uuid)),
             candidates=tuple(
                 Candidate(
                     host=name,
@@ -147,6 +151,8 @@ class World:
 
     @activity.defn(name="list_remaining_vms")
     async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
+        if self.silent:
+            raise ApplicationError(f"{request.host} does not answer.", type="HostUnreachable")
         return RemainingVms(vms=tuple(self.vms[request.host]), arriving=self.arriving)
 
     @activity.defn(name="migrate_vm")
@@ -196,7 +202,7 @@ class World:
         return [
             self.acquire_lease,
             self.release_lease,
-            self.release_abandoned,
+            self.wait_for_arrivals,
             self.get_host,
             self.change_host_state,
             self.survey_host,

@@ -1,0 +1,44 @@
+"""Whether the operation that holds something still runs: Temporal's word, by describe alone.
+
+Visibility lags behind and must not decide who owns what.
+"""
+
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from contracts.errors import Unavailable
+from contracts.leases import Owner
+from inventory import Inventory
+
+
+class Holders:
+    """Asks Temporal, and clears up after operations that have ended."""
+
+    def __init__(self, inventory: Inventory, client: Client) -> None:
+        self._inventory = inventory
+        self._client = client
+
+    async def runs(self, holder: Owner) -> bool:
+        """Whether the holder's chain of runs is open. "Not found" is closed; no answer raises
+        Unavailable."""
+        try:
+            latest = await self._client.get_workflow_handle(holder.workflow_id).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise Unavailable(
+                f"Temporal did not say whether {holder.workflow_id} still runs: {error.message}."
+            ) from error
+        # One run per workflow id is open at a time: another chain there means that ours is closed.
+        if latest.raw_info.first_run_id != holder.first_run_id:
+            return False
+        return latest.status is WorkflowExecutionStatus.RUNNING
+
+    async def release_abandoned(self, *hosts: str) -> None:
+        """Give back what ended operations still reserve from or to these hosts."""
+        for host in hosts:
+            for reservation in await self._inventory.reservations.touching(host):
+                lease = await self._inventory.leases.find(reservation.source)
+                held = lease is not None and lease.epoch == reservation.epoch
+                if lease is None or not held or not await self.runs(lease.owner):
+                    await self._inventory.reservations.discard(reservation)
