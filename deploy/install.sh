@@ -33,7 +33,7 @@ install_packages() {
 
 # install_python LOCK: the virtual environment, as LOCK says, and Hostler itself in place.
 install_python() {
-    local lock="$REPO/$1" stamp="$VENV/.installed"
+    local lock="$REPO/$1" stamp="$VENV/.installed-$1"
     local wanted
     wanted=$(cat "$lock" "$REPO/pyproject.toml" | sha256sum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x "$VENV/bin/hostler" ] && return 0

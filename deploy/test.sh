@@ -20,6 +20,8 @@ MYPYPATH=deploy/lab mypy -p hostlerlab
 shellcheck -x deploy/quickstart.sh deploy/test.sh .ci/run
 
 trap 'deploy/lab/lab down >/dev/null 2>&1 || true' EXIT
+say "What a newcomer runs first"
+deploy/quickstart.sh --once
 say "Lab"
 deploy/lab/lab down
 deploy/lab/lab up

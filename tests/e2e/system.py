@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
 
 from contracts.operations import DEFAULT_TASK_QUEUE
 from workers.converter import HOSTLER_DATA_CONVERTER
@@ -230,6 +232,20 @@ class System:
             return len(running) == number and all(m["percent"] > 0 for m in running)
 
         await self.until_view(name, under_way)
+
+    async def until_running(self, workflow_id: str, activity: str) -> None:
+        """Until a worker is at that activity of the workflow."""
+        handle = await self.workflow(workflow_id)
+        started = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+        while True:
+            with suppress(RPCError):  # it has not begun yet
+                description = (await handle.describe()).raw_description
+                if any(
+                    pending.activity_type.name == activity and pending.state == started
+                    for pending in description.pending_activities
+                ):
+                    return
+            await asyncio.sleep(0.05)
 
     async def events(self, subject: str) -> list[str]:
         """Messages of the audit trail, the oldest first."""

@@ -1,6 +1,7 @@
 """Whatever is killed in the middle: the operation still ends right."""
 
 import asyncio
+import signal
 
 import pytest
 
@@ -50,18 +51,46 @@ async def test_a_worker_killed_while_it_adds_a_host(split: System, lab: Lab) -> 
     await add_topology(split)
     (row, *_) = (await lab.status())["hosts"]
     worker = await split.worker()
+    # Another change on the host keeps the installation of the fence waiting for its lock.
+    hold = "mkdir -p /etc/hostler; flock /etc/hostler/lock sleep 10"
+    held = asyncio.create_task(lab.exec(row["name"], "sh", "-c", hold))
     adding = asyncio.create_task(add_host(split, row))
-    # The hook is in place: the fence is being proven, or libvirtd is being restarted.
-    while (
-        await lab.exec(row["name"], "test", "-e", "/etc/hostler/fence", check=False)
-    ).exit_status:
-        await asyncio.sleep(0.02)
+    await split.until_running("addition/kvm-1", "install_fence")
     split.kill(worker)
+    await held
     await split.worker()
     await adding
     await assert_in_service(lab, row["name"], await split.host(row["name"]))
     assert (await split.host(row["name"]))["status"] == "Up"
     await split.record("addition/kvm-1", "host_addition_worker_killed")
+
+
+async def test_a_stopped_worker_that_goes_on_after_a_takeover(split: System, lab: Lab) -> None:
+    stopped = await split.worker(**SLOWLY)
+    await add_hosts(split, lab)
+    start = (*START, "--input", '{"host": "kvm-1"}', "--workflow-id")
+    assert (await split.temporal(*start, "first")).status == 0
+    await split.until_migrating("kvm-1", 3)
+    stopped.send_signal(signal.SIGSTOP)
+    await split.temporal("workflow", "terminate", "--workflow-id", "first")
+    await split.worker()
+    assert (await split.temporal(*start, "second")).status == 0
+    await split.until_phase("kvm-1", "Ready")
+    where = await places(lab)
+    assert "kvm-1" not in where.values()
+
+    stopped.send_signal(signal.SIGCONT)
+    # Its end is also the end of whatever it still had to do.
+    stopped.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(stopped.wait)
+    assert await places(lab) == where
+    await assert_ticks(lab)
+    host = await split.host("kvm-1")
+    assert (host["resource_state"], host["fence"]) == ("Maintenance", "second")
+    fence = await lab.exec("kvm-1", "cat", "/etc/hostler/fence")
+    assert fence.stdout.strip() == "second"
+    await split.done("maintenance", "leave", "kvm-1")
+    await assert_in_service(lab, "kvm-1", await split.host("kvm-1"))
 
 
 @pytest.mark.parametrize("way", ["temporal", "leave"])

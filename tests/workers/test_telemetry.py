@@ -3,13 +3,13 @@
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc.aio  # type: ignore[import-untyped]
+import grpc  # type: ignore[import-untyped]
 import httpx
 import pytest
-import pytest_asyncio
 from fastapi import FastAPI
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
@@ -39,7 +39,7 @@ class Collector(
         self.metrics: set[str] = set()
         self.services: set[str] = set()
 
-    async def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
+    def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
         if isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest):
             for resource in request.resource_metrics:
                 for scope in resource.scope_metrics:
@@ -56,9 +56,14 @@ class Collector(
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
-@pytest_asyncio.fixture(loop_scope="package")
-async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
-    server = grpc.aio.server()
+# The SDK's own exporter goes on as long as the process: its collectors do too.
+_SERVERS: list[grpc.Server] = []
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
+    server = grpc.server(ThreadPoolExecutor(1))
+    _SERVERS.append(server)
     port = server.add_insecure_port("127.0.0.1:0")
     collector = Collector()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -67,11 +72,10 @@ async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(  # type: ignore[no-untyped-call]
         collector, server
     )
-    await server.start()
+    server.start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")
-    yield collector
-    await server.stop(None)
+    return collector
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
