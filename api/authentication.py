@@ -55,6 +55,17 @@ class Authentication:
         return principal
 
 
+def require_role(principal: Principal, role: Role) -> None:
+    """Raises Refused unless the principal's role is `role` or one that may do more."""
+    roles = list(Role)
+    if roles.index(principal.role) < roles.index(role):
+        raise Refused(
+            f"The token {principal.name!r} has the role {principal.role}; this needs the role "
+            f"{role}.",
+            remedy=f"Make one with `hostler token create NAME --role {role}`.",
+        )
+
+
 class _Requires:
     """A dependency: the caller's role must be `role` or one that may do more."""
 
@@ -69,13 +80,7 @@ class _Requires:
         principal: Principal | None = getattr(request.state, "principal", None)
         if principal is None:
             raise Unauthenticated("The request was not authenticated.")
-        roles = list(Role)
-        if roles.index(principal.role) < roles.index(self._role):
-            raise Refused(
-                f"The token {principal.name!r} has the role {principal.role}; this needs the "
-                f"role {self._role}.",
-                remedy=f"Make one with `hostler token create NAME --role {self._role}`.",
-            )
+        require_role(principal, self._role)
         return principal
 
 

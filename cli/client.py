@@ -28,6 +28,7 @@ from workers.settings import load_settings
 M = TypeVar("M", bound=BaseModel)
 
 # A question to a workflow may take the API ten seconds.
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TIMEOUT = httpx.Timeout(30, connect=5)
 
 _ERRORS: Mapping[int, type[HostlerError]] = {
@@ -148,13 +149,19 @@ class Api:
 def connect() -> Iterator[Api]:
     """The API that the environment names. Raises InvalidInput, NoToken."""
     url, token = _url(), _token()
-    http = httpx.Client(
-        base_url=url,
-        headers={"Authorization": f"Bearer {token}"},
-        timeout=_TIMEOUT,
-        # The way to this machine itself needs no proxy, which would read the token.
-        mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
-    )
+    try:
+        http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=_TIMEOUT,
+            # The way to this machine itself needs no proxy, which would read the token.
+            trust_env=url.host not in _LOOPBACK,
+        )
+    except ImportError as error:
+        raise InvalidInput(
+            "ALL_PROXY names a SOCKS proxy, which `hostler` can't use.",
+            remedy="Unset it for this command, or name an HTTP proxy.",
+        ) from error
     with http:
         yield Api(http)
 

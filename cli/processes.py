@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -94,6 +95,8 @@ def _run(work: Callable[[Settings, Say], Awaitable[None]]) -> None:
     async def main(settings: Settings) -> None:
         await work(settings, typer.echo)
 
+    # Databases, logs and keys are for this account alone, whoever made their directory.
+    os.umask(0o077)
     try:
         settings = load_settings()
         configure_logs(settings.log_level, settings.log_format)

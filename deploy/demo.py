@@ -33,9 +33,12 @@ class DemoFailed(Exception):
 def main(home: Path) -> None:
     """Add the lab's hosts, take HOST out, show that it is empty, put it back."""
     os.environ["HOSTLER_HOME"] = str(home)
-    wait_for_api(home / "up.log")
+    wait_for_api(home)
     lab = lab_status()
     add_everything(lab)
+    if host_state() not in ("Enabled", "Disabled"):
+        step(f"{HOST} is out of service: it comes back first")
+        hostler("maintenance", "leave", HOST)
     guests = sorted(guest["name"] for guest in lab["guests"])
     before = {name: where(name) for name in guests}
     first = {name: wait_for_tick(name, 1) for name in guests}
@@ -124,10 +127,11 @@ def hostler(*arguments: str, quiet: bool = False) -> str:
     return done.stdout or ""
 
 
-def wait_for_api(log: Path) -> None:
+def wait_for_api(home: Path) -> None:
     """Until the API answers; a `hostler up` that ended has said why in its log."""
+    up, log = Path("/proc") / (home / "up.pid").read_text().strip(), home / "up.log"
     deadline = time.monotonic() + START_WITHIN_S
-    while time.monotonic() < deadline:
+    while up.exists() and time.monotonic() < deadline:
         answer = subprocess.run(["hostler", "zone", "list"], capture_output=True, check=False)
         if answer.returncode == 0:
             return
@@ -137,7 +141,9 @@ def wait_for_api(log: Path) -> None:
 
 def lab_status() -> dict[str, Any]:
     """What the lab says of itself."""
-    done = subprocess.run([LAB, "status", "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run([LAB, "status", "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise DemoFailed("the lab does not say how it is")
     status: dict[str, Any] = json.loads(done.stdout)
     return status
 
@@ -225,3 +231,5 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     except DemoFailed as failure:
         sys.exit(f"quickstart: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -22,7 +22,9 @@ esac
 
 require_debian_root
 cd "$REPO"
-export HOSTLER_HOME=${HOSTLER_HOME:-$REPO/deploy/.state/quickstart}
+# A Hostler of its own: settings of the operator's shell may name one in production.
+forget_settings
+export HOSTLER_HOME=$REPO/deploy/.state/quickstart
 lab=$REPO/deploy/lab/lab
 pid_file=$HOSTLER_HOME/up.pid
 
@@ -34,18 +36,19 @@ running_pid() {
 }
 
 take_down() {
+    trap '' INT TERM HUP
     local pid
     if pid=$(running_pid); then
+        say "Taking Hostler down"
         kill -TERM "$pid" 2>/dev/null || true
-        for _ in $(seq 300); do
+        for _ in $(seq 600); do
             [ -d "/proc/$pid" ] || break
             sleep 0.1
         done
         [ ! -d "/proc/$pid" ] || kill -KILL "$pid" 2>/dev/null || true
     fi
-    rm -f "$pid_file"
     "$lab" down
-    case "$HOSTLER_HOME" in "$REPO/deploy/.state/"*) rm -rf "$REPO/deploy/.state" ;; esac
+    rm -rf "$REPO/deploy/.state"
 }
 
 if [ "$mode" = --down ]; then
@@ -54,23 +57,29 @@ if [ "$mode" = --down ]; then
     exit 0
 fi
 
-install_packages "${BUILD_PACKAGES[@]}"
+exec 9>/run/lock/hostler-quickstart
+flock -n 9 || die "another quickstart is at it: wait for it, or end it."
+
+install_packages "${BUILD_PACKAGES[@]}" curl
 install_python requirements.lock
 export PATH="$VENV/bin:$PATH"
 
 # From here on a failure or Ctrl-C cleans up too; --keep disarms it at the end.
 trap take_down EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
 
 say "The lab: three hosts with their own systemd, sshd and libvirtd"
-# Hosts remember the Hostler that had them: a new inventory starts with new hosts.
-[ -f "$HOSTLER_HOME/inventory.db" ] || "$lab" down
-"$lab" up
+# Hosts and inventory know each other: neither goes on without the other.
+if ! { running_pid && "$lab" status --json | grep -q '"state": "running"'; } >/dev/null 2>&1; then
+    take_down
+    trap 'exit 130' INT TERM HUP
+fi
+"$lab" up 9>&-
 
 say "Hostler: Temporal, inventory, worker and API in one process"
 (umask 077 && mkdir -p "$HOSTLER_HOME")
 if ! running_pid >/dev/null; then
-    setsid hostler up >"$HOSTLER_HOME/up.log" 2>&1 </dev/null &
+    setsid hostler up >"$HOSTLER_HOME/up.log" 2>&1 </dev/null 9>&- &
     echo $! >"$pid_file"
 fi
 python deploy/demo.py "$HOSTLER_HOME"
@@ -79,7 +88,7 @@ cat <<TEXT
 
 Temporal's Web UI   http://127.0.0.1:8233/namespaces/default/workflows
 Hostler's API       http://127.0.0.1:8480/docs   (token: $HOSTLER_HOME/admin-token)
-The command         export HOSTLER_HOME=$HOSTLER_HOME PATH=$VENV/bin:\$PATH
+The command         export HOSTLER_HOME='$HOSTLER_HOME' PATH='$VENV/bin':\$PATH
                     hostler maintenance enter kvm-1 --watch
 TEXT
 

@@ -6,6 +6,7 @@ source "$(dirname "$0")/install.sh"
 
 require_debian_root
 cd "$REPO"
+forget_settings
 install_packages "${BUILD_PACKAGES[@]}" curl git postgresql shellcheck
 install_python requirements-dev.lock
 export PATH="$VENV/bin:$PATH"

@@ -52,16 +52,23 @@ def make_private_directory(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; it is there whole or not at all."""
+    """Write a file that only its owner may read; it is there whole or not at all. Raises Failed."""
     new = path.with_name(f".{path.name}.new")
-    with suppress(FileNotFoundError):
-        new.unlink()
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    new.replace(path)
+    try:
+        with suppress(FileNotFoundError):
+            new.unlink()
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        new.replace(path)
+    except OSError as error:
+        raise Failed(
+            f"{path} can't be written: {error.strerror}.",
+            remedy="Choose a place that the account of Hostler may write: HOSTLER_HOME, or "
+            "HOSTLER_MASTER_KEY_FILE for the key.",
+        ) from error
 
 
 def listen(host: str, port: int, purpose: str, variable: str) -> socket.socket:

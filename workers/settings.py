@@ -16,7 +16,8 @@ PREFIX = "HOSTLER_"
 # Read by the command line's client alone, which needs none of the settings below.
 CLIENT_VARIABLES = frozenset({"HOSTLER_TOKEN", "HOSTLER_API_URL"})
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+_HIGHEST_PORT = 65535
+Port = Annotated[int, Field(ge=1, le=_HIGHEST_PORT)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -66,7 +67,9 @@ class Settings(BaseSettings):
         default=None, description="Client certificate (PEM) for Temporal; turns TLS on."
     )
     temporal_tls_key_file: FilePath | None = Field(
-        default=None, description="Private key (PEM) of the client certificate."
+        default=None,
+        validate_default=True,
+        description="Private key (PEM) of the client certificate.",
     )
     temporal_ui_port: Port = Field(
         default=8233, description="Port of Temporal's web pages under `hostler up`."
@@ -136,7 +139,16 @@ class Settings(BaseSettings):
     def _key_of_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path and not info.data.get("temporal_tls_cert_file"):
             raise ValueError("needs HOSTLER_TEMPORAL_TLS_CERT_FILE as well")
+        if not path and info.data.get("temporal_tls_cert_file"):
+            raise ValueError("is needed beside HOSTLER_TEMPORAL_TLS_CERT_FILE")
         return path
+
+    @field_validator("temporal_address", mode="after")
+    @classmethod
+    def _with_a_port(cls, address: str) -> str:
+        if not 1 <= int(address.rpartition(":")[2]) <= _HIGHEST_PORT:
+            raise ValueError(f"its port must be 1 to {_HIGHEST_PORT}")
+        return address
 
     @property
     def inventory_url(self) -> str:
@@ -158,8 +170,9 @@ class Settings(BaseSettings):
     @property
     def api_url(self) -> str:
         """Where a client on this machine reaches the API."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.api_host, self.api_host)  # noqa: S104
-        return f"http://{host}:{self.api_port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104
+        bracketed = f"[{host.strip('[]')}]" if ":" in host else host
+        return f"http://{bracketed}:{self.api_port}"
 
     @property
     def temporal_ui_url(self) -> str:

@@ -46,9 +46,11 @@ async def connect(settings: Settings, telemetry: Telemetry) -> Client:
             ) from error
         raise Failed(f"{where} refused: {error.message}.") from error
     except RuntimeError as error:
+        # The SDK tells a refused connection from a wrong certificate in words alone.
         raise Unavailable(
-            f"{where} does not answer.",
-            remedy="Start it (`hostler up` brings its own), or set HOSTLER_TEMPORAL_ADDRESS.",
+            f"{where} does not answer: {error}.",
+            remedy="Start it (`hostler up` brings its own), or set HOSTLER_TEMPORAL_ADDRESS"
+            + (" or HOSTLER_TEMPORAL_TLS_CA_FILE and its neighbours." if _tls(settings) else "."),
         ) from error
     return client
 
@@ -59,14 +61,15 @@ async def ensure_search_attributes(client: Client) -> None:
     Another process may be adding them at the same time: what counts is that they are there.
     """
     problem: RPCError | None = None
+    missing = list(SEARCH_ATTRIBUTES)
     for _ in range(_ATTEMPTS):
-        listed = await client.operator_service.list_search_attributes(
-            ListSearchAttributesRequest(namespace=client.namespace)
-        )
-        missing = [name for name in SEARCH_ATTRIBUTES if name not in listed.custom_attributes]
-        if not missing:
-            return
         try:
+            listed = await client.operator_service.list_search_attributes(
+                ListSearchAttributesRequest(namespace=client.namespace)
+            )
+            missing = [name for name in SEARCH_ATTRIBUTES if name not in listed.custom_attributes]
+            if not missing:
+                return
             await client.operator_service.add_search_attributes(
                 AddSearchAttributesRequest(
                     namespace=client.namespace,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
-from api.authentication import VIEWER, Admin, Operator, actor
+from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
 from api.requests import HostAdditionRequest, HostQuery, Items
@@ -75,7 +75,7 @@ async def add_host(
 async def accept_host_key(
     name: NameInPath,
     request: AcceptHostKeyInput,
-    caller: Operator,
+    caller: Admin,
     inventory: TheInventory,
     operations: TheOperations,
 ) -> None:

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response, status
 
-from api.authentication import VIEWER, Operator, actor
+from api.authentication import VIEWER, Operator, actor, require_role
 from api.dependencies import TheInventory, TheOperations
 from api.operations import as_operation, link, subject_of
 from api.requests import Items, OperationQuery, SearchText
+from contracts.access import Role
 from contracts.operations import Operation, OperationKind
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], dependencies=[VIEWER])
@@ -45,7 +46,9 @@ async def cancel_operation(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Ask an operation to take back what it did and end."""
+    """Ask an operation to take back what it did and end. An addition is its admin's."""
+    if kind is OperationKind.ADDITION:
+        require_role(caller, Role.ADMIN)
     execution = await operations.find(kind, subject)
     await operations.cancel(execution, caller)
     await inventory.events.record(

@@ -59,7 +59,6 @@ async def test_a_viewer_changes_nothing(api: Api, host: str) -> None:
         ("POST", f"/v1/hosts/{host}/maintenance", {}),
         ("DELETE", f"/v1/hosts/{host}/maintenance", None),
         ("POST", f"/v1/hosts/{host}/maintenance/vms/vm-1", {"action": "retry"}),
-        ("POST", f"/v1/hosts/{host}/host-key", {"fingerprint": "SHA256:" + "a" * 43}),
         ("DELETE", f"/v1/operations/maintenance/{host}", None),
     ):
         found = problem(await api.viewer.request(method, path, json=body), 403, "Refused")
@@ -81,6 +80,8 @@ async def test_an_operator_neither_builds_nor_adds(api: Api) -> None:
         ("PATCH", "/v1/pods/pod-1", {"allocation_state": "Enabled"}),
         ("PATCH", "/v1/clusters/cluster-1", {"allocation_state": "Enabled"}),
         ("POST", "/v1/hosts", addition),
+        ("POST", f"/v1/hosts/{name}/host-key", {"fingerprint": "SHA256:" + "a" * 43}),
+        ("DELETE", f"/v1/operations/addition/{name}", None),
     ):
         found = problem(await api.operator.request(method, path, json=body), 403, "Refused")
         assert "needs the role admin" in found["detail"]

@@ -3,11 +3,11 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -202,6 +202,7 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self._master, slave = pty.openpty()
         self.shown = ""
+        self._interrupted = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", *arguments],
             cwd=ROOT,
@@ -223,19 +224,24 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> None:
-        """What the terminal does at Ctrl-C, once the command waits: in between, Python would
-        notice it only after the next key."""
-        state = Path(f"/proc/{self._process.pid}/stat")
-        while state.read_text().rpartition(")")[2].split()[0] != "S":
-            time.sleep(0.01)
+        """What the terminal does at Ctrl-C."""
         os.kill(self._process.pid, signal.SIGINT)
+        self._interrupted = True
 
     def end(self) -> int:
         """Read to the end; the exit code."""
-        while self._read():
+        while self._heard() and self._read():
             pass
         os.close(self._master)
         return self._process.wait()
+
+    def _heard(self) -> bool:
+        """Wait for something to read. Python misses a signal that comes just before it begins to
+        wait for a key, until the next one: people press Ctrl-C again then."""
+        patience = 2.0 if self._interrupted else None
+        while not select.select([self._master], [], [], patience)[0]:
+            os.kill(self._process.pid, signal.SIGINT)
+        return True
 
     def _read(self) -> bool:
         try:

@@ -43,6 +43,8 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("HOSTLER_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error' (it is 'loud')"),
         ("HOSTLER_TEMPORAL_ADDRESS", "here", "HOSTLER_TEMPORAL_ADDRESS: "),
         ("HOSTLER_MAX_PARALLEL_MIGRATIONS", "0", "HOSTLER_MAX_PARALLEL_MIGRATIONS: "),
+        ("HOSTLER_TEMPORAL_ADDRESS", "here:99999", "its port must be 1 to 65535"),
+        ("HOSTLER_TEMPORAL_TLS_CERT_FILE", __file__, "HOSTLER_TEMPORAL_TLS_KEY_FILE: is needed"),
         ("HOSTLER_TEMPORAL_TLS_CA_FILE", "/nowhere", "HOSTLER_TEMPORAL_TLS_CA_FILE: path does not"),
         ("HOSTLER_TEMPORAL_TLS_KEY_FILE", __file__, "needs HOSTLER_TEMPORAL_TLS_CERT_FILE"),
     ],
@@ -70,3 +72,16 @@ def test_the_database_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> 
     settings = load_settings()
     assert "canary" in settings.inventory_url
     assert "canary" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("::1", "http://[::1]:8480"),
+        ("::", "http://[::1]:8480"),
+        ("0.0.0.0", "http://127.0.0.1:8480"),  # noqa: S104 - not listened on here
+    ],
+)
+def test_where_a_client_finds_the_api(monkeypatch: pytest.MonkeyPatch, host: str, url: str) -> None:
+    monkeypatch.setenv("HOSTLER_API_HOST", host)
+    assert load_settings().api_url == url

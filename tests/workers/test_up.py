@@ -249,7 +249,7 @@ def test_a_temporal_that_is_away_is_named(machine: Machine, command: str) -> Non
     machine.started[0].wait()
     done = machine.run(command)
     assert done.returncode == 1
-    assert f"Temporal at 127.0.0.1:{machine.temporal_port} does not answer." in done.stderr
+    assert f"Temporal at 127.0.0.1:{machine.temporal_port} does not answer: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -283,6 +283,24 @@ def test_a_wrong_role_is_refused(machine: Machine) -> None:
     done = machine.run("token", "create", "someone", "--role", "king")
     assert done.returncode == 2
     assert "king" in done.stderr
+
+
+def test_a_home_that_was_there_is_private_all_the_same(machine: Machine) -> None:
+    machine.home.mkdir(mode=0o755)
+    process = machine.up()
+    names = {path.name for path in machine.home.iterdir()}
+    assert {"inventory.db", "temporal.db", "temporal.log"} <= names
+    for path in machine.home.iterdir():
+        assert mode(path) & 0o077 == 0, path
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_a_key_that_can_not_be_written_is_named(machine: Machine) -> None:
+    done = machine.run("key", "create", HOSTLER_MASTER_KEY_FILE="/proc/master-key")
+    assert done.returncode == 1
+    assert "hostler: /proc/master-key can't be written: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_lost_key_is_not_replaced_where_no_token_tells(machine: Machine) -> None:

@@ -92,6 +92,69 @@ def test_a_host_that_refused_a_vm_is_not_asked_again(given_survey: Survey) -> No
     assert all(move.destination not in refused.get(move.vm, ()) for move in again.moves)
 
 
+small_surveys = st.builds(
+    survey,
+    st.lists(
+        st.builds(
+            vm,
+            st.from_regex(r"vm-[0-9]{1,3}", fullmatch=True),
+            st.integers(1, 9),
+            st.integers(1, 3),
+        ),
+        max_size=6,
+        unique_by=lambda one: one.name,
+    ),
+    st.lists(
+        st.builds(
+            candidate,
+            st.sampled_from(["kvm-2", "kvm-3", "kvm-4", "kvm-5"]),
+            st.integers(0, 20),
+            st.integers(0, 6),
+            incompatible=st.dictionaries(
+                st.sampled_from(["vm-1", "vm-2", "vm-3"]), st.just("lacks sse4.2"), max_size=2
+            ),
+        ),
+        max_size=4,
+        unique_by=lambda one: one.host,
+    ),
+)
+
+
+def can_all_be_placed(vms: tuple[Vm, ...], rooms: list[tuple[Candidate, int, int]]) -> bool:
+    """Every way, one after another."""
+    if not vms:
+        return True
+    first, *others = vms
+    for index, (room, memory, cpus) in enumerate(rooms):
+        if first.name in room.incompatible or first.memory_mib > memory or first.vcpus > cpus:
+            continue
+        less = (room, memory - first.memory_mib, cpus - first.vcpus)
+        if can_all_be_placed(tuple(others), [*rooms[:index], less, *rooms[index + 1 :]]):
+            return True
+    return False
+
+
+@given(small_surveys)
+def test_a_plan_for_all_is_found_whenever_there_is_one(given_survey: Survey) -> None:
+    rooms = [(one, one.memory_free_mib, one.cpus_free) for one in given_survey.candidates]
+    plan = plan_evacuation(given_survey)
+    assert (plan.blockers == ()) == can_all_be_placed(given_survey.vms, rooms)
+
+
+def test_vms_that_only_fit_in_one_way_are_packed() -> None:
+    plan = plan_evacuation(
+        survey(
+            [vm("vm-1", 300), vm("vm-2", 200), vm("vm-3", 200)],
+            [candidate("kvm-2", 400), candidate("kvm-3", 300)],
+        )
+    )
+    assert {move.vm: move.destination for move in plan.moves} == {
+        "vm-1": "kvm-3",
+        "vm-2": "kvm-2",
+        "vm-3": "kvm-2",
+    }
+
+
 def test_the_largest_vm_takes_the_only_room_it_fits_into() -> None:
     plan = plan_evacuation(
         survey(

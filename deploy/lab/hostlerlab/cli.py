@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from . import guests, machine, paths
 from .host import Host, known_hosts
+from .shell import PATH as SYSTEM_PATH
 from .shell import LabError, say
 from .supervisor import supervise
 
@@ -235,6 +236,8 @@ def main(argv: list[str]) -> int:
         return supervise(argv[1])
     parser = _parser()
     arguments = parser.parse_args(argv)
+    # Plain `su` keeps a user's PATH, without the programs of the system.
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
     if arguments.action is _exec and not _exec_command(arguments):
         parser.error("exec needs a command: lab exec HOST -- COMMAND...")
     try:
