@@ -23,6 +23,8 @@ from cli import waiting
 from cli.main import app
 
 ROOT = Path(__file__).parents[2]
+# Whoever started the tests in the background has left SIGINT ignored, which is inherited.
+PROGRAM = ("env", "--default-signal=INT", sys.executable, "-m", "cli.main")
 TOKEN = "canary-token-6f1c"
 
 
@@ -178,7 +180,7 @@ def hostler(*arguments: str, stdin: str | None = None) -> Result:
 def process(*arguments: str) -> subprocess.Popen[str]:
     """Run the command as a process of its own."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *arguments],
+        [*PROGRAM, *arguments],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -204,7 +206,7 @@ class Terminal:
         self.shown = ""
         self._interrupted = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *arguments],
+            [*PROGRAM, *arguments],
             cwd=ROOT,
             stdin=slave,
             stdout=slave,
