@@ -225,10 +225,10 @@ async def test_the_host_key_is_accepted_or_not(api: Api) -> None:
     shown = await api.workflow(f"addition/{name}").result()
     assert shown["name"] == name
     newest = (await api.inventory.events.list(subject=f"host/{name}"))[0]
-    assert (newest.kind, newest.actor) == ("addition.host_key_accepted", "token:olga")
+    assert (newest.kind, newest.actor) == ("addition.host_key_accepted", "token:anna")
     found = problem(await accept(api, name, SHOWN_KEY), 404, "NotFound")
     assert found["detail"].startswith(f"No addition of '{name}' is running.")
 
 
 async def accept(api: Api, name: str, fingerprint: str) -> httpx.Response:
-    return await api.operator.post(f"/v1/hosts/{name}/host-key", json={"fingerprint": fingerprint})
+    return await api.admin.post(f"/v1/hosts/{name}/host-key", json={"fingerprint": fingerprint})

@@ -259,9 +259,7 @@ async def test_a_host_that_is_being_added_can_not_enter(api: Api, host: str) -> 
     assert found["operation"] == f"/v1/operations/addition/{host}"
     problem(await api.operator.delete(f"/v1/hosts/{host}/maintenance"), 409, "Conflict")
     assert api.rows() == before
-    accepted = await api.operator.post(
-        f"/v1/hosts/{host}/host-key", json={"fingerprint": SHOWN_KEY}
-    )
+    accepted = await api.admin.post(f"/v1/hosts/{host}/host-key", json={"fingerprint": SHOWN_KEY})
     assert accepted.status_code == 204
 
 

@@ -74,7 +74,7 @@ async def test_what_there_is_not(api: Api, host: str) -> None:
     # An operation is of the kind of its workflow, whatever its id says.
     for path in (f"maintenance/{new_name()}", f"addition/{host}"):
         for method in ("GET", "DELETE"):
-            response = await api.operator.request(method, f"/v1/operations/{path}")
+            response = await api.admin.request(method, f"/v1/operations/{path}")
             problem(response, 404, "NotFound")
     assert api.rows() == before
 
