@@ -31,12 +31,8 @@ _PATIENT = RetryPolicy(
     maximum_interval=timedelta(seconds=15),
 )
 
-RECORD = ActivityPolicy(
-    start_to_close_timeout=timedelta(seconds=30),
-    retry_policy=_PATIENT,
-    # A write that is under way is not to be overtaken by the one that takes it back.
-    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-)
+# Not waited for when cancelled: a step that ends well in spite of its cancel would swallow it.
+RECORD = ActivityPolicy(start_to_close_timeout=timedelta(seconds=30), retry_policy=_PATIENT)
 """Reads and writes of the inventory, and questions to Temporal."""
 
 FIRST_CONTACT = ActivityPolicy(
