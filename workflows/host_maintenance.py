@@ -447,7 +447,9 @@ class HostMaintenance:
             ResourceState.ERROR_IN_PREPARE_FOR_MAINTENANCE,
             f"{vm.name} can't be moved: {reason}",
         )
-        await workflow.wait_condition(lambda: vm.name in self._answers)
+        await workflow.wait_condition(lambda: vm.name in self._answers or self._leave_requested)
+        if vm.name not in self._answers:
+            raise _Leaving
         action = self._answers.pop(vm.name)
         self._note(vm.name, vm.uuid, MigrationState.WAITING)
         if not self._questions:
