@@ -54,6 +54,7 @@ class HostAddition:
         self._registered = False
         self._fence_begun = False
         self._not_taken_back = ""
+        self._canceled = False
 
     @workflow.run
     async def run(self, request: HostAdditionInput) -> HostAdditionResult:
@@ -68,7 +69,7 @@ class HostAddition:
             try:
                 await workflow.wait_condition(work.done)
             except asyncio.CancelledError:
-                canceled = True
+                self._canceled = canceled = True
                 work.cancel()
         failure: BaseException | None = work.exception() if not work.cancelled() else None
         if failure is None and not work.cancelled():
@@ -303,6 +304,9 @@ class HostAddition:
         return self._key
 
     def _enter(self, phase: Phase, message: str) -> None:
+        # The SDK loses a cancel that crosses the end of an activity: no further step begins.
+        if self._canceled and phase not in (Phase.ROLLING_BACK, Phase.DONE):
+            raise asyncio.CancelledError
         self._phase, self._message = phase, message
         workflow.upsert_search_attributes(
             [

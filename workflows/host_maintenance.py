@@ -447,6 +447,7 @@ class HostMaintenance:
             ResourceState.ERROR_IN_PREPARE_FOR_MAINTENANCE,
             f"{vm.name} can't be moved: {reason}",
         )
+        # Not left to the task's cancel: the SDK loses one that crosses the end of an activity.
         await workflow.wait_condition(lambda: vm.name in self._answers or self._leave_requested)
         if vm.name not in self._answers:
             raise _Leaving
