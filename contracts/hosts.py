@@ -1,10 +1,11 @@
 """Zones, pods, clusters, hosts, events: what the inventory shows of them."""
 
 from datetime import datetime
+from typing import Annotated
 
 from pydantic import Field
 
-from contracts.base import Contract, Name
+from contracts.base import Contract, Name, SortedInJson
 from contracts.states import AllocationState, HostStatus, ResourceState
 
 
@@ -58,6 +59,8 @@ class Host(Contract):
         capacity_memory_mib: an operator's upper bound on the memory of all VMs; None: no bound.
         capacity_cpus: the same for virtual CPUs.
         reserved_memory_mib: memory kept for the host itself.
+        tags: properties that VMs may ask for: those that do are only sent to hosts that have them.
+        secured: its libvirtd takes and gives VMs by TLS only.
         state_before_maintenance: what leaving the maintenance gives back.
     """
 
@@ -78,6 +81,8 @@ class Host(Contract):
     capacity_memory_mib: int | None
     capacity_cpus: int | None
     reserved_memory_mib: int
+    tags: Annotated[frozenset[str], SortedInJson] = frozenset()
+    secured: bool = False
     created_at: datetime
     updated_at: datetime
 

@@ -38,11 +38,13 @@ class Phase(StrEnum):
     """Where an operation stands; the search attribute `HostlerPhase`."""
 
     PLANNING = "Planning"
+    QUEUED = "Queued"
     EVACUATING = "Evacuating"
     QUESTION = "Question"
     READY = "Ready"
     LEAVING = "Leaving"
     ROLLING_BACK = "RollingBack"
+    RETURNING = "Returning"
     CONNECTING = "Connecting"
     INSTALLING = "Installing"
     DONE = "Done"

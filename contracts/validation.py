@@ -39,5 +39,7 @@ def say_error(error: Mapping[str, Any]) -> str:
         return f"must match {context['pattern']}"
     if kind == "string_too_short":
         return "must not be empty"
+    if kind == "tuple_type":
+        return "input should be a valid array"
     message = str(error["msg"])
     return message[:1].lower() + message[1:]

@@ -2,10 +2,14 @@
 
 from inventory.database import Database
 from inventory.events import Events
+from inventory.hook_runs import HookRuns
 from inventory.hosts import Hosts
 from inventory.leases import Leases
+from inventory.maintenances import Maintenances
+from inventory.placement import Placement
 from inventory.reservations import Reservations
 from inventory.secrets import SecretBox, Secrets
+from inventory.settings import OperatorSettings
 from inventory.tokens import Tokens
 from inventory.topology import Topology
 from inventory.vm_migrations import VmMigrations
@@ -20,10 +24,14 @@ class Inventory:
     def __init__(self, database: Database, box: SecretBox) -> None:
         self.database = database
         self.topology = Topology(database)
+        self.settings = OperatorSettings(database)
         self.hosts = Hosts(database)
+        self.placement = Placement(database)
         self.leases = Leases(database)
         self.reservations = Reservations(database)
+        self.maintenances = Maintenances(database)
         self.vm_migrations = VmMigrations(database)
+        self.hook_runs = HookRuns(database)
         self.secrets = Secrets(database, box)
         self.tokens = Tokens(database)
         self.events = Events(database)

@@ -2,7 +2,8 @@
 
 Conflict
 ├── DestinationFull    the memory or the CPUs that are free do not suffice
-└── DestinationUnfit   the host takes no VM now
+├── DestinationUnfit   the host takes no VM now
+└── PlanOutdated       the cluster has changed since the plan was made
 Unavailable
 └── SlotsBusy          as many migrations run from or to the host as may
 Failed
@@ -18,6 +19,10 @@ class DestinationFull(Conflict):
 
 class DestinationUnfit(Conflict):
     """Another destination may do."""
+
+
+class PlanOutdated(Conflict):
+    """A new look at the cluster gives a plan that holds."""
 
 
 class SlotsBusy(Unavailable):

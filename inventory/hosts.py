@@ -1,7 +1,8 @@
 """Hosts: what is known of them, and the one place where their states change."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sqlalchemy import ColumnElement
@@ -24,6 +25,7 @@ from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
     HostRow,
+    HostTagRow,
     PodRow,
     SecretVersionRow,
     ZoneRow,
@@ -33,6 +35,17 @@ from inventory.topology import cluster_row
 
 _IN_SERVICE = (ResourceState.ENABLED, ResourceState.DISABLED)
 _WRITERS_RACING = 5
+
+
+@dataclass(frozen=True)
+class Login:
+    """What reaching a host takes, but for the secret itself."""
+
+    address: str
+    port: int
+    user: str
+    host_key_line: str
+    secret_id: str
 
 
 class Hosts:
@@ -73,13 +86,16 @@ class Hosts:
             self._database, *(col(column) == value for column, value in wanted if value is not None)
         )
 
-    async def secret_id(self, name: str) -> str:
-        """Which credential logs in. Raises NotFound."""
-        return (await self._row(name)).secret_id
-
-    async def host_key_line(self, name: str) -> str:
-        """The pinned SSH host key, one line of OpenSSH's format. Raises NotFound."""
-        return (await self._row(name)).host_key_line
+    async def login(self, name: str) -> "Login":
+        """How to log in. Raises NotFound."""
+        row = await self._row(name)
+        return Login(
+            address=row.address,
+            port=row.ssh_port,
+            user=row.user,
+            host_key_line=row.host_key_line,
+            secret_id=row.secret_id,
+        )
 
     async def register(
         self,
@@ -147,13 +163,14 @@ class Hosts:
     async def forget(
         self, name: str, *, operation: str, actor: str, lease: LeaseRef | None = None
     ) -> None:
-        """Delete a host that is `Creating`, with its credential; any other is left alone. Raises
-        LeaseLost."""
+        """Delete a host that is `Creating`, with its tags and credential; any other is left alone.
+        Raises LeaseLost."""
         async with self._writing(lease) as session:
-            row = await _find_row(session, name)
+            row = await _find_row(session, name, lock=True)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
             secret_id = row.secret_id
+            await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
             await session.delete(row)
             await session.flush()
             await session.exec(
@@ -187,36 +204,16 @@ class Hosts:
         """
         for _ in range(_WRITERS_RACING):
             async with self._writing(lease) as session:
-                row = await _find_row(session, name) or _missing(name)
-                if (row.state_operation, row.state_step) == (operation, step):
-                    break
-                current = ResourceState(row.resource_state)
-                _check_transition(name, current, expected, target)
-                written = await session.exec(
-                    update(HostRow)
-                    .where(
-                        col(HostRow.name) == name,
-                        col(HostRow.resource_state) == current,
-                        col(HostRow.state_operation) == row.state_operation,
-                        col(HostRow.state_step) == row.state_step,
-                    )
-                    .values(
-                        resource_state=target,
-                        state_operation=operation,
-                        state_step=step,
-                        state_before_maintenance=_before_maintenance(row, current, target),
-                        updated_at=now(),
-                    )
-                )
-                if written.rowcount == 1:
-                    add_event(
-                        session,
-                        "host.state",
-                        _subject(name),
-                        f"{current} -> {target}: {reason}",
-                        operation=operation,
-                        actor=actor,
-                    )
+                if await change_state(
+                    session,
+                    name,
+                    expected=expected,
+                    target=target,
+                    operation=operation,
+                    step=step,
+                    actor=actor,
+                    reason=reason,
+                ):
                     break
         else:
             raise Conflict(f"The state of {name} keeps changing.", remedy="Try again.")
@@ -235,7 +232,7 @@ class Hosts:
         """Record what is seen of the host; no effect if it is so already. Raises Conflict (not in
         the transition table), NotFound, LeaseLost."""
         async with self._writing(lease) as session:
-            row = await _find_row(session, name, lock=True) or _missing(name)
+            row = await host_row(session, name)
             current = HostStatus(row.status)
             if current is not status:
                 if status not in HOST_STATUS_TRANSITIONS[current]:
@@ -296,6 +293,52 @@ class Hosts:
             return await _find_row(session, name) or _missing(name)
 
 
+async def change_state(
+    session: AsyncSession,
+    name: str,
+    *,
+    expected: frozenset[ResourceState],
+    target: ResourceState,
+    operation: str,
+    step: str,
+    actor: str,
+    reason: str,
+) -> bool:
+    """The same as a part of a transaction. False: somebody else has just changed it."""
+    row = await _find_row(session, name) or _missing(name)
+    if (row.state_operation, row.state_step) == (operation, step):
+        return True
+    current = ResourceState(row.resource_state)
+    _check_transition(name, current, expected, target)
+    written = await session.exec(
+        update(HostRow)
+        .where(
+            col(HostRow.name) == name,
+            col(HostRow.resource_state) == current,
+            col(HostRow.state_operation) == row.state_operation,
+            col(HostRow.state_step) == row.state_step,
+        )
+        .values(
+            resource_state=target,
+            state_operation=operation,
+            state_step=step,
+            state_before_maintenance=_before_maintenance(row, current, target),
+            updated_at=now(),
+        )
+    )
+    if written.rowcount == 0:
+        return False
+    add_event(
+        session,
+        "host.state",
+        _subject(name),
+        f"{current} -> {target}: {reason}",
+        operation=operation,
+        actor=actor,
+    )
+    return True
+
+
 async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[Host]:
     query = (
         select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
@@ -306,12 +349,26 @@ async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[
         .order_by(col(HostRow.name))
     )
     async with database.reading() as session:
-        return [_host(*row) for row in await session.exec(query)]
+        found = (await session.exec(query)).all()
+        tags = await _tags(session, [row.name for row, *_ in found])
+    return [_host(*places, tags=frozenset(tags[places[0].name])) for places in found]
+
+
+async def host_row(session: AsyncSession, name: str) -> HostRow:
+    """The row, locked until the transaction ends. Raises NotFound."""
+    return await _find_row(session, name, lock=True) or _missing(name)
 
 
 async def _find_row(session: AsyncSession, name: str, *, lock: bool = False) -> HostRow | None:
     query = select(HostRow).where(col(HostRow.name) == name)
     return (await session.exec(query.with_for_update() if lock else query)).first()
+
+
+async def _tags(session: AsyncSession, hosts: Sequence[str]) -> Mapping[str, set[str]]:
+    tags: dict[str, set[str]] = {host: set() for host in hosts}
+    for row in await session.exec(select(HostTagRow).where(col(HostTagRow.host).in_(hosts))):
+        tags[row.host].add(row.tag)
+    return tags
 
 
 def _missing(name: str) -> NoReturn:
@@ -346,7 +403,7 @@ def _subject(name: str) -> str:
     return f"host/{name}"
 
 
-def _host(row: HostRow, cluster: str, pod: str, zone: str) -> Host:
+def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[str]) -> Host:
     return Host(
         name=row.name,
         zone=zone,
@@ -367,6 +424,8 @@ def _host(row: HostRow, cluster: str, pod: str, zone: str) -> Host:
         capacity_memory_mib=row.capacity_memory_mib,
         capacity_cpus=row.capacity_cpus,
         reserved_memory_mib=row.reserved_memory_mib,
+        tags=tags,
+        secured=row.secured,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, UniqueConstraint
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKeyConstraint, UniqueConstraint
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -105,6 +105,7 @@ class HostRow(SQLModel, table=True):
     capacity_memory_mib: int | None = None
     capacity_cpus: int | None = None
     reserved_memory_mib: int = 0
+    secured: bool = False
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
@@ -144,9 +145,11 @@ class LeaseRow(SQLModel, table=True):
 
 
 class ReservationRow(SQLModel, table=True):
-    """Memory and CPUs of a destination, set aside for one VM; a slot at both ends.
+    """Memory and CPUs of a destination, set aside for one VM; while `migrating`, also a slot at
+    both ends.
 
-    Owned by the lease (`source`, `epoch`) of the operation that moves the VM.
+    Owned by the lease (`lease_host`, `epoch`) of the operation that moves the VM: of its source
+    while that is emptied, of its destination when it comes back.
     """
 
     __tablename__ = "reservation"
@@ -155,7 +158,9 @@ class ReservationRow(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     destination: str = Field(foreign_key="host.name")
     source: str = Field(foreign_key="host.name", index=True)
+    lease_host: str
     epoch: int
+    migrating: bool = True
     vm_uuid: str
     vm: str
     memory_mib: int
@@ -176,8 +181,103 @@ class VmMigrationRow(SQLModel, table=True):
     percent: int = 0
     rate_mib_s: float = 0
     remaining_mib: float = 0
+    dirty_rate_mib_s: float = 0
+    iteration: int = 0
+    throttle_percent: int = 0
+    expected_end_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     attempt: int
     error: str | None = None
+    started_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class SettingRow(SQLModel, table=True):
+    """A setting that was set, at one scope. `scope_name` is "" for the global scope."""
+
+    __tablename__ = "setting"
+
+    scope: str = Field(primary_key=True)
+    scope_name: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    value: Any = Field(sa_type=JSON)
+    updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    updated_by: str
+
+
+class HostTagRow(SQLModel, table=True):
+    """A property of a host that VMs may ask for."""
+
+    __tablename__ = "host_tag"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    tag: str = Field(primary_key=True)
+
+
+class VmPolicyRow(SQLModel, table=True):
+    """What an operator has decided about a VM of a cluster, by its name."""
+
+    __tablename__ = "vm_policy"
+
+    cluster: str = Field(primary_key=True, foreign_key="cluster.name")
+    vm: str = Field(primary_key=True)
+    pinned: bool = False
+    reason: str = ""
+    tags: list[str] = Field(default_factory=list, sa_type=JSON)
+
+
+class AffinityGroupRow(SQLModel, table=True):
+    """VMs of a cluster that belong on one host, or on different ones."""
+
+    __tablename__ = "affinity_group"
+
+    cluster: str = Field(primary_key=True, foreign_key="cluster.name")
+    name: str = Field(primary_key=True)
+    kind: str
+
+
+class AffinityMemberRow(SQLModel, table=True):
+    """A VM in an affinity group, by its name."""
+
+    __tablename__ = "affinity_member"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["cluster", "affinity_group"], ["affinity_group.cluster", "affinity_group.name"]
+        ),
+    )
+
+    cluster: str = Field(primary_key=True)
+    affinity_group: str = Field(primary_key=True)
+    vm: str = Field(primary_key=True)
+
+
+class MaintenanceTicketRow(SQLModel, table=True):
+    """A host's place in its cluster's queue for maintenance: first come, first served by `id`."""
+
+    __tablename__ = "maintenance_ticket"
+
+    id: int | None = Field(default=None, primary_key=True)
+    cluster: str = Field(index=True)
+    host: str = Field(unique=True)
+    workflow_id: str
+    first_run_id: str
+    granted: bool = False
+    queued_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class HookRunRow(SQLModel, table=True):
+    """One run of a maintenance hook on a host. `output`: the end of what it printed; `problem`: why
+    it has no exit status."""
+
+    __tablename__ = "hook_run"
+
+    operation: str = Field(primary_key=True)
+    host: str = Field(primary_key=True)
+    stage: str = Field(primary_key=True)
+    attempt: int = Field(primary_key=True)
+    command: list[str] = Field(sa_type=JSON)
+    exit_status: int | None = None
+    problem: str | None = None
+    output: str = ""
     started_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 

@@ -17,11 +17,13 @@ from inventory.models import ClusterRow, HostRow, PodRow, ReservationRow, ZoneRo
 
 @dataclass(frozen=True)
 class Reservation:
-    """A VM on its way to `destination`."""
+    """Room at `destination` for a VM that is on its way there, or (not `migrating`) planned."""
 
     destination: str
     source: str
+    lease_host: str
     epoch: int
+    migrating: bool
     vm: str
     vm_uuid: str
     memory_mib: int
@@ -59,14 +61,15 @@ class Reservations:
     ) -> None:
         """Set room aside at `destination` and a slot at both ends; idempotent by VM.
 
-        `memory_free_mib` and `cpus_free` are what the destination has before reservations, with the
-        VMs in `counted` (UUIDs) taken off. Raises DestinationUnfit (it takes no VM now),
-        DestinationFull, SlotsBusy, NotFound, LeaseLost.
+        What was planned for the VM elsewhere is given back. `memory_free_mib` and `cpus_free` are
+        what the destination has before reservations, with the VMs in `counted` (UUIDs) taken off.
+        Raises DestinationUnfit (it takes no VM now), DestinationFull, SlotsBusy, NotFound,
+        LeaseLost.
         """
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
             await _lock_hosts(session, destination, source)
-            await _check_fit(session, destination)
+            await check_fit(session, destination)
             others = [
                 row
                 for row in await session.exec(
@@ -104,6 +107,7 @@ class Reservations:
                 ReservationRow(
                     destination=destination,
                     source=source,
+                    lease_host=lease.host,
                     epoch=lease.epoch,
                     vm_uuid=vm_uuid,
                     vm=vm,
@@ -123,7 +127,7 @@ class Reservations:
     async def release_all(self, lease: LeaseRef) -> None:
         """Give back all that this operation, or one before it on the host, reserved."""
         await self._delete(
-            col(ReservationRow.source) == lease.host, col(ReservationRow.epoch) <= lease.epoch
+            col(ReservationRow.lease_host) == lease.host, col(ReservationRow.epoch) <= lease.epoch
         )
 
     async def discard(self, reservation: Reservation) -> None:
@@ -131,18 +135,30 @@ class Reservations:
         await self._delete(
             col(ReservationRow.destination) == reservation.destination,
             col(ReservationRow.vm_uuid) == reservation.vm_uuid,
-            *_owned_by(reservation.source, reservation.epoch),
+            *_owned_by(reservation.lease_host, reservation.epoch),
         )
 
     async def pointing_at(self, host: str) -> list[Reservation]:
-        """VMs on their way to the host."""
-        return await self._select(col(ReservationRow.destination) == host)
+        """VMs on their way to the host; not those that are only planned to come."""
+        return await self._select(
+            (col(ReservationRow.destination) == host) & col(ReservationRow.migrating)
+        )
 
     async def touching(self, host: str) -> list[Reservation]:
-        """VMs on their way to the host or from it."""
+        """Everything that is reserved at the host, or for VMs from it."""
         return await self._select(
             or_(col(ReservationRow.destination) == host, col(ReservationRow.source) == host)
         )
+
+    async def in_cluster(self, cluster: str) -> list[Reservation]:
+        """Everything that is reserved at hosts of the cluster, by destination and VM."""
+        hosts = (
+            select(HostRow.name)
+            .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
+            .where(col(ClusterRow.name) == cluster)
+        )
+        found = await self._select(col(ReservationRow.destination).in_(hosts))
+        return sorted(found, key=lambda one: (one.destination, one.vm_uuid))
 
     async def total(self, host: str, *, counted: frozenset[str] = frozenset()) -> Reserved:
         """What is reserved on the host, for others than the VMs in `counted` (UUIDs)."""
@@ -168,8 +184,8 @@ class Reservations:
             await session.exec(delete(ReservationRow).where(*conditions))
 
 
-def _owned_by(source: str, epoch: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return col(ReservationRow.source) == source, col(ReservationRow.epoch) == epoch
+def _owned_by(host: str, epoch: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return col(ReservationRow.lease_host) == host, col(ReservationRow.epoch) == epoch
 
 
 async def _lock_hosts(session: AsyncSession, *names: str) -> None:
@@ -186,7 +202,8 @@ async def _lock_hosts(session: AsyncSession, *names: str) -> None:
         raise NotFound(f"There is no host {', '.join(sorted(missing))}.")
 
 
-async def _check_fit(session: AsyncSession, destination: str) -> None:
+async def check_fit(session: AsyncSession, destination: str) -> None:
+    """Raises DestinationUnfit if no VM may go there now."""
     query = (
         select(HostRow, ClusterRow, PodRow, ZoneRow)
         .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
@@ -214,7 +231,9 @@ async def _check_fit(session: AsyncSession, destination: str) -> None:
 
 def _check_slots(others: list[ReservationRow], hosts: tuple[str, str], most: int) -> None:
     for host in hosts:
-        running = sum(1 for row in others if host in (row.source, row.destination))
+        running = sum(
+            1 for row in others if row.migrating and host in (row.source, row.destination)
+        )
         if running >= most:
             raise SlotsBusy(f"{running} migrations run from or to {host}, {most} may.")
 

@@ -1,11 +1,27 @@
 """How far the VMs of an evacuation are: what people watch, not what decides."""
 
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
 from sqlmodel import col, select, update
 
 from contracts.vms import MigrationState, VmMigration
 from inventory.database import Database
 from inventory.models import VmMigrationRow, now
 from inventory.upsert import insert_or_replace
+
+
+@dataclass(frozen=True)
+class MigrationFigures:
+    """What is recorded of a running migration; see VmMigration for the units."""
+
+    percent: int
+    rate_mib_s: float
+    remaining_mib: float
+    dirty_rate_mib_s: float
+    iteration: int
+    throttle_percent: int
+    expected_end_at: datetime | None
 
 
 class VmMigrations:
@@ -30,16 +46,9 @@ class VmMigrations:
                 ),
             )
 
-    async def progress(
-        self, operation: str, vm: str, percent: int, rate_mib_s: float, remaining_mib: float
-    ) -> None:
+    async def progress(self, operation: str, vm: str, seen: MigrationFigures) -> None:
         """How far the running migration is."""
-        values: dict[str, object] = {
-            "percent": percent,
-            "rate_mib_s": rate_mib_s,
-            "remaining_mib": remaining_mib,
-        }
-        await self._update(operation, vm, values)
+        await self._update(operation, vm, asdict(seen))
 
     async def finish(
         self, operation: str, vm: str, state: MigrationState, error: str | None
@@ -47,7 +56,7 @@ class VmMigrations:
         """How it ended; no effect if it never began."""
         values: dict[str, object] = {"state": state, "error": error, "finished_at": now()}
         if state is MigrationState.MOVED:
-            values |= {"percent": 100, "remaining_mib": 0}
+            values |= {"percent": 100, "remaining_mib": 0, "expected_end_at": None}
         await self._update(operation, vm, values)
 
     async def close(self, source: str) -> None:
@@ -61,6 +70,25 @@ class VmMigrations:
                 .values(state=MigrationState.CANCELED, finished_at=now())
             )
 
+    async def latest_moves(self, source: str) -> list[VmMigration]:
+        """VMs that the latest operation which moved any from `source` has moved, by VM."""
+        moved = (
+            select(VmMigrationRow)
+            .where(
+                col(VmMigrationRow.source) == source,
+                col(VmMigrationRow.state) == MigrationState.MOVED,
+            )
+            .order_by(col(VmMigrationRow.finished_at).desc())
+        )
+        async with self._database.reading() as session:
+            latest = (await session.exec(moved.limit(1))).first()
+        if latest is None:
+            return []
+        everything = await self.list(latest.operation)
+        return [
+            one for one in everything if one.source == source and one.state is MigrationState.MOVED
+        ]
+
     async def list(self, operation: str) -> list[VmMigration]:
         """All of an operation, by VM."""
         query = (
@@ -71,15 +99,16 @@ class VmMigrations:
         async with self._database.reading() as session:
             return [VmMigration(**row.model_dump()) for row in await session.exec(query)]
 
-    async def unfinished(self, source: str, vm: str) -> set[str]:
-        """Destinations of migrations of the VM from `source` of which no end was recorded."""
-        query = select(VmMigrationRow.destination).where(
+    async def unfinished(self, source: str, vm: str) -> dict[str, str]:
+        """Migrations of the VM from `source` of which no end was recorded: operation to
+        destination."""
+        query = select(VmMigrationRow.operation, VmMigrationRow.destination).where(
             col(VmMigrationRow.source) == source,
             col(VmMigrationRow.vm) == vm,
             col(VmMigrationRow.finished_at).is_(None),
         )
         async with self._database.reading() as session:
-            return set(await session.exec(query))
+            return dict((await session.exec(query)).all())
 
     async def _update(self, operation: str, vm: str, values: dict[str, object]) -> None:
         async with self._database.writing() as session:

@@ -55,8 +55,8 @@ async def test_a_registered_host_is_creating_and_holds_no_secret(inventory: Inve
     assert host.capacity_memory_mib == 512
     assert host.facts is None
     assert host.created_at.tzinfo is not None
-    assert await inventory.hosts.host_key_line("kvm-1") == "ssh-ed25519 AAAA"
-    secret = await inventory.secrets.reveal(await inventory.hosts.secret_id("kvm-1"))
+    assert (await inventory.hosts.login("kvm-1")).host_key_line == "ssh-ed25519 AAAA"
+    secret = await inventory.secrets.reveal((await inventory.hosts.login("kvm-1")).secret_id)
     assert secret.plaintext == "pw"
     assert "pw" not in host.model_dump_json()
 
@@ -89,7 +89,7 @@ async def test_an_unknown_cluster_secret_or_host(inventory: Inventory) -> None:
 
 async def test_forget_deletes_only_what_was_being_created(inventory: Inventory) -> None:
     await register(inventory, 1)
-    secret = await inventory.hosts.secret_id("kvm-1")
+    secret = (await inventory.hosts.login("kvm-1")).secret_id
     await inventory.hosts.forget("kvm-1", operation="addition/kvm-1", actor="test")
     await inventory.hosts.forget("kvm-1", operation="addition/kvm-1", actor="test")
     assert await inventory.hosts.find("kvm-1") is None

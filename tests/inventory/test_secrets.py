@@ -63,7 +63,7 @@ async def test_a_ciphertext_in_another_row_does_not_decrypt(
 
 async def test_discard_spares_what_a_host_uses(inventory: Inventory) -> None:
     await register(inventory, 1)
-    used = await inventory.hosts.secret_id("kvm-1")
+    used = (await inventory.hosts.login("kvm-1")).secret_id
     unused = await inventory.secrets.store("password", CANARY, actor="test")
     for secret in (used, unused, unused):
         await inventory.secrets.discard(secret)
@@ -76,7 +76,7 @@ async def test_what_nobody_claimed_for_a_day_is_deleted(
     inventory: Inventory, database: Database
 ) -> None:
     await register(inventory, 1)
-    used = await inventory.hosts.secret_id("kvm-1")
+    used = (await inventory.hosts.login("kvm-1")).secret_id
     old = await inventory.secrets.store("password", CANARY, actor="test")
     async with database.writing() as session:
         await session.exec(update(SecretVersionRow).values(created_at=now() - timedelta(days=2)))

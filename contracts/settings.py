@@ -1,0 +1,309 @@
+"""Settings that operators change while Hostler runs: one typed entry each.
+
+Stored per scope, resolved cluster > zone > global > default. Each takes effect at its next use; no
+process needs a restart. What only a start can change is in `workers/settings.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, Generic, TypeVar, cast
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from contracts.base import Contract
+from contracts.errors import Conflict
+from contracts.validation import say_error
+
+T = TypeVar("T")
+
+
+def _no_boolean(value: object) -> object:
+    """Python takes True for 1; who sends it means something else."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_boolean", "must not be a boolean")
+    return value
+
+
+def _network(value: object) -> object:
+    """A lone address would be the network of one host, a number that of an address."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str) or "/" not in value:
+        raise PydanticCustomError("network", "must be a network in CIDR notation")
+    try:
+        return ip_network(value)
+    except ValueError as error:
+        raise PydanticCustomError("network", "{reason}", {"reason": str(error)}) from None
+
+
+Network = Annotated[
+    IPv4Network | IPv6Network,
+    BeforeValidator(_network),
+    WithJsonSchema({"type": "string", "examples": ["198.18.0.0/24"]}),
+]
+Directory = Annotated[
+    str,
+    StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096),
+    Field(examples=["/srv/vms"]),
+]
+Count = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_no_boolean)]
+Seconds = Annotated[int, Field(ge=1, le=30 * 86_400), BeforeValidator(_no_boolean)]
+
+
+class SettingScope(StrEnum):
+    """Where a setting may be set; a narrower one wins."""
+
+    GLOBAL = "global"
+    ZONE = "zone"
+    CLUSTER = "cluster"
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """One setting. `kind` is what a value is validated against (lax: "5" is 5)."""
+
+    name: str
+    kind: Any
+    default: T
+    description: str
+    unit: str | None = None
+    scopes: frozenset[SettingScope] = frozenset(SettingScope)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.kind)
+
+    @cached_property
+    def type(self) -> str:
+        """What a value that is not null is in JSON schema: integer, array, ..."""
+        schema = self._adapter.json_schema()
+        return str(schema.get("anyOf", [schema])[0]["type"])
+
+    @cached_property
+    def possible(self) -> str:
+        """Which values are possible, in words: "integer from 1 to 64 or null"."""
+        return _words(self._adapter.json_schema())
+
+    def parse(self, value: object) -> T:
+        """Raises pydantic's ValidationError."""
+        return cast(T, self._adapter.validate_python(value))
+
+    def dump(self, value: T) -> Any:
+        """As JSON holds it."""
+        return self._adapter.dump_python(value, mode="json")
+
+    def problem(self, error: ValidationError) -> str:
+        """What is wrong with the value that `parse` has refused, and what is possible."""
+        said = "; ".join(
+            f"entry {entry['loc'][0]}: {say_error(entry)}" if entry["loc"] else say_error(entry)
+            for entry in error.errors()
+        )
+        return f"{said}; possible: {self.possible}"
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_words(alternative) for alternative in schema["anyOf"])
+    words = str(schema["type"])
+    if "items" in schema:
+        words += f" of {_words(schema['items'])}"
+    if "minimum" in schema:
+        words += f" from {schema['minimum']} to {schema['maximum']}"
+    if "examples" in schema:
+        words += f" like {schema['examples'][0]}"
+    return words
+
+
+class ResolvedSettings:
+    """Values in force at one place: `resolved[MIGRATION_BANDWIDTH]`.
+
+    A stored value that this version does not take raises Conflict when it is used, and only then:
+    the default in its place might be what the operator has ruled out.
+    """
+
+    def __init__(self, stored: Mapping[str, object]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, setting: Setting[T]) -> T:
+        if setting.name not in self._stored:
+            return setting.default
+        try:
+            return setting.parse(self._stored[setting.name])
+        except ValidationError as error:
+            raise Conflict(
+                f"The stored setting {setting.name} is not valid: {setting.problem(error)}.",
+                remedy="Set it again with `hostler setting set`, or unset it.",
+            ) from None
+
+
+class SettingValue(Contract):
+    """A setting as API and CLI show it.
+
+    Attributes:
+        type: in words of JSON schema: integer, number, boolean, string, array.
+        possible: the values that it takes, in words.
+        value: what is in force at the place that was asked for.
+        origin: where that comes from: "default", "global", "zone NAME" or "cluster NAME".
+        problem: why the stored value can't be used; operations that need it fail until it is set
+            again.
+    """
+
+    name: str
+    type: str
+    possible: str
+    value: Any
+    default: Any
+    unit: str | None
+    description: str
+    scopes: tuple[SettingScope, ...]
+    origin: str
+    problem: str | None = None
+    updated_at: datetime | None = None
+    updated_by: str | None = None
+
+
+CPU_OVERPROVISIONING = Setting[float](
+    "cpu.overprovisioning.factor",
+    Annotated[float, Field(ge=1, le=64), BeforeValidator(_no_boolean)],
+    4.0,
+    "Virtual CPUs that fit on one CPU of a host that has no bound of its own.",
+)
+MAINTENANCE_HOSTS_OUT_MAX = Setting[int](
+    "maintenance.hosts.out.max",
+    Count,
+    1,
+    "Hosts of a cluster that may be out of service at a time; the next one queues.",
+)
+MAINTENANCE_QUEUE_TIMEOUT = Setting[int](
+    "maintenance.queue.timeout",
+    Seconds,
+    86_400,
+    "How long a maintenance waits for its turn, and for room, before it is refused.",
+    "s",
+)
+MAINTENANCE_UNREACHABLE_TIMEOUT = Setting[int](
+    "maintenance.unreachable.timeout",
+    Seconds,
+    120,
+    "Until a host or a database that does not answer puts a maintenance in an error state. It goes "
+    "on by itself when there is an answer.",
+    "s",
+)
+MAINTENANCE_RETRY_INTERVAL = Setting[int](
+    "maintenance.retry.interval",
+    Seconds,
+    600,
+    "Until a VM that could not be moved is tried again unasked, if nothing has changed before.",
+    "s",
+)
+MAINTENANCE_QUESTION_REMINDER = Setting[int](
+    "maintenance.question.reminder",
+    Seconds,
+    86_400,
+    "Between two events that say that a question still waits for an operator.",
+    "s",
+)
+MAINTENANCE_ARRIVALS_TIMEOUT = Setting[int](
+    "maintenance.arrivals.timeout",
+    Seconds,
+    3_600,
+    "How long VMs that are on their way to the host are waited for at a time.",
+    "s",
+)
+MAINTENANCE_LEAVE_TIMEOUT = Setting[int](
+    "maintenance.leave.timeout",
+    Seconds,
+    180,
+    "How long a host has to answer when it is to go back into service.",
+    "s",
+)
+MIGRATION_PARALLEL_MAX = Setting[int](
+    "migration.parallel.max",
+    Annotated[int, Field(ge=1, le=64), BeforeValidator(_no_boolean)],
+    2,
+    "Live migrations at a time from or to one host.",
+)
+MIGRATION_BANDWIDTH = Setting[int | None](
+    "migration.bandwidth",
+    Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_no_boolean)] | None,
+    None,
+    "Upper bound of one live migration; none: libvirt's own.",
+    "MiB/s",
+)
+MIGRATION_NETWORK = Setting[Network | None](
+    "migration.network",
+    Network | None,
+    None,
+    "Network (CIDR) in which each host has the address that migrations go to; none: the address "
+    "that Hostler reaches it by.",
+)
+MIGRATION_CONVERGENCE_TIMEOUT = Setting[int](
+    "migration.convergence.timeout",
+    Seconds,
+    300,
+    "Budget of a live migration per GiB of memory (at least one) beyond its first pass; then it "
+    "escalates.",
+    "s",
+)
+MIGRATION_AUTO_CONVERGE = Setting[bool](
+    "migration.auto.converge",
+    bool,
+    True,
+    "Whether a migration that does not converge is tried again with the guest's CPUs slowed down.",
+)
+MIGRATION_FOREIGN_TIMEOUT = Setting[int](
+    "migration.foreign.timeout",
+    Seconds,
+    3_600,
+    "How long a migration that somebody else has started is waited for.",
+    "s",
+)
+VM_SHUTDOWN_TIMEOUT = Setting[int](
+    "vm.shutdown.timeout",
+    Seconds,
+    120,
+    "How long a guest has to power off when it was asked to.",
+    "s",
+)
+STORAGE_SHARED_PATHS = Setting[tuple[Directory, ...]](
+    "storage.shared.paths",
+    tuple[Directory, ...],
+    (),
+    "Directories that all hosts of the cluster share: disks below them need not be copied. libvirt "
+    "is then told not to doubt it, so a wrong entry corrupts disks.",
+    scopes=frozenset({SettingScope.CLUSTER}),
+)
+HOOK_TIMEOUT = Setting[int](
+    "hook.timeout",
+    Seconds,
+    1_800,
+    "How long a maintenance hook may run, unless it says otherwise.",
+    "s",
+)
+HOST_REBOOT_TIMEOUT = Setting[int](
+    "host.reboot.timeout",
+    Seconds,
+    900,
+    "How long a host has to come back from a reboot.",
+    "s",
+)
+
+SETTINGS: Mapping[str, Setting[Any]] = {
+    setting.name: setting
+    for setting in sorted(
+        (value for value in list(globals().values()) if isinstance(value, Setting)),
+        key=lambda setting: setting.name,
+    )
+}
