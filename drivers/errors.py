@@ -11,6 +11,8 @@ Failed
 │   └── MigrationAborted    the job was aborted (by a cancel, or from outside)
 ├── HostKeyChanged          the host shows another SSH key than the pinned one
 ├── LoginRefused            user, password or key not accepted
+├── DiskInTheWay            a file is where a disk is to be copied to
+├── DiskInUse               a process has the disk open that is to be removed or renamed
 └── FenceFailed             the fence is not in the state that was asked for
 LeaseLost
 └── EpochRefused            the host holds the epoch of a later operation
@@ -53,6 +55,16 @@ class HostKeyChanged(Failed):
 
 class LoginRefused(Failed):
     """The host is there and refuses the credential."""
+
+
+class DiskInTheWay(Failed):
+    """`details` has its `path`, and `owner`: the operation that has left it there, or None."""
+
+
+class DiskInUse(Failed):
+    """A QEMU that was told to end may need a moment: trying again can help."""
+
+    retryable = True
 
 
 class FenceFailed(Failed):

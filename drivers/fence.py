@@ -12,8 +12,9 @@ import asyncio
 import importlib.resources
 import time
 
-from drivers.errors import CallTimedOut, CommandFailed, EpochRefused
-from drivers.protocols import CommandResult, FenceState, HostAccess, RemoteShell
+from drivers.commands import check
+from drivers.errors import CallTimedOut, EpochRefused
+from drivers.protocols import FenceState, HostAccess, RemoteShell
 
 # Distinct statuses of hooks/change-fence.
 _EPOCH_REFUSED = 77
@@ -65,7 +66,7 @@ class HookFence:
         deadline = time.monotonic() + self._restart_timeout
         restart = ["systemctl", "restart", "libvirtd"]
         result = await self._shell.run(access, restart, timeout=self._restart_timeout)
-        _check(access, "systemctl restart libvirtd", result)
+        check(access, "systemctl restart libvirtd", result)
         ask = ["timeout", "10", "virsh", "--quiet", "--connect", "qemu:///system", "uri"]
         while True:
             result = await self._shell.run(access, ask, timeout=15)
@@ -91,17 +92,8 @@ class HookFence:
                 "Hostler: rm /etc/hostler/epoch on the host, and start again.",
                 details={"held": held, "own": int(words[1])},
             )
-        _check(access, f"change-fence {words[0]}", result)
+        check(access, f"change-fence {words[0]}", result)
         return result.stdout
-
-
-def _check(access: HostAccess, command: str, result: CommandResult) -> None:
-    if result.exit_status != 0:
-        said = result.stderr.strip()[-1000:]
-        raise CommandFailed(
-            f"{command!r} on {access.name} ended with status {result.exit_status}: {said}",
-            details={"command": command, "exit_status": result.exit_status, "stderr": said},
-        )
 
 
 def _resource(name: str) -> str:

@@ -1,9 +1,10 @@
 """The ports that activities are written against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from contracts.evacuation import HostEnvironment
 from contracts.hosts import HostFacts
 from contracts.vms import Vm
 
@@ -82,20 +83,62 @@ class Capacity:
 
 @dataclass(frozen=True)
 class MigrationProgress:
-    """libvirt's job statistics of a running migration, reduced to what people look at."""
+    """libvirt's job statistics of a running migration, reduced to what people look at.
+
+    Attributes:
+        rate_mib_s: of memory: while disks are copied, which comes first, libvirt tells none.
+        remaining_mib: of memory, and of disks that are copied.
+        dirty_rate_mib_s: what the guest writes anew; 0 until the first pass over its memory ends.
+        iteration: which pass over the memory this is; 0 before the first.
+        throttle_percent: CPU time that auto-converge takes from the guest.
+        expected_s: seconds until the end if it goes on like this, or None: no end in sight.
+    """
 
     percent: int
     rate_mib_s: float
     remaining_mib: float
+    dirty_rate_mib_s: float = 0
+    iteration: int = 0
+    throttle_percent: int = 0
+    elapsed_s: float = 0
+    expected_s: float | None = None
 
 
 @dataclass(frozen=True)
 class MigrationOptions:
-    """How to migrate. `uri_address`: the destination's address for the memory stream;
-    `bandwidth_mib_s`: upper bound, None for libvirt's default; `unsafe` stays out: see LAB.md."""
+    """How to migrate.
+
+    Attributes:
+        uri_address: the destination's address for the streams of memory and disks.
+        bandwidth_mib_s: upper bound of each stream, None for libvirt's default.
+        auto_converge: take CPU time from a guest that writes faster than is copied.
+        trust_shared_storage: migrate although libvirt can't see that source and destination have
+            the same disks, and hold them coherent. Only for a VM whose disks are all copied or on
+            storage that the operator has declared shared: anything else corrupts them.
+        copy_disks: targets ("vda") of disks to copy; each must have been prepared (LocalDisks).
+    """
 
     uri_address: str
     bandwidth_mib_s: int | None = None
+    auto_converge: bool = False
+    trust_shared_storage: bool = False
+    copy_disks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DiskImage:
+    """A disk of a VM that can be copied: a file without a backing file.
+
+    Attributes:
+        target: its name in the VM ("vda").
+        format: "raw" or "qcow2".
+        size_bytes: what the guest sees.
+    """
+
+    target: str
+    path: str
+    format: str
+    size_bytes: int
 
 
 class Hypervisor(Protocol):
@@ -113,6 +156,16 @@ class Hypervisor(Protocol):
 
     async def find_vm(self, access: HostAccess, uuid: str) -> Vm | None:
         """The domain with that UUID, active or only defined, or None."""
+
+    async def environment(self, access: HostAccess) -> HostEnvironment:
+        """What the host offers to VMs beside memory and CPUs."""
+
+    async def missing_files(self, access: HostAccess, paths: Collection[str]) -> frozenset[str]:
+        """Which of the paths (POOL/VOLUME for a volume) do not exist on the host."""
+
+    async def disks(self, access: HostAccess, uuid: str, paths: Collection[str]) -> list[DiskImage]:
+        """The VM's disks that have any of `paths` (Vm.local_disks) in them, to be copied. Raises
+        VmNotFound; HypervisorFailed, naming the disk, if one of them can't be copied."""
 
     async def cpu_incompatibility(self, access: HostAccess, vm: Vm) -> str | None:
         """Why the host's CPU can't run `vm`, by libvirt's compareHypervisorCPU; None: it can."""
@@ -137,6 +190,13 @@ class Hypervisor(Protocol):
 
     async def shut_down(self, access: HostAccess, uuid: str) -> None:
         """Ask the guest to power off (ACPI). Returns at once; look with `find_vm`."""
+
+    async def start(self, access: HostAccess, uuid: str) -> None:
+        """Start a defined domain that is shut off; an active one stays as it is."""
+
+    async def suspend(self, access: HostAccess, uuid: str) -> None:
+        """Pause a domain whose migration runs, so that it can finish: it runs on at the destination
+        then, or at the source if the migration fails. Refuses (HypervisorFailed) any other."""
 
     async def resume(self, access: HostAccess, uuid: str) -> None:
         """Let a paused domain run."""
@@ -183,3 +243,78 @@ class Fence(Protocol):
 
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """Restart the daemon (VMs run on) and wait until it answers."""
+
+
+class LocalDisks(Protocol):
+    """Files on hosts for disks that are copied with their VM. A destination's half-made copy is
+    marked with its owner, the operation that copies. Every method may be called many times, may be
+    killed at any moment and called again, and raises CommandFailed if the host can't do it."""
+
+    async def prepare(self, destination: HostAccess, image: DiskImage, owner: str) -> None:
+        """Make an empty disk of that path, format and size. Raises DiskInTheWay if there is a file
+        that was not prepared by `owner`."""
+
+    async def keep(self, destination: HostAccess, path: str) -> None:
+        """The VM runs there: from now on the disk is its own, and nobody discards it."""
+
+    async def discard(self, destination: HostAccess, path: str, owner: str) -> None:
+        """Remove a copy that `owner` has prepared, and nothing else. Raises DiskInUse."""
+
+    async def retire(self, source: HostAccess, path: str) -> None:
+        """Rename the old copy of a disk that has moved to PATH.moved; one of an earlier move is
+        overwritten. Raises DiskInUse."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shell script to run on a host. `name`: letters, digits, `-` and `_`; the same name never
+    runs twice on a host. `environment`: one line each. `timeout`: seconds, then it is ended."""
+
+    name: str
+    script: str
+    environment: Mapping[str, str]
+    timeout: int
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How a job stands: `started` on the host or unknown there; once it has ended, its status, or
+    why it has none."""
+
+    started: bool
+    exit_status: int | None = None
+    problem: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.exit_status is not None or self.problem is not None
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Which boot of a host this is, and whether everything that belongs to it has been started."""
+
+    boot_id: str
+    complete: bool
+
+
+class ServiceManager(Protocol):
+    """What runs on a host without us: jobs, which outlive the connection and whoever has started
+    them, and the boot itself. Every method may raise HostUnreachable, CallTimedOut, CommandFailed,
+    HostKeyChanged and LoginRefused."""
+
+    async def start_job(self, access: HostAccess, job: Job) -> None:
+        """Start it, unless a job of that name runs or ran there. May be called many times."""
+
+    async def look_at_job(self, access: HostAccess, name: str) -> JobState:
+        """How it stands."""
+
+    async def job_output(self, access: HostAccess, name: str, most: int) -> str:
+        """The end of what it has printed, `most` bytes at the most."""
+
+    async def boot(self, access: HostAccess) -> Boot:
+        """The boot that the host is in."""
+
+    async def reboot(self, access: HostAccess, boot_id: str) -> None:
+        """Ask for a reboot in good order, if the host is still in that boot. Returns at once."""

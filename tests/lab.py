@@ -52,12 +52,20 @@ class Lab:
         return await self.exec(host, *command, stdin=stdin, check=check)
 
     async def start_guest(
-        self, name: str, *, on: str, dirty: int | None = None, bridge: str | None = None
+        self,
+        name: str,
+        *,
+        on: str,
+        dirty: int | None = None,
+        bridge: str | None = None,
+        disk_local: bool = False,
     ) -> str:
         """Start a guest; its UUID. `dirty`: MiB of memory that it rewrites for ever; `bridge`: of
-        the host, to which it has an interface."""
+        the host, to which it has an interface; `disk_local`: with a disk in the host's own file
+        system."""
         more = [] if dirty is None else ["--dirty", str(dirty), "--memory", "128"]
         more += [] if bridge is None else ["--bridge", bridge]
+        more += ["--disk-local"] if disk_local else []
         await self._lab("guest", "start", name, "--on", on, *more)
         return (await self.virsh(on, "domuuid", name)).stdout.strip()
 
@@ -76,6 +84,14 @@ class Lab:
     async def reboot(self, host: str) -> None:
         """Reboot a host, and wait until it answers."""
         await self._lab("reboot", host)
+
+    async def kill(self, host: str) -> None:
+        """A host loses its power; it stays off."""
+        await self._lab("kill", host)
+
+    async def power_on(self) -> None:
+        """Boot all hosts that are off, mend all cables, and wait until all answer."""
+        await self._lab("up", "--guests", "0")
 
     async def access(self, host: str) -> HostAccess:
         """How to reach a host; its key is read inside, not through the network."""

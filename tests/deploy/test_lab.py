@@ -255,6 +255,19 @@ def test_the_lab_of_another_checkout_is_left_alone(tmp_path: Path) -> None:
     assert each("boot_id") == before
 
 
+def test_a_guest_writes_its_ticks_to_its_disk() -> None:
+    disk = "/var/lib/libvirt/images/lab-disk.raw"
+    good("guest", "start", "lab-disk", "--on", "kvm-2", "--disk-local")
+    try:
+        first = good("exec", "kvm-2", "head", "-c", "32", disk)
+        assert first.startswith("tick ")
+        while good("exec", "kvm-2", "head", "-c", "32", disk) == first:
+            pass
+    finally:
+        good("guest", "remove", "lab-disk")
+    assert lab("exec", "kvm-2", "ls", disk).returncode != 0
+
+
 def test_down_leaves_nothing_and_up_makes_other_hosts() -> None:
     keys, passwords = each("host_key_sha256"), passwords_now()
     good("guest", "start", "lab-down", "--on", "kvm-2", "--disk-local")

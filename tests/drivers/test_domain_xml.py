@@ -1,14 +1,16 @@
 """drivers/domain_xml.py: what is read from libvirt's XML and numbers."""
 
+import json
+
 import pytest
 
 from contracts.vms import Vm, VmState
 from drivers import domain_xml
-from drivers.domain_xml import Capabilities
+from drivers.domain_xml import Capabilities, Disk
 from drivers.errors import HypervisorFailed
 from drivers.protocols import MigrationProgress
 
-RUNNING, PAUSED = 1, 3
+RUNNING, PAUSED, SHUT_OFF, CRASHED = 1, 3, 5, 6
 
 PCI = """
 <hostdev mode='subsystem' type='pci' managed='yes'>
@@ -64,12 +66,39 @@ VHOST_USER = """
 <disk type='vhostuser' device='disk'>
   <source type='unix' path='/run/spdk/vhost.0'/><target dev='vdd'/>
 </disk>"""
+VHOST_VDPA = """
+<disk type='vhostvdpa' device='disk'>
+  <source dev='/dev/vhost-vdpa-0'/><target dev='vdd'/>
+</disk>"""
 VOLUME = """
 <disk type='volume' device='disk'><source pool='fast' volume='a.raw'/><target dev='vdd'/></disk>"""
 NBD = """
 <disk type='network' device='disk'>
   <source protocol='nbd' name='a'><host name='198.18.0.1' port='10809'/></source>
   <target dev='vda'/>
+</disk>"""
+CD_ROM = """
+<disk type='file' device='cdrom'>
+  <source file='/images/install.iso'/><target dev='sda' bus='sata'/><readonly/>
+</disk>"""
+VOLUME_CD_ROM = """
+<disk type='volume' device='cdrom'>
+  <source pool='isos' volume='b.iso'/><target dev='sdb'/><readonly/>
+</disk>"""
+READ_ONLY_FLOPPY = """
+<disk type='file' device='floppy'>
+  <source file='/images/drivers.img'/><target dev='fda'/><readonly/>
+</disk>"""
+FLOPPY = """
+<disk type='file' device='floppy'><source file='/images/notes.img'/><target dev='fda'/></disk>"""
+READ_ONLY_DISK = """
+<disk type='block' device='disk'>
+  <source dev='/dev/vg0/tools'/><target dev='vdf'/><readonly/>
+</disk>"""
+NBD_CD_ROM = """
+<disk type='network' device='cdrom'>
+  <source protocol='nbd' name='a'><host name='198.18.0.1' port='10809'/></source>
+  <target dev='sda'/><readonly/>
 </disk>"""
 EMPTY_CD_ROM = "<disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>"
 CHAIN = """
@@ -158,6 +187,36 @@ def test_a_domain() -> None:
         (CHARACTER_DEVICE, "misc"),
         (NVME, "pci 0001:01:00.0"),
         (HOSTDEV_INTERFACE, "pci 0000:04:10.7"),
+        (VHOST_USER, "vhost-user /run/spdk/vhost.0"),
+        (VHOST_VDPA, "vdpa /dev/vhost-vdpa-0"),
+        (
+            "<interface type='vhostuser'><source type='unix' path='/run/ovs/1'/></interface>",
+            "vhost-user /run/ovs/1",
+        ),
+        (
+            "<interface type='vdpa'><source dev='/dev/vhost-vdpa-1'/></interface>",
+            "vdpa /dev/vhost-vdpa-1",
+        ),
+        (
+            "<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>",
+            "tpm /dev/tpm0",
+        ),
+        (
+            "<input type='passthrough'><source evdev='/dev/input/e1'/></input>",
+            "input /dev/input/e1",
+        ),
+        ("<input type='evdev'><source dev='/dev/input/e2'/></input>", "input /dev/input/e2"),
+        ("<serial type='dev'><source path='/dev/ttyS0'/></serial>", "serial /dev/ttyS0"),
+        (
+            "<parallel type='dev'><source path='/dev/parport0'/></parallel>",
+            "parallel /dev/parport0",
+        ),
+        ("<smartcard mode='host'/>", "smartcard host"),
+        ("<shmem name='ring'><model type='ivshmem-plain'/></shmem>", "shared memory ring"),
+        (
+            "<memory model='nvdimm'><source><path>/srv/nvdimm</path></source></memory>",
+            "nvdimm /srv/nvdimm",
+        ),
     ],
 )
 def test_a_device_of_the_host(device: str, label: str) -> None:
@@ -176,8 +235,100 @@ def test_every_device_of_the_host_is_named() -> None:
     ]
 
 
+def test_encrypted_memory_is_bound_to_the_host() -> None:
+    vm = read(domain(more="<launchSecurity type='sev'><policy>0x1</policy></launchSecurity>"))
+    assert vm.host_devices == ("memory encryption sev",)
+
+
 def test_devices_of_the_guests_own_are_none_of_the_host() -> None:
-    assert read(domain(BRIDGE_INTERFACE + NBD + FILE)).host_devices == ()
+    own = """<tpm><backend type='emulator' version='2.0'/></tpm><input type='tablet'/>
+      <serial type='file'><source path='/shared/consoles/vm-1.log'/></serial>
+      <serial type='pty'><source path='/dev/pts/1'/></serial><smartcard mode='passthrough'/>
+      <memory model='dimm'><target><size unit='KiB'>524288</size></target></memory>"""
+    assert read(domain(BRIDGE_INTERFACE + NBD + FILE + own)).host_devices == ()
+
+
+def test_directories_of_the_host() -> None:
+    vm = read(
+        domain(
+            """<filesystem type='mount'><source dir='/srv/a'/><target dir='a'/></filesystem>
+            <filesystem type='mount'>
+              <driver type='virtiofs'/><source dir='/srv/b'/><target dir='b'/>
+            </filesystem>
+            <filesystem type='mount'>
+              <driver type='virtiofs'/><source socket='/run/c.sock'/><target dir='c'/>
+            </filesystem>
+            <filesystem type='mount'><source dir='/srv/a'/><target dir='again'/></filesystem>"""
+        )
+    )
+    assert vm.host_directories == ("/srv/a", "/srv/b", "/run/c.sock")
+    assert vm.local_disks == vm.host_devices == ()
+
+
+def test_interfaces() -> None:
+    vm = read(
+        domain(
+            """<interface type='network'>
+              <source network='default' portid='c2177883' bridge='virbr0'/>
+            </interface>
+            <interface type='direct'><source dev='eth1' mode='bridge'/></interface>
+            <interface type='bridge'><source bridge='br1'/></interface>
+            <interface type='network'><source network='default'/></interface>
+            <interface type='user'/><interface type='ethernet'><target dev='tap0'/></interface>"""
+            + BRIDGE_INTERFACE
+            + HOSTDEV_INTERFACE
+        )
+    )
+    assert vm.networks == ("default",)
+    assert vm.interfaces == ("br1", "br0", "eth1")
+
+
+@pytest.mark.parametrize(
+    ("xml", "cpus"),
+    [
+        ("", ()),
+        ("<cputune><shares>512</shares><vcpusched vcpus='0' scheduler='fifo'/></cputune>", ()),
+        ("<cputune><vcpupin vcpu='0' cpuset='3'/><vcpupin vcpu='1' cpuset='1'/></cputune>", (1, 3)),
+        ("<cputune><emulatorpin cpuset='0-3,^1,12'/></cputune>", (0, 2, 3, 12)),
+        ("<cputune><iothreadpin iothread='1' cpuset='5, 7'/></cputune>", (5, 7)),
+        ("<cputune><vcpupin vcpu='0' cpuset='0-3,^1-2'/></cputune>", (0, 3)),
+    ],
+)
+def test_pinned_cpus(xml: str, cpus: tuple[int, ...]) -> None:
+    assert read(domain(more=xml)).pinned_cpus == cpus
+    both = domain(more=xml).replace("<vcpu ", "<vcpu cpuset='1,9' ")
+    assert read(both).pinned_cpus == tuple(sorted({1, 9, *cpus}))
+
+
+@pytest.mark.parametrize(
+    ("xml", "size"),
+    [
+        ("", None),
+        ("<memoryBacking><nosharepages/></memoryBacking>", None),
+        ("<memoryBacking><hugepages/></memoryBacking>", 2048),
+        ("<memoryBacking><hugepages><page size='2048'/></hugepages></memoryBacking>", 2048),
+        (
+            "<memoryBacking><hugepages><page size='1' unit='G'/></hugepages></memoryBacking>",
+            1 << 20,
+        ),
+        (
+            """<memoryBacking><hugepages>
+              <page size='2' unit='M' nodeset='1'/><page size='1' unit='GiB' nodeset='0,2-3'/>
+            </hugepages></memoryBacking>""",
+            1 << 20,
+        ),
+    ],
+)
+def test_huge_pages(xml: str, size: int | None) -> None:
+    assert read(domain(more=xml)).huge_page_kib == size
+
+
+def test_sizes_of_huge_pages_of_a_host() -> None:
+    pages = "<pages unit='KiB' size='{}'/>"
+    cpu = "".join(pages.format(size) for size in (4, 1048576, 2048))
+    own = f"<capabilities><host><cpu>{cpu}</cpu></host></capabilities>"
+    assert domain_xml.huge_page_sizes(own) == [2048, 1048576]
+    assert domain_xml.huge_page_sizes("<capabilities><host><cpu/></host></capabilities>") == []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +337,9 @@ def test_devices_of_the_guests_own_are_none_of_the_host() -> None:
         (FILE, ("/var/lib/libvirt/images/a.qcow2",)),
         (BLOCK, ("/dev/vg0/a",)),
         (DIRECTORY, ("/srv/fat",)),
-        (VHOST_USER, ("/run/spdk/vhost.0",)),
+        (VHOST_USER, ()),
+        (FLOPPY, ("/images/notes.img",)),
+        (CD_ROM + READ_ONLY_FLOPPY + READ_ONLY_DISK, ()),
         (VOLUME, ("fast/a.raw",)),
         (CHAIN, ("/images/top.qcow2", "/images/middle.qcow2", "/dev/base")),
         (LOCAL_BASE_OF_NBD, ("/images/base.raw",)),
@@ -207,6 +360,68 @@ def test_devices_of_the_guests_own_are_none_of_the_host() -> None:
 )
 def test_local_disks(disk: str, paths: tuple[str, ...]) -> None:
     assert read(domain(disk)).local_disks == paths
+
+
+@pytest.mark.parametrize(
+    ("disk", "paths"),
+    [
+        (CD_ROM, ("/images/install.iso",)),
+        (VOLUME_CD_ROM, ("isos/b.iso",)),
+        (READ_ONLY_FLOPPY, ("/images/drivers.img",)),
+        (READ_ONLY_DISK, ("/dev/vg0/tools",)),
+        (
+            CD_ROM + CHAIN.replace("<target", "<readonly/><target") + CD_ROM,
+            ("/images/install.iso", "/images/top.qcow2", "/images/middle.qcow2", "/dev/base"),
+        ),
+        (NBD_CD_ROM + EMPTY_CD_ROM + FILE + FLOPPY, ()),
+    ],
+)
+def test_media(disk: str, paths: tuple[str, ...]) -> None:
+    assert read(domain(disk)).media == paths
+
+
+QCOW2 = """
+<disk type='file' device='disk'>
+  <driver name='qemu' type='qcow2'/><source file='/images/b.qcow2'{}/><backingStore/>
+  <target dev='vdb'/>{}
+</disk>"""
+
+
+def test_disks_that_can_be_copied() -> None:
+    paths = ("/var/lib/libvirt/images/a.qcow2", "/images/b.qcow2")
+    xml = domain(CHAIN.replace("vda", "vdz") + FILE + NBD + BLOCK + QCOW2.format("", "") + CD_ROM)
+    assert domain_xml.read_copyable_disks(xml, paths) == [
+        Disk("vda", paths[0], "raw"),
+        Disk("vdb", paths[1], "qcow2"),
+    ]
+    assert domain_xml.read_copyable_disks(xml, ()) == []
+
+
+@pytest.mark.parametrize(
+    ("disk", "path", "words"),
+    [
+        (BLOCK, "/dev/vg0/a", "vdb of vm-1 (/dev/vg0/a) .* type block"),
+        (VOLUME, "fast/a.raw", "type volume"),
+        (DIRECTORY, "/srv/fat", "type dir"),
+        (CHAIN, "/images/top.qcow2", "backing file"),
+        (CHAIN, "/dev/base", "backing file"),
+        (NBD_BASE_OF_LOCAL, "/images/top.qcow2", "backing file"),
+        (LOCAL_BASE_OF_NBD, "/images/base.raw", "type network"),
+        (QCOW2.format("", "").replace("'qcow2'/", "'vmdk'/"), "/images/b.qcow2", "format is vmdk"),
+        (QCOW2.format("", "<shareable/>"), "/images/b.qcow2", "other VMs"),
+        (QCOW2.format("", "<transient/>"), "/images/b.qcow2", "transient"),
+        (QCOW2.format("", "<mirror type='file'/>"), "/images/b.qcow2", "being copied already"),
+        (QCOW2.format("", "<encryption format='luks'/>"), "/images/b.qcow2", "encrypted"),
+        (QCOW2.format("><encryption/></source><x", ""), "/images/b.qcow2", "encrypted"),
+        (QCOW2.format("><slices/></source><x", ""), "/images/b.qcow2", "part of a file"),
+        (QCOW2.format("><dataStore/></source><x", ""), "/images/b.qcow2", "another file"),
+    ],
+)
+def test_disks_that_cannot_be_copied(disk: str, path: str, words: str) -> None:
+    words = words.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(HypervisorFailed, match=rf"{words}.*storage\.shared\.paths"):
+        domain_xml.read_copyable_disks(domain(disk), [path])
+    assert domain_xml.read_copyable_disks(domain(disk), ["/another.raw"]) == []
 
 
 @pytest.mark.parametrize(
@@ -255,6 +470,29 @@ def test_only_some_pauses_come_from_a_migration(reason: int) -> None:
     assert read(domain(), PAUSED, reason).paused_by_migration is (reason in (2, 11, 12, 13))
     # The same number means something else with another state.
     assert not read(domain(), RUNNING, reason).paused_by_migration
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        (PAUSED, 0, ""),
+        (PAUSED, 1, "user"),
+        (PAUSED, 2, "migrating"),
+        (PAUSED, 5, "I/O error"),
+        (PAUSED, 12, "post-copy"),
+        (PAUSED, 99, ""),
+        (RUNNING, 1, ""),
+        (RUNNING, 5, ""),
+        (RUNNING, 11, "post-copy failed"),
+        (SHUT_OFF, 1, ""),
+        (SHUT_OFF, 3, "crashed"),
+        (SHUT_OFF, 4, "migrated"),
+        (CRASHED, 1, "panicked"),
+        (99, 1, ""),
+    ],
+)
+def test_reasons_of_states(state: int, reason: int, words: str) -> None:
+    assert read(domain(), state, reason).state_reason == words
 
 
 @pytest.mark.parametrize(
@@ -314,7 +552,7 @@ def test_a_probe_is_a_domain_of_the_hosts_kind() -> None:
         ({}, MigrationProgress(0, 0, 0)),
         (
             {"memory_total": 400 << 20, "memory_remaining": 100 << 20, "memory_bps": 5 << 19},
-            MigrationProgress(75, 2.5, 100),
+            MigrationProgress(75, 2.5, 100, expected_s=40),
         ),
         (
             {
@@ -325,7 +563,31 @@ def test_a_probe_is_a_domain_of_the_hosts_kind() -> None:
                 "disk_remaining": 200,
                 "disk_bps": 1 << 20,
             },
-            MigrationProgress(50, 2, 0),
+            MigrationProgress(50, 2, 0, expected_s=0),
+        ),
+        (
+            {
+                "memory_total": 400 << 20,
+                "memory_remaining": 100 << 20,
+                "memory_bps": 50 << 20,
+                "memory_dirty_rate": 7680,
+                "memory_page_size": 4096,
+                "memory_iteration": 4,
+                "auto_converge_throttle": 30,
+                "time_elapsed": 12345,
+            },
+            MigrationProgress(75, 50, 100, 30, 4, 30, 12.3, 5),
+        ),
+        # The guest writes as fast as is copied.
+        (
+            {
+                "memory_total": 400 << 20,
+                "memory_remaining": 100 << 20,
+                "memory_bps": 30 << 20,
+                "memory_dirty_rate": 7680,
+                "memory_page_size": 4096,
+            },
+            MigrationProgress(75, 30, 100, 30, expected_s=None),
         ),
         # What the guest rewrites can be more than it was at first.
         ({"memory_total": 1 << 20, "memory_remaining": 2 << 20}, MigrationProgress(0, 0, 2)),
@@ -379,3 +641,43 @@ def test_words_in_a_vms_metadata_are_only_text() -> None:
 def test_what_is_no_xml_is_an_error_of_the_hypervisor(xml: str) -> None:
     with pytest.raises(HypervisorFailed, match="can't be read"):
         domain_xml.parse(xml)
+
+
+def link(
+    name: str, *flags: str, kind: str | None = None, addresses: tuple[str, ...] = ()
+) -> object:
+    linkinfo = {} if kind is None else {"linkinfo": {"info_kind": kind}}
+    told = [{"local": address, "prefixlen": 24, "scope": "global"} for address in addresses]
+    return {"ifname": name, "flags": flags, "addr_info": told, **linkinfo}
+
+
+def test_links() -> None:
+    printed = [
+        link("lo", "LOOPBACK", "UP", "LOWER_UP", addresses=("127.0.0.1", "::1")),
+        link("eth0", "UP", "LOWER_UP", addresses=("198.18.0.11", "fe80::1", "fd00::b")),
+        link("eth1", "NO-CARRIER", "UP", addresses=("198.18.1.11",)),
+        link("eth2", "BROADCAST", addresses=("198.18.2.11",)),
+        link("br0", "NO-CARRIER", "UP", kind="bridge", addresses=("169.254.7.1",)),
+        link("br1", "BROADCAST", kind="bridge"),
+        link("ovs0", "BROADCAST", kind="openvswitch"),
+        link("veth0", "UP", "LOWER_UP", kind="veth"),
+    ]
+    links = domain_xml.read_links(json.dumps(printed))
+    assert links.devices == {"lo", "eth0", "br0", "ovs0", "veth0"}
+    assert links.addresses == ("198.18.0.11", "fd00::b", "169.254.7.1")
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "1: lo",
+        "[1]",
+        "7",
+        '[{"ifname": "lo"}]',
+        json.dumps([link("e", "UP", addresses=("x",))]),
+    ],
+)
+def test_links_that_cannot_be_read(printed: str) -> None:
+    with pytest.raises(HypervisorFailed, match="iproute2"):
+        domain_xml.read_links(printed)

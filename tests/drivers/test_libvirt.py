@@ -7,10 +7,10 @@ import pytest
 
 from contracts.errors import Unavailable
 from contracts.vms import Vm, VmState
-from drivers.errors import CallTimedOut, HypervisorFailed, VmNotFound
+from drivers.errors import CallTimedOut, HypervisorFailed, MigrationRefused, VmNotFound
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
-from drivers.protocols import HostAccess
+from drivers.protocols import HostAccess, MigrationOptions
 from tests.drivers.conftest import DESTINATION, SOURCE
 from tests.lab import Lab
 
@@ -60,6 +60,71 @@ async def test_list_find_and_capacity(
     assert (await found(hypervisor, source, vm)).state is VmState.SHUT_OFF
 
 
+async def test_environment(hypervisor: LibvirtHypervisor, source: HostAccess, lab: Lab) -> None:
+    network = """<network>
+      <name>drv-net</name><forward mode='bridge'/><bridge name='drv-br0'/>
+    </network>"""
+    await lab.exec(SOURCE, "ip", "link", "add", "drv-br0", "type", "bridge")
+    await lab.exec(SOURCE, "ip", "address", "add", "198.18.9.1/24", "dev", "drv-br0")
+    await lab.virsh(SOURCE, "net-define", "/dev/stdin", stdin=network)
+    try:
+        before = await hypervisor.environment(source)
+        await lab.exec(SOURCE, "ip", "link", "set", "drv-br0", "up")
+        await lab.virsh(SOURCE, "net-start", "drv-net")
+        after = await hypervisor.environment(source)
+        await lab.virsh(SOURCE, "net-destroy", "drv-net")
+        assert (await hypervisor.environment(source)).networks == before.networks
+    finally:
+        await lab.virsh(SOURCE, "net-undefine", "drv-net")
+        await lab.exec(SOURCE, "ip", "link", "delete", "drv-br0")
+    assert {"lo", "eth0"} <= before.interfaces
+    assert after.interfaces - before.interfaces == {"drv-br0"}
+    assert after.networks - before.networks == {"drv-net"}
+    assert source.address in before.addresses
+    assert set(after.addresses) - set(before.addresses) == {"198.18.9.1"}
+    assert "default" in before.pools
+    online = (await lab.exec(SOURCE, "cat", "/sys/devices/system/cpu/online")).stdout.strip()
+    assert before.cpus == set(range(int(online.removeprefix("0-")) + 1))
+    sizes = (await lab.exec(SOURCE, "ls", "/sys/kernel/mm/hugepages")).stdout.split()
+    for size in sizes:
+        free = await lab.exec(SOURCE, "cat", f"/sys/kernel/mm/hugepages/{size}/free_hugepages")
+        kib = int(size.removeprefix("hugepages-").removesuffix("kB"))
+        assert before.free_pages[kib] == int(free.stdout)
+    assert len(before.free_pages) == len(sizes)
+
+
+async def test_missing_files(hypervisor: LibvirtHypervisor, source: HostAccess, lab: Lab) -> None:
+    odd = "/var/lib/libvirt/images/drv \"$(touch x)\" '*'\n.iso"
+    there = {"/etc/passwd", "/var/lib/libvirt/images", odd, "default/drv-volume.iso"}
+    gone = {"/nowhere", f"{odd}.gone", "/etc/passwd/x", "default/none", "no-pool/x"}
+    await lab.exec(SOURCE, "touch", odd, "/var/lib/libvirt/images/drv-volume.iso")
+    try:
+        await lab.virsh(SOURCE, "pool-refresh", "default")
+        assert await hypervisor.missing_files(source, there | gone) == gone
+        assert await hypervisor.missing_files(source, there) == frozenset()
+        assert await hypervisor.missing_files(source, ()) == frozenset()
+    finally:
+        await lab.exec(SOURCE, "rm", "-f", odd, "/var/lib/libvirt/images/drv-volume.iso")
+
+
+async def test_what_the_host_knows_of_a_vm_beside_its_xml(
+    hypervisor: LibvirtHypervisor, source: HostAccess, destination: HostAccess, vm: str, lab: Lab
+) -> None:
+    await lab.virsh(SOURCE, "suspend", "drv-vm")
+    assert (await found(hypervisor, source, vm)).state_reason == "user"
+    await lab.virsh(SOURCE, "resume", "drv-vm")
+    own = await found(hypervisor, source, vm)
+    assert (own.state_reason, own.snapshots) == ("", 0)
+    snapshot = "<domainsnapshot><name>s</name><state>running</state>{}</domainsnapshot>"
+    xml = (await lab.virsh(SOURCE, "dumpxml", "drv-vm")).stdout
+    create = ("snapshot-create", "drv-vm", "--redefine", "/dev/stdin")
+    await lab.virsh(SOURCE, *create, stdin=snapshot.format(f"<creationTime>1</creationTime>{xml}"))
+    assert (await found(hypervisor, source, vm)).snapshots == 1
+    options = MigrationOptions(destination.address)
+    with pytest.raises(MigrationRefused, match="snapshot"):
+        await hypervisor.migrate(source, destination, vm, options, print)
+
+
 async def test_a_vm_that_is_not_there(hypervisor: LibvirtHypervisor, source: HostAccess) -> None:
     assert await hypervisor.find_vm(source, NOBODY) is None
     assert await hypervisor.migration_progress(source, NOBODY) is None
@@ -69,15 +134,28 @@ async def test_a_vm_that_is_not_there(hypervisor: LibvirtHypervisor, source: Hos
         await hypervisor.resume(source, NOBODY)
     with pytest.raises(VmNotFound):
         await hypervisor.shut_down(source, NOBODY)
+    with pytest.raises(VmNotFound):
+        await hypervisor.start(source, NOBODY)
+    with pytest.raises(VmNotFound):
+        await hypervisor.suspend(source, NOBODY)
+    with pytest.raises(VmNotFound):
+        await hypervisor.disks(source, NOBODY, ())
 
 
-async def test_the_power_button_ends_a_vm(
-    hypervisor: LibvirtHypervisor, source: HostAccess, vm: str
+async def test_the_power_button_ends_a_vm_and_it_can_be_started_again(
+    hypervisor: LibvirtHypervisor, source: HostAccess, vm: str, lab: Lab
 ) -> None:
     while (await found(hypervisor, source, vm)).state is not VmState.SHUT_OFF:
         await hypervisor.shut_down(source, vm)
         await asyncio.sleep(0.5)
     await hypervisor.shut_down(source, vm)
+    await hypervisor.start(source, vm)
+    started = len(lab.ticks("drv-vm"))
+    while len(lab.ticks("drv-vm")) == started:
+        await asyncio.sleep(0.1)
+    await hypervisor.start(source, vm)  # again: nothing to do
+    await lab.ticks_on("drv-vm")
+    assert lab.ticks("drv-vm").count(1) == 2
 
 
 async def test_only_leftovers_are_discarded(

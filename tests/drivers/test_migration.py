@@ -163,6 +163,26 @@ async def test_a_client_killed_in_the_middle_leaves_the_vm_at_its_source(
     await assert_runs_only_at(lab, DESTINATION)
 
 
+async def test_storage_is_taken_as_shared_only_when_told(
+    hypervisor: LibvirtHypervisor, source: HostAccess, destination: HostAccess, vm: str, lab: Lab
+) -> None:
+    path = "/shared/consoles/drv-shared.raw"  # a bind mount, at the destination too
+    attach = ("attach-disk", "drv-vm", path, "vdb", "--persistent", "--cache", "none")
+    await lab.exec(SOURCE, "truncate", "-s", "1M", path)
+    try:
+        await lab.virsh(SOURCE, *attach, "--driver", "qemu", "--subdriver", "raw")
+        options = MigrationOptions(destination.address)
+        with pytest.raises(MigrationRefused, match="Unsafe migration"):
+            await hypervisor.migrate(source, destination, vm, options, print)
+        await assert_runs_only_at(lab, SOURCE)
+        told = dataclasses.replace(options, trust_shared_storage=True)
+        await hypervisor.migrate(source, destination, vm, told, print)
+        await assert_runs_only_at(lab, DESTINATION)
+    finally:
+        await lab.remove_guest("drv-vm")
+        await lab.exec(SOURCE, "rm", "-f", path)
+
+
 async def test_two_vms_at_the_same_time(
     hypervisor: LibvirtHypervisor, source: HostAccess, destination: HostAccess, vm: str, lab: Lab
 ) -> None:

@@ -13,13 +13,18 @@ from .shell import LabError, clean_environment, run, say
 SUITE = "bookworm"
 PACKAGES = (
     "systemd-sysv", "dbus", "libpam-systemd", "libvirt-daemon-system", "libvirt-clients",
-    "qemu-system-x86", "openssh-server", "iproute2", "ca-certificates", "openssl", "nftables",
-    "procps", "libfaketime",
+    "qemu-system-x86", "qemu-utils", "openssh-server", "iproute2", "ca-certificates", "openssl",
+    "nftables", "procps", "libfaketime",
 )  # fmt: skip
 KERNEL = "linux-image-cloud-amd64"
 BUSYBOX = "busybox-static"
-# The ACPI power button and the device that reports it: without them a guest ignores a shutdown.
-MODULES = ("button", "evdev")
+# In the order of their loading. The ACPI power button and the device that reports it: without them
+# a guest ignores a shutdown. virtio's: for a guest's disk.
+MODULES = (
+    "button", "evdev",
+    "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
+    "virtio_blk",
+)  # fmt: skip
 
 MASKED = (
     "libvirt-guests.service",  # would suspend or stop guests behind Hostler's back
@@ -97,6 +102,8 @@ fi
 
 n=1
 while :; do
+  # A disk has the number before the console: what is copied under a writer must still be whole.
+  [ -b /dev/vda ] && echo "tick $n" | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null
   echo "tick $n"
   n=$((n + 1))
   sleep 0.25
