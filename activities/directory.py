@@ -12,16 +12,14 @@ class HostDirectory:
 
     async def access(self, name: str) -> HostAccess:
         """How to reach the host `name`. Raises NotFound, Failed (secret not readable)."""
-        host = await self._inventory.hosts.get(name)
-        credential = await self._inventory.secrets.reveal(
-            await self._inventory.hosts.secret_id(name)
-        )
+        login = await self._inventory.hosts.login(name)
+        credential = await self._inventory.secrets.reveal(login.secret_id)
         return HostAccess(
-            name=host.name,
-            address=host.address,
-            port=host.ssh_port,
-            user=host.user,
-            host_key=await self._inventory.hosts.host_key_line(name),
+            name=name,
+            address=login.address,
+            port=login.port,
+            user=login.user,
+            host_key=login.host_key_line,
             password=credential.plaintext if credential.kind == "password" else None,
             private_key=credential.plaintext if credential.kind == "private_key" else None,
         )

@@ -44,3 +44,10 @@ async def uninterrupted(work: Coroutine[None, None, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+async def ended(task: "asyncio.Future[T]") -> None:
+    """Wait for the end of a task that is bounded by itself, whatever cancels come meanwhile."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])

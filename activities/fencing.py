@@ -64,6 +64,15 @@ class FencingActivities:
         async with beating():
             await uninterrupted(put_up())
 
+    @activity.defn(name="want_fence")
+    async def want_fence(self, request: FenceInput) -> None:
+        """Record the fence of a host that is away: it goes up there as soon as the host answers.
+        Raises LeaseLost."""
+        lease = request.lease
+        await self._inventory.hosts.want_fence(
+            lease.host, request.operation, lease.epoch, lease=lease
+        )
+
     @activity.defn(name="take_down_fence")
     async def take_down_fence(self, lease: LeaseRef) -> None:
         """VMs may start on the host again; the operation's own late steps can't fence it any more.

@@ -34,11 +34,22 @@ class Holders:
             return False
         return latest.status is WorkflowExecutionStatus.RUNNING
 
+    async def operation_runs(self, operation: str) -> bool:
+        """The same for the key of an operation's rows, "workflow id#first run id"."""
+        workflow_id, _, first_run_id = operation.rpartition("#")
+        return await self.runs(Owner(workflow_id=workflow_id, first_run_id=first_run_id))
+
     async def release_abandoned(self, *hosts: str) -> None:
         """Give back what ended operations still reserve from or to these hosts."""
+        verdicts: dict[tuple[str, int], bool] = {}
         for host in hosts:
             for reservation in await self._inventory.reservations.touching(host):
-                lease = await self._inventory.leases.find(reservation.source)
-                held = lease is not None and lease.epoch == reservation.epoch
-                if lease is None or not held or not await self.runs(lease.owner):
+                key = reservation.lease_host, reservation.epoch
+                if key not in verdicts:
+                    verdicts[key] = await self._is_held(*key)
+                if not verdicts[key]:
                     await self._inventory.reservations.discard(reservation)
+
+    async def _is_held(self, host: str, epoch: int) -> bool:
+        lease = await self._inventory.leases.find(host)
+        return lease is not None and lease.epoch == epoch and await self.runs(lease.owner)

@@ -38,6 +38,8 @@ class LeaseActivities:
 
     @activity.defn(name="release_lease")
     async def release_lease(self, lease: LeaseRef) -> None:
-        """Give the lease back with everything reserved under it; no effect if it is gone."""
+        """Give the lease back with everything reserved under it, and the place in the queue; no
+        effect if it is gone."""
         await self._inventory.reservations.release_all(lease)
+        await self._inventory.maintenances.give_up_turn(lease.host, lease.owner)
         await self._inventory.leases.release(lease)

@@ -4,7 +4,25 @@ from temporalio import activity
 
 from contracts.hosts import Host
 from contracts.leases import LeaseRef
-from contracts.steps import ChangeStateInput, HostRef, RegisterHostInput, SetStatusInput
+from contracts.maintenance import MaintenanceSettings
+from contracts.settings import (
+    MAINTENANCE_ARRIVALS_TIMEOUT,
+    MAINTENANCE_LEAVE_TIMEOUT,
+    MAINTENANCE_QUESTION_REMINDER,
+    MAINTENANCE_QUEUE_TIMEOUT,
+    MAINTENANCE_RETRY_INTERVAL,
+    MAINTENANCE_UNREACHABLE_TIMEOUT,
+    MIGRATION_AUTO_CONVERGE,
+    VM_SHUTDOWN_TIMEOUT,
+)
+from contracts.steps import (
+    ChangeStateInput,
+    EventInput,
+    HostRef,
+    MovedVms,
+    RegisterHostInput,
+    SetStatusInput,
+)
 from inventory import Inventory
 
 
@@ -18,6 +36,41 @@ class RecordActivities:
     async def get_host(self, request: HostRef) -> Host:
         """The host's row. Raises NotFound."""
         return await self._inventory.hosts.get(request.host)
+
+    @activity.defn(name="read_settings")
+    async def read_settings(self, request: HostRef) -> MaintenanceSettings:
+        """The settings in force in the host's cluster that a maintenance goes by."""
+        host = await self._inventory.hosts.get(request.host)
+        resolved = await self._inventory.settings.resolve(cluster=host.cluster)
+        return MaintenanceSettings(
+            queue_timeout=resolved[MAINTENANCE_QUEUE_TIMEOUT],
+            unreachable_timeout=resolved[MAINTENANCE_UNREACHABLE_TIMEOUT],
+            retry_interval=resolved[MAINTENANCE_RETRY_INTERVAL],
+            question_reminder=resolved[MAINTENANCE_QUESTION_REMINDER],
+            arrivals_timeout=resolved[MAINTENANCE_ARRIVALS_TIMEOUT],
+            leave_timeout=resolved[MAINTENANCE_LEAVE_TIMEOUT],
+            shutdown_timeout=resolved[VM_SHUTDOWN_TIMEOUT],
+            auto_converge=resolved[MIGRATION_AUTO_CONVERGE],
+        )
+
+    @activity.defn(name="record_event")
+    async def record_event(self, request: EventInput) -> None:
+        """A line about the lease's host. Raises LeaseLost."""
+        await self._inventory.leases.verify(request.lease)
+        operation = request.lease.owner.workflow_id
+        await self._inventory.events.record(
+            request.kind,
+            f"host/{request.lease.host}",
+            request.message,
+            operation=operation,
+            actor=operation,
+        )
+
+    @activity.defn(name="list_moved_vms")
+    async def list_moved_vms(self, request: HostRef) -> MovedVms:
+        """Names of the VMs that the latest maintenance of the host moved to other hosts."""
+        moves = await self._inventory.vm_migrations.latest_moves(request.host)
+        return MovedVms(vms=tuple(move.vm for move in moves))
 
     @activity.defn(name="change_host_state")
     async def change_host_state(self, request: ChangeStateInput) -> Host:

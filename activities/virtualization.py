@@ -14,53 +14,54 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from temporalio import activity
 
+from activities.capacity import Capacities, Free, migration_address, with_shared_storage
 from activities.directory import HostDirectory
-from activities.execution import beating, uninterrupted
+from activities.execution import beating, ended, uninterrupted
 from activities.holders import Holders
 from contracts.errors import Conflict, Failed, HostlerError, Unavailable
-from contracts.evacuation import Candidate, Survey
-from contracts.hosts import Host, HostFacts
 from contracts.leases import LeaseRef
-from contracts.states import AllocationState, HostStatus, ResourceState
+from contracts.maintenance import MigrationMode
+from contracts.settings import (
+    MIGRATION_BANDWIDTH,
+    MIGRATION_CONVERGENCE_TIMEOUT,
+    MIGRATION_FOREIGN_TIMEOUT,
+    MIGRATION_NETWORK,
+    ResolvedSettings,
+)
+from contracts.states import ResourceState
 from contracts.steps import (
-    HostRef,
     MigrateVmInput,
     MigrateVmResult,
-    RemainingVms,
     ShutDownVmInput,
-    SurveyInput,
+    StartVmInput,
     VmFate,
 )
-from contracts.vms import MigrationState, Vm, VmState
-from drivers.protocols import HostAccess, Hypervisor, MigrationOptions, MigrationProgress
+from contracts.vms import ACTIVE_VM_STATES, MigrationState, Vm
+from drivers.protocols import (
+    DiskImage,
+    HostAccess,
+    Hypervisor,
+    LocalDisks,
+    MigrationOptions,
+    MigrationProgress,
+)
 from inventory import Inventory
-from inventory.errors import DestinationFull, SlotsBusy
+from inventory.errors import DestinationFull, DestinationUnfit, SlotsBusy
+from inventory.vm_migrations import MigrationFigures
 
 T = TypeVar("T")
 
-_WAIT_AT_MOST_S = 3600.0
 _LOOK_AGAIN_S = 5.0
+_SLOT_AGAIN_S = 1.0
+_MIB_PER_GIB = 1024
 _NEVER_A_DESTINATION = frozenset(
     {ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED}
 )
-_ACTIVE = frozenset(VmState) - {VmState.SHUT_OFF, VmState.NO_STATE, VmState.CRASHED}
-
-
-@dataclass(frozen=True)
-class MigrationSettings:
-    """A worker's bounds. `max_parallel`: live migrations at a time from or to one host;
-    `cpu_overcommit`: virtual CPUs per CPU of a host without `capacity_cpus`;
-    `bandwidth_mib_s`: of one migration, None for libvirt's default."""
-
-    max_parallel: int = 2
-    cpu_overcommit: float = 4.0
-    bandwidth_mib_s: int | None = None
-
-
 _ENDS = {
     VmFate.MOVED: MigrationState.MOVED,
     VmFate.SHUT_OFF: MigrationState.SHUT_OFF,
@@ -90,6 +91,15 @@ class DestinationUnreachable(Conflict):
     """The destination did not answer: another one may."""
 
 
+class NotConverging(Conflict):
+    """The guest writes its memory faster than the migration carries it over, beyond the budget.
+    It runs on at the source."""
+
+
+class MigratedByOthers(Conflict):
+    """A migration that Hostler has not started runs for longer than it is waited for."""
+
+
 class ShutdownTimedOut(Failed):
     """The guest did not power off in time; it runs on."""
 
@@ -102,116 +112,76 @@ class VirtualizationActivities:
         inventory: Inventory,
         directory: HostDirectory,
         hypervisor: Hypervisor,
+        disks: LocalDisks,
         holders: Holders,
-        settings: MigrationSettings,
     ) -> None:
         self._inventory = inventory
         self._directory = directory
         self._hypervisor = hypervisor
+        self._disks = disks
         self._holders = holders
-        self._settings = settings
-
-    @activity.defn(name="read_facts")
-    async def read_facts(self, lease: LeaseRef) -> HostFacts:
-        """Log in, read what the host says of itself, record it."""
-        facts = await self._hypervisor.facts(await self._directory.access(lease.host))
-        await self._inventory.hosts.set_facts(lease.host, facts, lease=lease)
-        return facts
-
-    @activity.defn(name="survey_host")
-    async def survey_host(self, request: SurveyInput) -> Survey:
-        """The host's own VMs, and each other host of its cluster as a possible destination."""
-        host = await self._inventory.hosts.get(request.host)
-        vms = [
-            vm
-            for vm in await self._hypervisor.list_vms(await self._directory.access(host.name))
-            if not vm.incoming and request.only in (None, vm.uuid)
-        ]
-        zone = await self._inventory.topology.get_zone(host.zone)
-        pod = await self._inventory.topology.get_pod(host.pod)
-        cluster = await self._inventory.topology.get_cluster(host.cluster)
-        disabled = [
-            f"{kind} {place.name} is Disabled"
-            for kind, place in (("zone", zone), ("pod", pod), ("cluster", cluster))
-            if place.allocation_state is AllocationState.DISABLED
-        ]
-        others = [
-            other
-            for other in await self._inventory.hosts.list(cluster=host.cluster)
-            if other.name != host.name
-        ]
-        candidates = await asyncio.gather(
-            *(self._candidate(other, vms, disabled) for other in others)
-        )
-        return Survey(
-            host=host.name,
-            vms=tuple(vms),
-            candidates=tuple(candidates),
-            max_parallel=self._settings.max_parallel,
-        )
-
-    @activity.defn(name="list_remaining_vms")
-    async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
-        """One snapshot of the host's active domains, whoever started them."""
-        return await self._remaining(request.host)
-
-    @activity.defn(name="wait_for_arrivals")
-    async def wait_for_arrivals(self, request: HostRef) -> None:
-        """Returns when no VM is on its way to the host any more, or after an hour."""
-        deadline = time.monotonic() + _WAIT_AT_MOST_S
-        async with beating():
-            while time.monotonic() < deadline and (await self._remaining(request.host)).arriving:
-                await self._holders.release_abandoned(request.host)
-                await asyncio.sleep(_LOOK_AGAIN_S)
+        self._capacities = Capacities(directory, hypervisor)
 
     @activity.defn(name="migrate_vm")
     async def migrate_vm(self, request: MigrateVmInput) -> MigrateVmResult:
         """Bring a VM to the destination, live.
 
         Raises MigrationRefused, MigrationAborted, DestinationFull, DestinationUnfit,
-        DestinationUnreachable (not retryable: the workflow chooses another destination), SlotsBusy
-        and HostUnreachable (retryable), LeaseLost.
+        DestinationUnreachable, DiskInTheWay (not retryable: the workflow chooses another
+        destination), NotConverging (it escalates), MigratedByOthers, HostUnreachable (retryable),
+        LeaseLost.
         """
-        lease, operation = request.lease, _operation(request.lease)
+        lease = request.lease
         await self._inventory.leases.verify(lease)
-        source = await self._directory.access(lease.host)
+        source = await self._directory.access(request.source or lease.host)
         destination = await self._directory.access(request.destination)
+        host = await self._inventory.hosts.get(request.destination)
+        settings = await self._inventory.settings.resolve(cluster=host.cluster)
         async with beating():
             try:
-                found = await self._settle(lease, source, request.uuid)
+                await self._outwait_others(lease, source, request, settings)
+                found = await self._settle(lease, source, request.uuid, request.destination)
                 if found.fate is not VmFate.AT_SOURCE:
-                    return await self._arrived(request, found, None)
+                    return await self._arrived(request, source, found, None)
                 await self._expect_absent(destination, request.uuid)
-                free = await _at_destination(
-                    request.destination,
-                    self._free(await self._inventory.hosts.get(request.destination)),
-                )
-                await self._reserve(request, free)
+                await self._reserve(request, source, settings)
                 await self._inventory.vm_migrations.start(
-                    operation, request.vm, lease.host, request.destination, activity.info().attempt
+                    _operation(lease),
+                    request.vm,
+                    source.name,
+                    request.destination,
+                    activity.info().attempt,
                 )
                 await self._inventory.leases.verify(lease)
                 started = time.monotonic()
                 try:
-                    await self._migrate(request, source, destination)
+                    await self._migrate(request, source, destination, settings)
                 except asyncio.CancelledError:
-                    found = await uninterrupted(self._settle(lease, source, request.uuid))
+                    found = await uninterrupted(
+                        self._settle(lease, source, request.uuid, request.destination)
+                    )
+                    if found.fate is VmFate.AT_SOURCE:
+                        raise
+                except NotConverging:
+                    found = await self._settle(lease, source, request.uuid, request.destination)
                     if found.fate is VmFate.AT_SOURCE:
                         raise
                 else:
-                    found = await self._settle(lease, source, request.uuid)
+                    found = await self._settle(lease, source, request.uuid, request.destination)
                 if found.fate is VmFate.AT_SOURCE:
                     raise Failed(f"libvirt reported success, yet {request.vm} is at its source.")
-                return await self._arrived(request, found, time.monotonic() - started)
+                return await self._arrived(request, source, found, time.monotonic() - started)
             except asyncio.CancelledError:
-                await uninterrupted(self._departed(request, MigrationState.CANCELED, "cancelled"))
+                await uninterrupted(
+                    self._stayed(request, destination, MigrationState.CANCELED, "cancelled")
+                )
                 raise
             except Unavailable:
                 # Nobody knows yet how it ended: the next attempt looks, and until then what is
                 # recorded says where the VM may be.
                 raise
             except HostlerError as error:
-                await self._departed(request, MigrationState.FAILED, str(error))
+                await self._stayed(request, destination, MigrationState.FAILED, str(error))
                 raise
 
     @activity.defn(name="settle_migrations")
@@ -225,8 +195,11 @@ class VirtualizationActivities:
             for vm in await self._hypervisor.list_vms(source):
                 if vm.incoming:  # another operation's
                     continue
+                if await self._moved_by_others(lease, source, vm.uuid, vm.name):
+                    continue
                 await self._inventory.leases.verify(lease)
                 await self._settle(lease, source, vm.uuid)
+                await self._discard_copies(lease, source, vm)
         await self._inventory.vm_migrations.close(lease.host)
         await self._inventory.reservations.release_all(lease)
 
@@ -238,7 +211,7 @@ class VirtualizationActivities:
         async with beating():
             while True:
                 vm = await self._hypervisor.find_vm(access, request.uuid)
-                if vm is None or vm.state not in _ACTIVE:
+                if vm is None or vm.state not in ACTIVE_VM_STATES:
                     fate = VmFate.GONE if vm is None else VmFate.SHUT_OFF
                     return MigrateVmResult(vm=request.vm, fate=fate, host=None)
                 if time.monotonic() > deadline:
@@ -251,32 +224,68 @@ class VirtualizationActivities:
                 await self._hypervisor.shut_down(access, request.uuid)
                 await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def _remaining(self, name: str) -> RemainingVms:
-        reserved = await self._inventory.reservations.pointing_at(name)
-        vms = await self._hypervisor.list_vms(await self._directory.access(name))
-        present = {vm.uuid for vm in vms}
-        announced = [entry.vm for entry in reserved if entry.vm_uuid not in present]
-        return RemainingVms(
-            vms=tuple(vm for vm in vms if not vm.incoming),
-            arriving=(*(vm.name for vm in vms if vm.incoming), *announced),
-        )
+    @activity.defn(name="start_vm")
+    async def start_vm(self, request: StartVmInput) -> MigrateVmResult:
+        """Start a VM that was shut down for the operation, unless it runs somewhere already.
 
-    async def _reserve(self, request: MigrateVmInput, free: "_Free") -> None:
-        """Raises as Reservations.reserve does, but never for what an ended operation left."""
-        try:
-            await self._try_to_reserve(request, free)
-        except (SlotsBusy, DestinationFull):
-            await self._holders.release_abandoned(request.lease.host, request.destination)
-            await self._try_to_reserve(request, free)
+        Raises Failed if the host does not have it any more, HypervisorFailed if it does not start.
+        """
+        access = await self._directory.access(request.lease.host)
+        async with beating():
+            here = await self._hypervisor.find_vm(access, request.uuid)
+            if here is None or here.state not in ACTIVE_VM_STATES:
+                there = await self._look_elsewhere(request.lease.host, request.uuid, here)
+                if there.running is not None:
+                    return MigrateVmResult(vm=request.vm, fate=VmFate.MOVED, host=there.running)
+                if there.unclear:
+                    raise Failed(
+                        f"{request.vm} was not started: it may run on {', '.join(there.unclear)}, "
+                        "which can't tell.",
+                        remedy="Start it by hand once that is known.",
+                    )
+                if here is None:
+                    raise Failed(
+                        f"{request.vm} was not started: {request.lease.host} does not have it any "
+                        "more."
+                    )
+                await self._inventory.leases.verify(request.lease)
+                await self._hypervisor.start(access, request.uuid)
+        return MigrateVmResult(vm=request.vm, fate=VmFate.AT_SOURCE, host=request.lease.host)
 
-    async def _try_to_reserve(self, request: MigrateVmInput, free: "_Free") -> None:
+    # --- room -----------------------------------------------------------------------------------
+
+    async def _reserve(
+        self, request: MigrateVmInput, source: HostAccess, settings: ResolvedSettings
+    ) -> None:
+        """Wait for a slot at both ends, and set room aside; nothing that an ended operation has
+        left stands in the way. Raises DestinationFull and the like."""
+        swept = False
+        while True:
+            host = await self._inventory.hosts.get(request.destination)
+            free = await _at_destination(request.destination, self._capacities.free(host, settings))
+            try:
+                await self._try_to_reserve(request, source, free)
+            except SlotsBusy:
+                await self._holders.release_abandoned(source.name, request.destination)
+                await asyncio.sleep(_SLOT_AGAIN_S)
+            except DestinationFull:
+                if swept:
+                    raise
+                swept = True
+                await self._holders.release_abandoned(source.name, request.destination)
+            else:
+                return
+
+    async def _try_to_reserve(
+        self, request: MigrateVmInput, source: HostAccess, free: Free
+    ) -> None:
         await self._inventory.reservations.reserve(
             request.destination,
             vm_uuid=request.uuid,
             vm=request.vm,
             memory_mib=request.memory_mib,
             vcpus=request.vcpus,
-            source=request.lease.host,
+            source=source.name,
             lease=request.lease,
             memory_free_mib=free.memory_mib,
             cpus_free=free.cpus,
@@ -284,36 +293,216 @@ class VirtualizationActivities:
             counted=free.counted,
         )
 
+    # --- the migration itself -------------------------------------------------------------------
+
     async def _migrate(
-        self, request: MigrateVmInput, source: HostAccess, destination: HostAccess
+        self,
+        request: MigrateVmInput,
+        source: HostAccess,
+        destination: HostAccess,
+        settings: ResolvedSettings,
     ) -> None:
+        """Raises NotConverging when its budget is used up."""
+        vm = await self._hypervisor.find_vm(source, request.uuid)
+        vm = None if vm is None else with_shared_storage(vm, settings)
+        copies = await self._copies(request, source, settings)
+        for image in copies:
+            await self._disks.prepare(destination, image, _disk_owner(request.uuid))
         recorder = _ProgressRecorder(self._inventory, _operation(request.lease), request.vm)
         async with recorder:
-            await self._hypervisor.migrate(
-                source,
-                destination,
-                request.uuid,
-                MigrationOptions(
-                    uri_address=destination.address,
-                    bandwidth_mib_s=self._settings.bandwidth_mib_s,
-                ),
-                recorder.see,
+            job = asyncio.create_task(
+                self._hypervisor.migrate(
+                    source,
+                    destination,
+                    request.uuid,
+                    MigrationOptions(
+                        uri_address=await self._migration_address(destination, settings),
+                        bandwidth_mib_s=settings[MIGRATION_BANDWIDTH],
+                        auto_converge=request.mode is MigrationMode.AUTO_CONVERGE,
+                        trust_shared_storage=vm is not None and bool(vm.shared_disks),
+                        copy_disks=tuple(image.target for image in copies),
+                    ),
+                    recorder.see,
+                )
+            )
+            pace = asyncio.create_task(self._pace(request, source, settings, recorder))
+            try:
+                await asyncio.wait([job, pace], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                pace.cancel()
+                # The driver aborts the migration, if it still runs, and waits for its end.
+                job.cancel()
+                await ended(job)
+                await ended(pace)
+        if not pace.cancelled() and pace.exception() is not None and job.cancelled():
+            pace.result()
+        await job
+
+    async def _pace(
+        self,
+        request: MigrateVmInput,
+        source: HostAccess,
+        settings: ResolvedSettings,
+        recorder: "_ProgressRecorder",
+    ) -> None:
+        """Watch over a migration's time: it has a budget once its first pass is over. Raises
+        NotConverging when that is used up; returns never."""
+        gib = max(1.0, request.memory_mib / _MIB_PER_GIB)
+        budget = settings[MIGRATION_CONVERGENCE_TIMEOUT] * gib
+        passed: float | None = None
+        paused = False
+        while True:
+            await recorder.next_sight()
+            seen = recorder.seen
+            if seen is None or seen.iteration <= 1:
+                continue
+            if request.mode is MigrationMode.PAUSED and not paused:
+                paused = await self._pause(request, source)
+            passed = passed or time.monotonic()
+            bounded = request.mode in (MigrationMode.PLAIN, MigrationMode.AUTO_CONVERGE)
+            if bounded and time.monotonic() - passed > budget:
+                raise NotConverging(
+                    f"{request.vm} writes {seen.dirty_rate_mib_s:.0f} MiB/s of its memory while "
+                    f"{seen.rate_mib_s:.0f} MiB/s are carried over; after {seen.iteration} passes "
+                    f"and {budget:.0f} s more than the first one, {seen.remaining_mib:.0f} MiB are "
+                    "left.",
+                    remedy="See migration.bandwidth and migration.convergence.timeout, or let it "
+                    "wait, or pause it to finish.",
+                )
+
+    async def _pause(self, request: MigrateVmInput, source: HostAccess) -> bool:
+        """Pause the guest, so that its memory comes to rest; False: to be tried again."""
+        try:
+            await self._inventory.leases.verify(request.lease)
+            await self._hypervisor.suspend(source, request.uuid)
+        except Unavailable as error:
+            activity.logger.warning("%s is not paused yet: %s", request.vm, error)
+            return False
+        return True
+
+    async def _migration_address(self, destination: HostAccess, settings: ResolvedSettings) -> str:
+        network = settings[MIGRATION_NETWORK]
+        if network is None:
+            return destination.address
+        there = await _at_destination(destination.name, self._hypervisor.environment(destination))
+        address = migration_address(there.addresses, network)
+        if address is None:
+            raise DestinationUnfit(
+                f"{destination.name} has no address in the migration network {network}."
+            )
+        return address
+
+    # --- migrations of others -------------------------------------------------------------------
+
+    async def _outwait_others(
+        self,
+        lease: LeaseRef,
+        source: HostAccess,
+        request: MigrateVmInput,
+        settings: ResolvedSettings,
+    ) -> None:
+        """Somebody who moves the VM with virsh does what we are here for. Raises
+        MigratedByOthers if it takes too long."""
+        deadline = time.monotonic() + settings[MIGRATION_FOREIGN_TIMEOUT]
+        while await self._moved_by_others(lease, source, request.uuid, request.vm):
+            if time.monotonic() > deadline:
+                raise MigratedByOthers(
+                    f"A migration of {request.vm} that this operation has not started still runs "
+                    f"after {settings[MIGRATION_FOREIGN_TIMEOUT]} s.",
+                    remedy=f"See `virsh domjobinfo {request.vm}` on {source.name}, and "
+                    f"`virsh domjobabort {request.vm}` to end it.",
+                )
+            await asyncio.sleep(_SLOT_AGAIN_S)
+
+    async def _moved_by_others(
+        self, lease: LeaseRef, source: HostAccess, uuid: str, vm: str
+    ) -> bool:
+        """Whether a migration runs that is not what this operation, or an ended one, has left."""
+        if await self._hypervisor.migration_progress(source, uuid) is None:
+            return False
+        for operation in await self._inventory.vm_migrations.unfinished(source.name, vm):
+            if operation == _operation(lease) or not await self._holders.operation_runs(operation):
+                return False
+        return True
+
+    # --- disks that move along ------------------------------------------------------------------
+
+    async def _copies(
+        self, request: MigrateVmInput, host: HostAccess, settings: ResolvedSettings
+    ) -> list[DiskImage]:
+        """The disks that the VM takes with it."""
+        if not request.copy_storage:
+            return []
+        vm = await self._hypervisor.find_vm(host, request.uuid)
+        if vm is None:
+            return []
+        local = with_shared_storage(vm, settings).local_disks
+        return await self._hypervisor.disks(host, request.uuid, local)
+
+    async def _keep_copies(self, request: MigrateVmInput, source: HostAccess, host: str) -> None:
+        """The VM runs on `host`, with its disks: what is left at the source is an old copy."""
+        if not request.copy_storage:
+            return
+        access = await self._directory.access(host)
+        settings = await self._inventory.settings.resolve(
+            cluster=(await self._inventory.hosts.get(host)).cluster
+        )
+        for image in await self._copies(request, access, settings):
+            try:
+                await self._disks.keep(access, image.path)
+                await self._disks.retire(source, image.path)
+            except Unavailable:
+                raise
+            except HostlerError as error:
+                # The VM has moved; what is left behind is somebody's to clear up, not a failure.
+                await self._inventory.events.record(
+                    "vm.disk_left",
+                    f"host/{source.name}",
+                    f"{request.vm} runs on {host}; its old disk {image.path} stays: {error}",
+                    operation=request.lease.owner.workflow_id,
+                    actor=request.lease.owner.workflow_id,
+                )
+
+    async def _discard_copies(self, lease: LeaseRef, source: HostAccess, vm: Vm) -> None:
+        """What an attempt that was cut off has begun to copy."""
+        if not vm.local_disks:
+            return
+        begun = await self._inventory.vm_migrations.unfinished(source.name, vm.name)
+        destination = begun.get(_operation(lease))
+        if destination is not None:
+            await self._discard(await self._directory.access(destination), vm)
+
+    async def _discard(self, destination: HostAccess, vm: Vm) -> None:
+        """A destination that is away keeps its half; the next attempt there goes on with that."""
+        try:
+            for path in vm.local_disks:
+                await self._disks.discard(destination, path, _disk_owner(vm.uuid))
+        except Unavailable as error:
+            activity.logger.warning(
+                "%s may keep half a copy of the disks of %s: %s", destination.name, vm.name, error
             )
 
-    async def _settle(self, lease: LeaseRef, source: HostAccess, uuid: str) -> "_Found":
+    # --- where it is ----------------------------------------------------------------------------
+
+    async def _settle(
+        self, lease: LeaseRef, source: HostAccess, uuid: str, destination: str | None = None
+    ) -> "_Found":
         """Where the VM is, after putting right what an earlier attempt left half done.
+
+        `destination`: where it was last on its way to, if that is known.
 
         Raises Unavailable as long as a host that may run the VM does not answer: a VM that
         seems paused or gone may run there, and must not run twice. Raises Failed when it can't be
         told whether its memory here is still the newest.
         """
-        await self._hypervisor.abort_migration(source, uuid)
+        if await self._hypervisor.migration_progress(source, uuid) is not None:
+            await self._hypervisor.abort_migration(source, uuid)
         here = await self._hypervisor.find_vm(source, uuid)
         if here is not None and here.incoming:
-            raise Unavailable(f"{here.name} is still on its way to {lease.host}.")
-        if here is not None and here.state in _ACTIVE and not here.paused_by_migration:
-            return _Found(VmFate.AT_SOURCE, lease.host)
-        there = await self._look_elsewhere(lease.host, uuid, here)
+            raise Unavailable(f"{here.name} is still on its way to {source.name}.")
+        if here is not None and here.state in ACTIVE_VM_STATES and not here.paused_by_migration:
+            return _Found(VmFate.AT_SOURCE, source.name)
+        there = await self._look_elsewhere(source.name, uuid, here, destination)
         if there.running is not None:
             if here is not None:
                 await self._inventory.leases.verify(lease)
@@ -321,40 +510,46 @@ class VirtualizationActivities:
             return _Found(VmFate.MOVED, there.running)
         if there.unclear:
             raise Unavailable(
-                f"A VM that left {lease.host} may be on {', '.join(there.unclear)}, which can't "
+                f"A VM that left {source.name} may be on {', '.join(there.unclear)}, which can't "
                 "tell yet.",
                 remedy="Bring these hosts back; the operation goes on by itself.",
             )
-        if here is None or here.state not in _ACTIVE:
-            place = lease.host if here is not None else there.stopped
+        if here is None or here.state not in ACTIVE_VM_STATES:
+            place = source.name if here is not None else there.stopped
             return _Found(VmFate.GONE if place is None else VmFate.SHUT_OFF, place)
         if there.stopped is not None:
             raise Failed(
-                f"{here.name} is paused on {lease.host} by a migration that was cut off, and "
+                f"{here.name} is paused on {source.name} by a migration that was cut off, and "
                 f"defined but not running on {there.stopped}: if it ran there since, what it "
                 "left in memory here is out of date, and to go on from it would damage its disks.",
-                remedy=f"If it ran there, `virsh destroy` and `virsh undefine` it on {lease.host}; "
-                f"if it did not, `virsh undefine` it on {there.stopped}. Then try again.",
+                remedy=f"If it ran there, `virsh destroy` and `virsh undefine` it on "
+                f"{source.name}; if it did not, `virsh undefine` it on {there.stopped}. "
+                "Then try again.",
             )
         await self._inventory.leases.verify(lease)
         await self._hypervisor.resume(source, uuid)
-        return _Found(VmFate.AT_SOURCE, lease.host)
+        return _Found(VmFate.AT_SOURCE, source.name)
 
-    async def _look_elsewhere(self, source: str, uuid: str, here: Vm | None) -> "_Elsewhere":
-        """Ask every other host of the cluster for the VM.
+    async def _look_elsewhere(
+        self, source: str, uuid: str, here: Vm | None, destination: str | None = None
+    ) -> "_Elsewhere":
+        """Ask every other host of the cluster for the VM, unless it runs at `destination`.
 
         A host that has been emptied for maintenance may be away, unless the VM was last on its way
         to just that one.
         """
+        if destination is not None and _runs(await self._look_at(destination, uuid)):
+            return _Elsewhere(running=destination)
         host = await self._inventory.hosts.get(source)
         others = [
             other
             for other in await self._inventory.hosts.list(cluster=host.cluster)
             if other.name != source and other.resource_state not in _NEVER_A_DESTINATION
         ]
-        suspects = set()
+        suspects: set[str] = set()
         if here is not None:
-            suspects = await self._inventory.vm_migrations.unfinished(source, here.name)
+            begun = await self._inventory.vm_migrations.unfinished(source, here.name)
+            suspects = set(begun.values())
         answers = await asyncio.gather(*(self._look_at(other.name, uuid) for other in others))
         found = _Elsewhere()
         for other, vm in zip(others, answers, strict=True):
@@ -366,7 +561,7 @@ class VirtualizationActivities:
                 continue
             elif vm.paused_by_migration:
                 found.unclear.append(other.name)
-            elif vm.state in _ACTIVE:
+            elif vm.state in ACTIVE_VM_STATES:
                 found.running = other.name
             else:
                 found.stopped = other.name
@@ -382,12 +577,18 @@ class VirtualizationActivities:
     async def _expect_absent(self, destination: HostAccess, uuid: str) -> None:
         """An aborted incoming migration must be gone before the destination is used again."""
         left = await _at_destination(destination.name, self._hypervisor.find_vm(destination, uuid))
-        if left is not None and left.state in _ACTIVE:
+        if left is not None and left.state in ACTIVE_VM_STATES:
             raise Unavailable(f"{destination.name} still ends an earlier migration of {left.name}.")
 
     async def _arrived(
-        self, request: MigrateVmInput, found: "_Found", seconds: float | None
+        self,
+        request: MigrateVmInput,
+        source: HostAccess,
+        found: "_Found",
+        seconds: float | None,
     ) -> MigrateVmResult:
+        if found.fate is VmFate.MOVED and found.host is not None:
+            await self._keep_copies(request, source, found.host)
         await self._departed(request, _ENDS[found.fate], None)
         return MigrateVmResult(
             vm=request.vm,
@@ -396,57 +597,26 @@ class VirtualizationActivities:
             seconds=None if seconds is None else round(seconds, 2),
         )
 
+    async def _stayed(
+        self,
+        request: MigrateVmInput,
+        destination: HostAccess,
+        state: MigrationState,
+        error: str,
+    ) -> None:
+        if request.copy_storage:
+            source = await self._directory.access(request.source or request.lease.host)
+            vm = await self._hypervisor.find_vm(source, request.uuid)
+            if vm is not None:
+                await self._discard(destination, vm)
+        await self._departed(request, state, error)
+
     async def _departed(
         self, request: MigrateVmInput, state: MigrationState, error: str | None
     ) -> None:
         operation = _operation(request.lease)
         await self._inventory.vm_migrations.finish(operation, request.vm, state, error)
         await self._inventory.reservations.release(request.destination, request.uuid, request.lease)
-
-    async def _free(self, host: Host) -> "_Free":
-        """What the host can still take, by libvirt's count and the operator's bounds, before
-        reservations."""
-        seen = await self._hypervisor.capacity(await self._directory.access(host.name))
-        memory = seen.memory_mib
-        if host.capacity_memory_mib is not None:
-            memory = min(memory, host.capacity_memory_mib)
-        cpus = host.capacity_cpus or int(seen.cpus * self._settings.cpu_overcommit)
-        return _Free(
-            memory_mib=memory - host.reserved_memory_mib - seen.memory_used_mib,
-            cpus=cpus - seen.cpus_used,
-            counted=seen.vm_uuids,
-        )
-
-    async def _candidate(self, host: Host, vms: list[Vm], disabled: list[str]) -> Candidate:
-        unsuitable = _unsuitable(host, disabled)
-        if unsuitable is None:
-            try:
-                access = await self._directory.access(host.name)
-                free = await self._free(host)
-                reserved = await self._inventory.reservations.total(host.name, counted=free.counted)
-                verdicts = {vm.name: await self._cpu_verdict(access, vm) for vm in vms}
-                return Candidate(
-                    host=host.name,
-                    unsuitable=None,
-                    memory_free_mib=free.memory_mib - reserved.memory_mib,
-                    cpus_free=free.cpus - reserved.vcpus,
-                    incompatible={vm: why for vm, why in verdicts.items() if why is not None},
-                )
-            except (Unavailable, Failed) as error:
-                unsuitable = f"does not answer: {error.message}"
-        return Candidate(host=host.name, unsuitable=unsuitable, memory_free_mib=0, cpus_free=0)
-
-    async def _cpu_verdict(self, access: HostAccess, vm: Vm) -> str | None:
-        return (
-            None if vm.cpu_xml is None else await self._hypervisor.cpu_incompatibility(access, vm)
-        )
-
-
-@dataclass(frozen=True)
-class _Free:
-    memory_mib: int
-    cpus: int
-    counted: frozenset[str]
 
 
 class _ProgressRecorder:
@@ -456,13 +626,20 @@ class _ProgressRecorder:
         self._inventory = inventory
         self._operation = operation
         self._vm = vm
-        self._seen: MigrationProgress | None = None
+        self.seen: MigrationProgress | None = None
+        self._sight = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def see(self, progress: MigrationProgress) -> None:
         """Take note; called by the driver about once a second."""
-        self._seen = progress
+        self.seen = progress
+        self._sight.set()
         activity.heartbeat(progress.percent)
+
+    async def next_sight(self) -> None:
+        """Returns when there is news."""
+        self._sight.clear()
+        await self._sight.wait()
 
     async def __aenter__(self) -> None:
         self._task = asyncio.create_task(self._write())
@@ -473,21 +650,44 @@ class _ProgressRecorder:
             await asyncio.wait([self._task])
 
     async def _write(self) -> None:
-        written = -5
+        written: tuple[int, int] | None = None
         while True:
             await asyncio.sleep(5)
-            seen = self._seen
-            if seen is None or seen.percent - written < 5:
+            seen = self.seen
+            if seen is None:
+                continue
+            # A guest that writes as fast as is copied makes passes, not per cent.
+            if written is not None and seen.iteration == written[0] and seen.percent < written[1]:
                 continue
             try:
                 await self._inventory.vm_migrations.progress(
-                    self._operation, self._vm, seen.percent, seen.rate_mib_s, seen.remaining_mib
+                    self._operation, self._vm, _figures(seen)
                 )
             except Unavailable as error:
                 # The database may be away; the migration is not to suffer from that.
                 activity.logger.warning("progress of %s not recorded: %s", self._vm, error)
             else:
-                written = seen.percent
+                written = seen.iteration, seen.percent + 5
+
+
+def _figures(seen: MigrationProgress) -> MigrationFigures:
+    end = None
+    if seen.expected_s is not None:
+        end = datetime.now(UTC) + timedelta(seconds=seen.expected_s)
+    return MigrationFigures(
+        percent=seen.percent,
+        rate_mib_s=seen.rate_mib_s,
+        remaining_mib=seen.remaining_mib,
+        dirty_rate_mib_s=seen.dirty_rate_mib_s,
+        iteration=seen.iteration,
+        throttle_percent=seen.throttle_percent,
+        expected_end_at=end,
+    )
+
+
+def _disk_owner(uuid: str) -> str:
+    """Who a half-copied disk belongs to: whichever operation moves that VM."""
+    return f"vm {uuid}"
 
 
 def _operation(lease: LeaseRef) -> str:
@@ -495,15 +695,8 @@ def _operation(lease: LeaseRef) -> str:
     return f"{lease.owner.workflow_id}#{lease.owner.first_run_id}"
 
 
-def _unsuitable(host: Host, disabled: list[str]) -> str | None:
-    """Why no VM may go to `host`, from what the inventory knows."""
-    if host.resource_state is not ResourceState.ENABLED:
-        return f"is {host.resource_state}"
-    if host.status is not HostStatus.UP:
-        return f"is {host.status}"
-    if host.fence is not None:
-        return f"is fenced by {host.fence}"
-    return disabled[0] if disabled else None
+def _runs(vm: Vm | HostlerError | None) -> bool:
+    return isinstance(vm, Vm) and vm.state in ACTIVE_VM_STATES and not vm.paused_by_migration
 
 
 async def _at_destination(host: str, call: Awaitable[T]) -> T:

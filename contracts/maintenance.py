@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StrictInt
 
 from contracts.base import Contract, Name, Reason, VmName
-from contracts.evacuation import EvacuationPlan
+from contracts.evacuation import EvacuationPlan, HostEnvironment
 from contracts.leases import LeaseRef
 from contracts.states import Phase, ResourceState
 from contracts.vms import MigrationState, VmMigration
@@ -17,28 +17,69 @@ class OnBlocker(StrEnum):
     """What to do with VMs that can't be live-migrated."""
 
     REFUSE = "refuse"
+    """End before anything has changed."""
+    COPY_STORAGE = "copy_storage"
+    """Move those with local disks together with these; any other blocker refuses."""
     SHUTDOWN = "shutdown"
+    """Shut them down when all others have left, and start them again when the host is back."""
     KEEP = "keep"
+    """Leave them running where they are."""
 
 
 class VmAction(StrEnum):
     """An operator's answer about a VM that could not be moved."""
 
     RETRY = "retry"
+    WAIT = "wait"
+    """Migrate without a time limit, however long the memory takes to settle."""
+    PAUSE = "pause"
+    """Pause the guest once its memory was copied, so that the migration ends."""
+    COPY_STORAGE = "copy_storage"
     SHUTDOWN = "shutdown"
     KEEP = "keep"
 
 
+class MigrationMode(StrEnum):
+    """How a live migration is to come to its end."""
+
+    PLAIN = "plain"
+    AUTO_CONVERGE = "auto-converge"
+    UNBOUNDED = "unbounded"
+    PAUSED = "paused"
+
+
 class VmStatus(Contract):
-    """One VM of an evacuation. Percent and rate are in the inventory's `vm_migration`."""
+    """One VM of an evacuation. Percent and rate are in the inventory's `vm_migration`.
+
+    Attributes:
+        mode: how it was migrated last.
+        actions: what `resolve_vm` takes for it now; empty unless it waits for an answer.
+        start_again: it was shut down for this maintenance, and starts when the host is back.
+    """
 
     vm: VmName
     uuid: str
     state: MigrationState
     destination: Name | None = None
     attempt: int = 0
+    mode: MigrationMode = MigrationMode.PLAIN
     error: str | None = None
     seconds: float | None = None
+    actions: tuple[VmAction, ...] = ()
+    start_again: bool = False
+
+
+class MaintenanceSettings(Contract):
+    """The cluster's settings that a maintenance goes by; seconds. See `contracts/settings.py`."""
+
+    queue_timeout: int
+    unreachable_timeout: int
+    retry_interval: int
+    question_reminder: int
+    arrivals_timeout: int
+    leave_timeout: int
+    shutdown_timeout: int
+    auto_converge: bool
 
 
 class CarriedMaintenance(Contract):
@@ -51,6 +92,9 @@ class CarriedMaintenance(Contract):
     since: datetime
     vms: tuple[VmStatus, ...]
     plan: EvacuationPlan | None
+    settings: MaintenanceSettings
+    environment: HostEnvironment | None
+    down: bool = False
 
 
 class HostMaintenanceInput(Contract):
@@ -60,7 +104,11 @@ class HostMaintenanceInput(Contract):
         reason: why, for whoever finds the host out of service.
         dry_run: only plan; nothing changes.
         on_blocker: what to do with VMs that can't be live-migrated.
-        max_parallel: live migrations at a time from this host; None: the worker's setting.
+        max_parallel: live migrations at a time from this host; None: the cluster's setting.
+        return_vms: bring back what was moved, when the host is back in service.
+        queue: wait while other hosts of the cluster are out; False: be refused instead.
+        host_is_down: the operator confirms that the host is off: it is taken out of service as it
+            is, and what ran there is not started elsewhere.
         continued: set by Hostler alone, when the workflow continues as new.
     """
 
@@ -69,6 +117,9 @@ class HostMaintenanceInput(Contract):
     dry_run: StrictBool = False
     on_blocker: OnBlocker = OnBlocker.REFUSE
     max_parallel: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    return_vms: StrictBool = False
+    queue: StrictBool = True
+    host_is_down: StrictBool = False
     continued: CarriedMaintenance | None = None
 
 
@@ -90,7 +141,15 @@ class HostMaintenanceResult(Contract):
 
 
 class LeaveInput(Contract):
-    """End the maintenance; the update completes when the host is back in service."""
+    """End the maintenance; the update completes when the host is back in service.
+
+    Attributes:
+        return_vms: bring back what was moved; None: as the maintenance was asked to.
+        force: back into service although networks or storage that it had before are missing.
+    """
+
+    return_vms: StrictBool | None = None
+    force: StrictBool = False
 
 
 class LeaveResult(Contract):
@@ -113,6 +172,7 @@ class MaintenanceStatus(Contract):
     Attributes:
         message: one sentence: what happens now, or what is wrong.
         questions: names of the VMs that wait for `resolve_vm`.
+        troubles: what keeps the host in an error state, one sentence each.
         leave_problem: why the last attempt to leave has failed; None once it is tried again.
         commands: what an operator can run next, ready to paste.
     """
@@ -126,6 +186,7 @@ class MaintenanceStatus(Contract):
     vms: tuple[VmStatus, ...]
     questions: tuple[VmName, ...] = ()
     leave_problem: str | None = None
+    troubles: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
 
 

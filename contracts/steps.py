@@ -6,7 +6,9 @@ from pydantic import Field
 
 from contracts.addition import Port, UserName
 from contracts.base import Contract, Name, VmName
+from contracts.evacuation import HostEnvironment, Move, Survey
 from contracts.leases import LeaseRef, LeaseScope, Owner
+from contracts.maintenance import MigrationMode
 from contracts.states import HostStatus, ResourceState
 from contracts.vms import Vm
 
@@ -22,6 +24,27 @@ class SurveyInput(Contract):
 
     host: Name
     only: str | None = None
+
+
+class MovedVms(Contract):
+    """VMs by name."""
+
+    vms: tuple[VmName, ...]
+
+
+class ReturnSurveyInput(Contract):
+    """Which VMs, by name, are to come back to the host."""
+
+    host: Name
+    vms: tuple[VmName, ...]
+
+
+class ReturnSurvey(Contract):
+    """One survey per host that has any of the VMs; its one candidate is the host that they are to
+    come back to. `unseen`: hosts that did not answer."""
+
+    surveys: tuple[Survey, ...]
+    unseen: tuple[Name, ...] = ()
 
 
 class AcquireLeaseInput(Contract):
@@ -44,6 +67,90 @@ class ChangeStateInput(Contract):
     reason: str
 
 
+class Ticket(Contract):
+    """A place in the cluster's queue for maintenance.
+
+    Attributes:
+        granted: it is this host's turn.
+        ahead: who comes first, or is out already: "kvm-1 (maintenance/kvm-1)".
+        most: hosts of the cluster that may be out at a time.
+    """
+
+    granted: bool
+    ahead: tuple[str, ...] = ()
+    most: int
+
+
+class AwaitTicketInput(Contract):
+    """Wait until the ticket differs from `seen`, at most `within_s` seconds."""
+
+    lease: LeaseRef
+    seen: Ticket
+    within_s: float
+
+
+class BeginEvacuationInput(Contract):
+    """Make the host `PrepareForMaintenance` and set the plan's room aside, in one step.
+
+    Attributes:
+        seen: for each destination of the plan, the UUIDs of the VMs for which something was
+            reserved there when the plan was made.
+    """
+
+    lease: LeaseRef
+    moves: tuple[Move, ...]
+    seen: dict[Name, frozenset[str]]
+    step: str
+    reason: str
+
+
+class AwaitChangeInput(Contract):
+    """Wait for something to change about the host or its cluster, at most `within_s` seconds."""
+
+    host: Name
+    within_s: float
+
+
+class WatchVmInput(Contract):
+    """Wait until something changes that may let the VM move, at most `within_s` seconds."""
+
+    host: Name
+    uuid: str
+    within_s: float
+
+
+class VmChange(StrEnum):
+    """What `watch_vm` saw."""
+
+    NONE = "none"
+    CHANGED = "changed"
+    LEFT = "left"
+    """It is not active on the host any more."""
+
+
+class EventInput(Contract):
+    """A line for the audit trail of the lease's host."""
+
+    lease: LeaseRef
+    kind: str
+    message: str
+
+
+class CheckHostInput(Contract):
+    """Whether the host is fit for service: what it offered before must be there again."""
+
+    host: Name
+    environment: HostEnvironment | None
+
+
+class StartVmInput(Contract):
+    """Start a VM that was shut down for the lease's operation."""
+
+    lease: LeaseRef
+    vm: VmName
+    uuid: str
+
+
 class RemainingVms(Contract):
     """Active domains of a host in one snapshot, and VMs that are still on their way to it."""
 
@@ -52,7 +159,13 @@ class RemainingVms(Contract):
 
 
 class MigrateVmInput(Contract):
-    """One live migration to one destination. `max_parallel` bounds source and destination."""
+    """One live migration to one destination.
+
+    Attributes:
+        max_parallel: bounds source and destination, across all operations.
+        copy_storage: its local disks go with it.
+        source: where it is now; None: on the lease's host.
+    """
 
     lease: LeaseRef
     vm: VmName
@@ -61,6 +174,9 @@ class MigrateVmInput(Contract):
     memory_mib: int
     vcpus: int
     max_parallel: int
+    mode: MigrationMode = MigrationMode.PLAIN
+    copy_storage: bool = False
+    source: Name | None = None
 
 
 class VmFate(StrEnum):

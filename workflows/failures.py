@@ -29,3 +29,11 @@ def as_application_error(error: ActivityError) -> ApplicationError:
 def explain(error: ActivityError) -> str:
     """What went wrong, in words."""
     return as_application_error(error).message
+
+
+def is_absence(error: ActivityError) -> bool:
+    """Whether a system did not answer in time, rather than with an error."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError):
+        return not cause.non_retryable
+    return isinstance(cause, exceptions.TimeoutError)

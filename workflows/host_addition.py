@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
     from activities.records import RecordActivities
-    from activities.virtualization import VirtualizationActivities
+    from activities.survey import SurveyActivities
     from contracts.addition import (
         AcceptHostKeyInput,
         HostAdditionInput,
@@ -176,7 +176,7 @@ class HostAddition:
     async def _read_facts(self) -> HostFacts:
         self._enter(Phase.INSTALLING, "Logs in and reads the host's facts")
         facts: HostFacts = await workflow.execute_activity_method(
-            VirtualizationActivities.read_facts,
+            SurveyActivities.read_facts,
             self._held,
             summary="Login, CPUs, memory, versions",
             **policies.FIRST_LOOK,

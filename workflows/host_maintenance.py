@@ -8,15 +8,23 @@ for whom. Cancelling it, or the update `leave`, ends the maintenance from any ph
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
     from activities.records import RecordActivities
+    from activities.survey import SurveyActivities
+    from activities.turns import TurnActivities
     from activities.virtualization import VirtualizationActivities
     from contracts.evacuation import EvacuationPlan, Survey
     from contracts.hosts import Host
@@ -32,44 +40,38 @@ with workflow.unsafe.imports_passed_through():
         OnBlocker,
         ResolveVmInput,
         VmAction,
-        VmStatus,
     )
+    from contracts.operations import OperationKind, workflow_id
     from contracts.states import MAINTENANCE_STATES, HostStatus, Phase, ResourceState
     from contracts.steps import (
         AcquireLeaseInput,
-        ChangeStateInput,
+        AwaitChangeInput,
+        AwaitTicketInput,
+        BeginEvacuationInput,
+        CheckHostInput,
+        EventInput,
         FenceInput,
         HostRef,
-        MigrateVmInput,
-        MigrateVmResult,
-        ShutDownVmInput,
+        SetStatusInput,
+        StartVmInput,
         SurveyInput,
+        Ticket,
+        VmChange,
         VmFate,
+        WatchVmInput,
     )
-    from contracts.vms import MigrationState, Vm
+    from contracts.vm_return import VmReturnInput
+    from contracts.vms import MigrationState
     from workflows import policies
-    from workflows.evacuation import intrinsic_blocker, plan_evacuation
-    from workflows.failures import as_application_error, explain
-    from workflows.maintenance_page import current_details, next_commands
+    from workflows.failures import as_application_error, explain, is_absence
+    from workflows.maintenance_state import Leaving, MaintenanceState
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
-
-T = TypeVar("T")
+    from workflows.vm_board import VmBoard
+    from workflows.vm_evacuation import VmEvacuation
+    from workflows.vm_return import VmReturn
 
 _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
-_OPEN_STATES = frozenset({MigrationState.WAITING, MigrationState.MIGRATING, MigrationState.FAILED})
-_FATES = {
-    VmFate.MOVED: MigrationState.MOVED,
-    VmFate.SHUT_OFF: MigrationState.SHUT_OFF,
-    VmFate.GONE: MigrationState.GONE,
-}
-
-
-class _Leaving(Exception):
-    """Somebody wants the host back; the evacuation stops where it is."""
-
-
-class _Gone(Exception):
-    """The VM is not on the host any more: its owner stopped it or moved it."""
+_LONGEST_WAIT_S = 3600
 
 
 @workflow.defn(name="HostMaintenance")
@@ -77,27 +79,15 @@ class HostMaintenance:
     """One maintenance of one host."""
 
     def __init__(self) -> None:
-        self._request: HostMaintenanceInput | None = None
-        self._phase = Phase.PLANNING
-        self._message = "Reads the host and plans the evacuation"
-        self._since = workflow.now()
-        self._lease: LeaseRef | None = None
-        self._host: Host | None = None
-        self._cluster = ""
-        self._zone = ""
-        self._restore = ResourceState.ENABLED
-        self._plan: EvacuationPlan | None = None
-        self._survey: Survey | None = None
-        self._vms: dict[str, VmStatus] = {}
-        self._answers: dict[str, VmAction] = {}
-        self._answered: set[str] = set()
+        self._state = MaintenanceState()
+        self._evacuation = VmEvacuation(self._state)
         self._touched = False
-        self._steps = 0
-        self._leave_requested = False
         self._canceled = False
         self._left = False
         self._leave_attempts = 0
-        self._leave_problem: ApplicationError | None = None
+        self._leave_error: ApplicationError | None = None
+        self._leave_forced = False
+        self._return_vms = False
         self._failure: ApplicationError | None = None
 
     # --- the run, read like a runbook -----------------------------------------------------------
@@ -105,70 +95,72 @@ class HostMaintenance:
     @workflow.run
     async def run(self, request: HostMaintenanceInput) -> HostMaintenanceResult:
         """Returns when the host is back in service, or when a dry run has its plan."""
-        self._request = request
+        self._state.request = request
+        self._return_vms = self._return_vms or request.return_vms
         if request.continued is not None:
             self._resume(request.continued)
-            await self._until_leave()
-            return await self._finish(None)
+            return await self._finish(await self._attempt(self._stand_by()))
         if request.dry_run:
             return await self._dry_run()
-        failure = await self._take_out()
-        if failure is None and not self._leave_requested:
+        failure = await self._attempt(self._take_out())
+        if failure is None and not self._state.leave_requested:
             await self._hand_over_to_ready()
         return await self._finish(failure)
 
     async def _dry_run(self) -> HostMaintenanceResult:
         await self._look()
-        await self._make_plan()
+        self._evacuation.plan(await self._first_survey())
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self._result(MaintenanceOutcome.PLANNED)
 
-    async def _take_out(self) -> ApplicationError | None:
-        """Prepare and evacuate. Returns why it had to give up, or None when no VM is left, or
-        when somebody wants the host back."""
-        work = asyncio.create_task(self._prepare_and_evacuate())
-        while not work.done():
-            try:
-                await workflow.wait_condition(work.done)
-            except asyncio.CancelledError:
-                self._request_leave(canceled=True)
-        try:
-            work.result()
-        except _Leaving:
-            return None
-        except ActivityError as error:
-            return as_application_error(error)
-        except ApplicationError as error:
-            return error
-        return None
-
-    async def _prepare_and_evacuate(self) -> None:
+    async def _take_out(self) -> None:
+        """Prepare and evacuate."""
         await self._take_lease()
         await self._look()
-        adopted = self._known_host.resource_state in MAINTENANCE_STATES
-        if not adopted:
-            await self._make_plan()
-            self._refuse_blocked_plan()
-            await self._change_state(
-                _IN_SERVICE, ResourceState.PREPARE_FOR_MAINTENANCE, "prepares for maintenance"
-            )
-        else:
+        if self._state.host.resource_state in MAINTENANCE_STATES:
             await self._adopt()
+        elif self._state.asked.host_is_down:
+            await self._take_out_as_it_is()
+            return
+        else:
+            await self._await_turn()
+            await self._plan_and_begin()
         await self._put_up_fence()
-        while True:
-            await self._evacuate()
-            kept = [vm for vm in self._vms.values() if vm.state is MigrationState.KEPT]
-            if not kept:
-                break
-            await self._hold_with_kept(kept)
-        await self._change_state(MAINTENANCE_STATES, ResourceState.MAINTENANCE, "no VM is active")
+        await self._empty()
+
+    async def _empty(self) -> None:
+        """Until the host is `Maintenance`: no VM is active on it."""
+        if workflow.patched("event-evacuating"):
+            await self._record_evacuating()
+        await self._evacuation.until_empty()
+        while self._state.vms.kept:
+            await self._hold_with_kept()
+            await self._evacuation.until_empty()
+        self._state.forget_troubles()
+        await self._state.change_state(
+            MAINTENANCE_STATES, ResourceState.MAINTENANCE, "no VM is active"
+        )
+
+    async def _record_evacuating(self) -> None:
+        """For the audit trail: from here on VMs leave the host."""
+        plan = self._state.plan
+        await workflow.execute_activity_method(
+            RecordActivities.record_event,
+            EventInput(
+                lease=self._state.lease,
+                kind="maintenance.evacuating",
+                message=f"fenced; {len(plan.moves) if plan else 'its'} VMs leave it",
+            ),
+            summary=f"{self._state.name} is being emptied",
+            **policies.RECORD,
+        )
 
     async def _finish(self, failure: ApplicationError | None) -> HostMaintenanceResult:
         """Put the host back, as often as it takes, and close the way the operation was ended."""
         self._failure = failure
-        self._withdraw_questions()
+        self._state.vms.withdraw()
         while not await self._put_back(failure):
-            await self._until_leave()
+            await self._attempt(self._stand_by())
         self._left = True
         await workflow.wait_condition(workflow.all_handlers_finished)
         if failure is not None:
@@ -177,6 +169,25 @@ class HostMaintenance:
             raise asyncio.CancelledError("the maintenance was cancelled; the host is in service")
         return self._result(MaintenanceOutcome.LEFT)
 
+    async def _attempt(self, work: Coroutine[Any, Any, None]) -> ApplicationError | None:
+        """Run `work` to its end, or until somebody wants the host back. Returns why it had to give
+        up, if it had to. A cancel of the workflow means: somebody wants the host back."""
+        task = asyncio.create_task(work)
+        while not task.done():
+            try:
+                await workflow.wait_condition(task.done)
+            except asyncio.CancelledError:
+                self._request_leave(canceled=True)
+        try:
+            task.result()
+        except Leaving:
+            return None
+        except ActivityError as error:
+            return as_application_error(error)
+        except ApplicationError as error:
+            return error
+        return None
+
     # --- prepare --------------------------------------------------------------------------------
 
     async def _take_lease(self) -> None:
@@ -184,18 +195,20 @@ class HostMaintenance:
         lease: Lease = await workflow.execute_activity_method(
             LeaseActivities.acquire_lease,
             AcquireLeaseInput(
-                host=self._name,
+                host=self._state.name,
                 owner=Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id),
-                purpose=f"maintenance: {self._asked.reason or 'no reason given'}",
+                purpose=f"maintenance: {self._state.asked.reason or 'no reason given'}",
             ),
-            summary=f"Lease of {self._name}",
+            summary=f"Lease of {self._state.name}",
             **policies.RECORD,
         )
-        self._lease = LeaseRef(
+        self._state.held = LeaseRef(
             host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
         )
         if lease.taken_over_from is not None:
-            self._message = f"Takes over from {lease.taken_over_from.workflow_id}, which has ended"
+            self._state.message = (
+                f"Takes over from {lease.taken_over_from.workflow_id}, which has ended"
+            )
             await self._outlast_predecessor()
 
     async def _outlast_predecessor(self) -> None:
@@ -205,301 +218,330 @@ class HostMaintenance:
         )
 
     async def _look(self) -> None:
+        state = self._state
         host: Host = await workflow.execute_activity_method(
-            RecordActivities.get_host, HostRef(host=self._name), **policies.RECORD
+            RecordActivities.get_host, HostRef(host=state.name), **policies.RECORD
         )
-        self._host, self._cluster, self._zone = host, host.cluster, host.zone
+        state.known_host, state.cluster, state.zone = host, host.cluster, host.zone
+        state.read_settings = await workflow.execute_activity_method(
+            RecordActivities.read_settings, HostRef(host=state.name), **policies.RECORD
+        )
         workflow.upsert_search_attributes(
             [
                 HOST_NAME.value_set(host.name),
                 HOST_CLUSTER.value_set(host.cluster),
                 HOST_ZONE.value_set(host.zone),
-                PHASE.value_set(self._phase),
+                PHASE.value_set(state.phase),
             ]
         )
         if host.resource_state in MAINTENANCE_STATES:
-            self._restore = host.state_before_maintenance or ResourceState.ENABLED
+            state.restore = host.state_before_maintenance or ResourceState.ENABLED
             self._touched = True
             return
         if host.resource_state not in _IN_SERVICE:
-            raise ApplicationError(
+            raise _conflict(
                 f"{host.name} is {host.resource_state}: a maintenance starts from Enabled or "
-                "Disabled.",
-                type="Conflict",
-                non_retryable=True,
+                "Disabled."
             )
-        if host.status is not HostStatus.UP:
-            raise ApplicationError(
-                f"{host.name} is {host.status}: its VMs can't be moved while it is not Up.",
-                type="Conflict",
-                non_retryable=True,
+        if host.status is not HostStatus.UP and not state.asked.host_is_down:
+            raise _conflict(
+                f"{host.name} is {host.status}: its VMs can't be moved while it is not Up. If it "
+                "is known to be off, take it out as it is with host_is_down."
             )
-        self._restore = host.resource_state
+        state.restore = host.resource_state
 
-    async def _make_plan(self) -> None:
-        self._survey = await self._survey_host(policies.FIRST_LOOK)
-        self._plan = plan_evacuation(self._survey)
-        for move in self._plan.moves:
-            self._note(move.vm, move.uuid, MigrationState.WAITING, destination=move.destination)
-        self._message = f"{len(self._plan.moves)} VMs to move"
+    async def _await_turn(self) -> None:
+        """So many hosts of the cluster may be out at a time; the next one queues, visibly."""
+        state = self._state
+        ticket: Ticket = await workflow.execute_activity_method(
+            TurnActivities.take_ticket, state.lease, **policies.RECORD
+        )
+        since = workflow.now()
+        while not ticket.granted:
+            ahead = ", ".join(ticket.ahead)
+            reason = f"{ticket.most} of {state.cluster} may be out at a time, and it is {ahead}"
+            left = self._patience_left(since, f"It is not the turn of {state.name}: {reason}.")
+            state.enter(Phase.QUEUED, f"Waits for its turn: {reason}")
+            ticket = await state.unless_leaving(
+                workflow.execute_activity_method(
+                    TurnActivities.await_ticket,
+                    AwaitTicketInput(lease=state.lease, seen=ticket, within_s=left),
+                    summary=f"Whose turn it is in {state.cluster}",
+                    **policies.HOST_WAIT,
+                )
+            )
 
-    def _refuse_blocked_plan(self) -> None:
-        plan = self._plan
-        if plan is None or not plan.blockers or self._asked.on_blocker is not OnBlocker.REFUSE:
+    async def _plan_and_begin(self) -> None:
+        """Until there is a plan that holds: made, checked, and committed to in one step."""
+        state, since = self._state, workflow.now()
+        survey = await self._first_survey()
+        while True:
+            plan = self._evacuation.plan(survey)
+            state.environment = survey.environment
+            if not await self._await_room(plan, since):
+                self._refuse_blocked_plan(plan)
+                state.enter(Phase.PLANNING, f"{len(plan.moves)} VMs to move")
+                if await self._begin(plan, survey):
+                    return
+            survey = await self._evacuation.survey()
+
+    async def _await_room(self, plan: EvacuationPlan, since: datetime) -> bool:
+        """Wait if other hosts of the cluster are out whose return would make room; False: there is
+        nothing to wait for."""
+        state = self._state
+        if not plan.waits_for or state.asked.on_blocker in (OnBlocker.SHUTDOWN, OnBlocker.KEEP):
+            return False
+        out = ", ".join(plan.waits_for)
+        reason = f"there is no room without {out}: {plan.describe_blockers()}"
+        left = self._patience_left(since, f"{state.name} can't be evacuated: {reason}")
+        state.enter(Phase.QUEUED, f"Waits for {out} to come back: {plan.describe_blockers()}")
+        await state.unless_leaving(
+            workflow.execute_activity_method(
+                SurveyActivities.await_room,
+                AwaitChangeInput(host=state.name, within_s=left),
+                summary=f"Until {out} is back",
+                **policies.HOST_WAIT,
+            )
+        )
+        return True
+
+    def _patience_left(self, since: datetime, refusal: str) -> float:
+        """Seconds of waiting at a time. Raises Conflict when it is not to wait, or has for long
+        enough."""
+        most = timedelta(seconds=self._state.settings.queue_timeout)
+        left = (most - (workflow.now() - since)).total_seconds()
+        if not self._state.asked.queue or left <= 0:
+            raise _conflict(f"{refusal} Nothing was changed.")
+        return min(left, _LONGEST_WAIT_S)
+
+    async def _first_survey(self) -> Survey:
+        """A host that does not answer at the start refuses the operation soon."""
+        try:
+            survey: Survey = await self._state.unless_leaving(
+                workflow.execute_activity_method(
+                    SurveyActivities.survey_host,
+                    SurveyInput(host=self._state.name),
+                    summary=f"VMs of {self._state.name}, room in its cluster",
+                    **policies.FIRST_LOOK,
+                )
+            )
+        except ActivityError as error:
+            if not is_absence(error):
+                raise
+            raise _conflict(
+                f"{explain(error)} Nothing was changed. If {self._state.name} is known to be off, "
+                "take it out as it is with host_is_down."
+            ) from error
+        return survey
+
+    def _refuse_blocked_plan(self, plan: EvacuationPlan) -> None:
+        refuses = self._state.asked.on_blocker in (OnBlocker.REFUSE, OnBlocker.COPY_STORAGE)
+        if not plan.blockers or not refuses:
             return
         raise ApplicationError(
-            f"{self._name} can't be evacuated, and nothing was changed:\n"
+            f"{self._state.name} can't be evacuated, and nothing was changed:\n"
             f"{plan.describe_blockers()}\n"
-            "Remove these blockers, or choose with on_blocker: shutdown or keep.",
+            "Remove these blockers, or choose with on_blocker: copy_storage (for local disks), "
+            "shutdown or keep.",
             {"plan": plan.model_dump(mode="json")},
             type="EvacuationImpossible",
             non_retryable=True,
         )
 
+    async def _begin(self, plan: EvacuationPlan, survey: Survey) -> bool:
+        """`PrepareForMaintenance`, with the plan's room set aside. False: others were faster."""
+        state = self._state
+        wanted = {move.destination for move in plan.moves}
+        try:
+            await workflow.execute_activity_method(
+                TurnActivities.begin_evacuation,
+                BeginEvacuationInput(
+                    lease=state.lease,
+                    moves=plan.moves,
+                    seen={
+                        candidate.host: candidate.reserved_for
+                        for candidate in survey.candidates
+                        if candidate.host in wanted
+                    },
+                    step=state.next_step(),
+                    reason="prepares for maintenance",
+                ),
+                summary=f"{state.name} becomes {ResourceState.PREPARE_FOR_MAINTENANCE}",
+                **policies.RECORD,
+            )
+        except ActivityError as error:
+            if as_application_error(error).type != "PlanOutdated":
+                raise
+            state.enter(Phase.PLANNING, f"Plans again: {explain(error)}")
+            return False
+        return True
+
     async def _adopt(self) -> None:
         """Go on from what a predecessor left: its state, its fence, its half-done migrations."""
-        await self._unless_leaving(self._settle_migrations())
-        await self._change_state(
+        state = self._state
+        await workflow.execute_activity_method(
+            TurnActivities.take_ticket, state.lease, **policies.RECORD
+        )
+        await state.on_host(self._settle_migrations, policies.HOST_CHANGE)
+        await state.change_state(
             MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "adopted as it was found"
         )
 
     async def _put_up_fence(self) -> None:
+        state = self._state
         self._touched = True
-        self._enter(Phase.EVACUATING, "The fence goes up")
-        await self._unless_leaving(
-            workflow.execute_activity_method(
+        state.enter(Phase.EVACUATING, "The fence goes up")
+        await state.on_host(
+            lambda policy: workflow.execute_activity_method(
                 FencingActivities.put_up_fence,
-                FenceInput(lease=self._held, operation=workflow.info().workflow_id),
-                summary=f"Fence of {self._name} up",
-                **policies.HOST_CHANGE,
-            )
-        )
-
-    # --- migrate --------------------------------------------------------------------------------
-
-    async def _evacuate(self) -> None:
-        """Until libvirt itself, asked twice, reports no active VM but those kept on purpose."""
-        quiet = 0
-        while quiet < 2:
-            remaining = await self._unless_leaving(
-                workflow.execute_activity_method(
-                    VirtualizationActivities.list_remaining_vms,
-                    HostRef(host=self._name),
-                    summary=f"What still runs on {self._name}",
-                    **policies.HOST_READ,
-                )
-            )
-            self._note_absent({vm.uuid for vm in remaining.vms})
-            pending = [
-                vm for vm in remaining.vms if self._state_of(vm.name) is not MigrationState.KEPT
-            ]
-            if pending:
-                quiet = 0
-                await self._move_all(pending)
-            elif remaining.arriving:
-                quiet = 0
-                self._enter(
-                    Phase.EVACUATING, f"Waits for {', '.join(remaining.arriving)}, on the way here"
-                )
-                await self._unless_leaving(
-                    workflow.execute_activity_method(
-                        VirtualizationActivities.wait_for_arrivals,
-                        HostRef(host=self._name),
-                        summary=f"VMs on their way to {self._name}",
-                        **policies.HOST_WAIT,
-                    )
-                )
-            else:
-                quiet += 1
-
-    async def _move_all(self, vms: list[Vm]) -> None:
-        """A sliding window of live migrations; one that fails does not hold up the rest."""
-        if self._plan is None or not {vm.name for vm in vms} <= self._planned:
-            self._survey = await self._survey_host(policies.HOST_READ)
-            self._plan = plan_evacuation(self._survey)
-        survey = self._known_survey
-        width = self._asked.max_parallel or survey.max_parallel
-        window = asyncio.Semaphore(width)
-        self._enter(Phase.EVACUATING, f"{len(vms)} VMs to move, {width} at a time")
-        moves = [asyncio.create_task(self._move(vm, window, width)) for vm in vms]
-        try:
-            await self._unless_leaving(_all(moves))
-        finally:
-            for move in moves:
-                move.cancel()
-            if moves:
-                await asyncio.gather(*moves, return_exceptions=True)
-
-    async def _move(self, vm: Vm, window: asyncio.Semaphore, width: int) -> None:
-        """Bring one VM away, to whichever destination takes it, or ask."""
-        refused: set[str] = set()
-        destination = self._planned_destination(vm)
-        blocker = intrinsic_blocker(vm)
-        if blocker is not None or destination is None:
-            reason = self._blocked_because(vm)
-            action = self._chosen_beforehand(vm) or await self._ask(vm, reason)
-            if await self._settled_by(vm, action):
-                return
-            destination = None
-        while True:
-            if destination is None:
-                try:
-                    destination, reason = await self._another_destination(vm, refused)
-                except _Gone:
-                    self._note(vm.name, vm.uuid, MigrationState.GONE)
-                    return
-                if destination is None:
-                    if await self._settled_by(vm, await self._ask(vm, reason)):
-                        return
-                    refused.clear()
-                    continue
-            try:
-                async with window:
-                    await self._migrate(vm, destination, width)
-            except ActivityError as error:
-                failure = as_application_error(error)
-                if is_cancelled_exception(error) or failure.type == "LeaseLost":
-                    raise
-                workflow.logger.warning("%s to %s: %s", vm.name, destination, explain(error))
-                refused.add(destination)
-                self._note(
-                    vm.name,
-                    vm.uuid,
-                    MigrationState.WAITING,
-                    error=f"{destination}: {failure.message}",
-                )
-                destination = None
-            else:
-                return
-
-    def _chosen_beforehand(self, vm: Vm) -> VmAction | None:
-        """What `on_blocker` says, unless somebody has answered for this very VM since."""
-        if vm.name in self._answered:
-            return None
-        choices = {OnBlocker.SHUTDOWN: VmAction.SHUTDOWN, OnBlocker.KEEP: VmAction.KEEP}
-        return choices.get(self._asked.on_blocker)
-
-    async def _migrate(self, vm: Vm, destination: str, width: int) -> None:
-        attempt = self._vms[vm.name].attempt + 1 if vm.name in self._vms else 1
-        self._note(
-            vm.name, vm.uuid, MigrationState.MIGRATING, destination=destination, attempt=attempt
-        )
-        result = await workflow.execute_activity_method(
-            VirtualizationActivities.migrate_vm,
-            MigrateVmInput(
-                lease=self._held,
-                vm=vm.name,
-                uuid=vm.uuid,
-                destination=destination,
-                memory_mib=vm.memory_mib,
-                vcpus=vm.vcpus,
-                max_parallel=width,
+                FenceInput(lease=state.lease, operation=workflow.info().workflow_id),
+                summary=f"Fence of {state.name} up",
+                **policy,
             ),
-            summary=f"{vm.name} → {destination}",
-            **policies.LIVE_MIGRATION,
+            policies.HOST_CHANGE,
         )
-        self._note_result(vm, result)
 
-    async def _another_destination(self, vm: Vm, refused: set[str]) -> tuple[str | None, str]:
-        """A host that has not refused the VM yet, or why there is none. Raises _Gone."""
-        survey = await self._survey_host(policies.HOST_READ, only=vm.uuid)
-        if not survey.vms:
-            raise _Gone
-        plan = plan_evacuation(survey, excluded={vm.name: frozenset(refused)})
-        if plan.moves:
-            return plan.moves[0].destination, ""
-        last = self._vms[vm.name].error if vm.name in self._vms else None
-        return None, "; ".join(filter(None, (last, plan.describe_blockers())))
+    # --- a host that is down --------------------------------------------------------------------
 
-    async def _settled_by(self, vm: Vm, action: VmAction) -> bool:
-        """Do what was chosen for the VM; False means: try to move it again."""
-        if action is VmAction.KEEP:
-            self._note(vm.name, vm.uuid, MigrationState.KEPT)
-            return True
-        if action is VmAction.RETRY:
-            self._note(vm.name, vm.uuid, MigrationState.WAITING)
-            return False
-        while True:
-            try:
-                result = await workflow.execute_activity_method(
-                    VirtualizationActivities.shut_down_vm,
-                    ShutDownVmInput(lease=self._held, vm=vm.name, uuid=vm.uuid),
-                    summary=f"{vm.name} powers off, as asked",
-                    **policies.LIVE_MIGRATION,
-                )
-            except ActivityError as error:
-                if is_cancelled_exception(error):
-                    raise
-                answer = await self._ask(vm, explain(error))
-                if answer is VmAction.SHUTDOWN:
-                    continue
-                return await self._settled_by(vm, answer)
-            self._note_result(vm, result)
-            return True
-
-    async def _ask(self, vm: Vm, reason: str) -> VmAction:
-        """The VM can't be moved: say so, and wait for an operator's `resolve_vm`."""
-        self._note(vm.name, vm.uuid, MigrationState.FAILED, error=reason)
-        self._answers.pop(vm.name, None)
-        self._enter(Phase.QUESTION, f"{vm.name} can't be moved: {reason}")
-        await self._change_state(
-            MAINTENANCE_STATES,
-            ResourceState.ERROR_IN_PREPARE_FOR_MAINTENANCE,
-            f"{vm.name} can't be moved: {reason}",
-        )
-        # Not left to the task's cancel: the SDK loses one that crosses the end of an activity.
-        await workflow.wait_condition(lambda: vm.name in self._answers or self._leave_requested)
-        if vm.name not in self._answers:
-            raise _Leaving
-        action = self._answers.pop(vm.name)
-        self._note(vm.name, vm.uuid, MigrationState.WAITING)
-        if not self._questions:
-            self._enter(Phase.EVACUATING, f"{vm.name}: {action}, as an operator answered")
-            await self._change_state(
-                MAINTENANCE_STATES,
-                ResourceState.PREPARE_FOR_MAINTENANCE,
-                f"{vm.name}: {action}, as an operator answered",
+    async def _take_out_as_it_is(self) -> None:
+        """An operator says that the host is off. Nothing of it is started elsewhere."""
+        state = self._state
+        if await self._answers():
+            raise _conflict(
+                f"{state.name} answers: it is not down. Start its maintenance without host_is_down."
             )
-        return action
+        self._touched = True
+        reason = "confirmed by whoever asked for the maintenance, and it does not answer"
+        if state.host.status is not HostStatus.DOWN:
+            await self._set_status(HostStatus.DOWN, reason)
+        await state.change_state(
+            _IN_SERVICE, ResourceState.PREPARE_FOR_MAINTENANCE, f"is down: {reason}"
+        )
+        await workflow.execute_activity_method(
+            FencingActivities.want_fence,
+            FenceInput(lease=state.lease, operation=workflow.info().workflow_id),
+            **policies.RECORD,
+        )
+        state.down = True
+        await state.change_state(MAINTENANCE_STATES, ResourceState.MAINTENANCE, "is down")
 
-    async def _hold_with_kept(self, kept: list[VmStatus]) -> None:
-        """Kept VMs run on: the host is never `Maintenance` with them, and says which they are."""
-        names = ", ".join(vm.vm for vm in kept)
-        self._enter(Phase.QUESTION, f"Fenced, with VMs kept on purpose: {names}")
-        await self._change_state(
+    async def _answers(self) -> bool:
+        try:
+            await workflow.execute_activity_method(
+                SurveyActivities.list_remaining_vms,
+                HostRef(host=self._state.name),
+                summary=f"Does {self._state.name} answer?",
+                **policies.FIRST_CONTACT,
+            )
+        except ActivityError as error:
+            if not is_absence(error):
+                raise
+            return False
+        return True
+
+    async def _guard_until_back(self) -> None:
+        """When the host answers again it is fenced at once, and what has started on it by itself
+        leaves it like any other VM."""
+        state = self._state
+        while not await state.unless_leaving(
+            workflow.execute_activity_method(
+                SurveyActivities.wait_for_host,
+                AwaitChangeInput(host=state.name, within_s=_LONGEST_WAIT_S),
+                summary=f"Until {state.name} is back",
+                **policies.HOST_WAIT,
+            )
+        ):
+            pass
+        await self._set_status(HostStatus.UP, "answers again")
+        await state.change_state(
+            MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "is back, and is fenced"
+        )
+        await self._put_up_fence()
+        state.down = False
+        await self._empty()
+        state.enter(Phase.READY, "Ready for maintenance")
+
+    async def _set_status(self, status: HostStatus, reason: str) -> None:
+        await workflow.execute_activity_method(
+            RecordActivities.set_host_status,
+            SetStatusInput(lease=self._state.lease, status=status, reason=reason),
+            summary=f"{self._state.name} is {status}",
+            **policies.RECORD,
+        )
+
+    # --- kept VMs -------------------------------------------------------------------------------
+
+    async def _hold_with_kept(self) -> None:
+        """Kept VMs run on: the host is never `Maintenance` with them, and says which they are. It
+        goes on when one is to move after all, or when one has gone by itself."""
+        state = self._state
+        kept = [status for status in state.vms.statuses if state.vms.is_kept(status.vm)]
+        names = ", ".join(status.vm for status in kept)
+        state.enter(Phase.QUESTION, f"Fenced, with VMs kept on purpose: {names}")
+        await state.change_state(
             MAINTENANCE_STATES, ResourceState.ERROR_IN_MAINTENANCE, f"VMs kept on purpose: {names}"
         )
-        await self._unless_leaving(
-            workflow.wait_condition(lambda: any(vm.vm in self._answers for vm in kept))
+        watches = [
+            asyncio.create_task(self._until_changed(status.vm, status.uuid)) for status in kept
+        ]
+        try:
+            await state.unless_leaving(
+                workflow.wait_condition(
+                    lambda: (
+                        any(state.vms.has_answer(status.vm) for status in kept)
+                        or any(watch.done() for watch in watches)
+                    )
+                )
+            )
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+        for status in kept:
+            if state.vms.take_answer(status.vm) is VmAction.RETRY:
+                state.vms.note(status.vm, status.uuid, MigrationState.WAITING)
+        self._evacuation.forget_plan()
+        await state.change_state(
+            MAINTENANCE_STATES,
+            ResourceState.PREPARE_FOR_MAINTENANCE,
+            "a kept VM is to move, or has gone",
         )
-        for vm in kept:
-            if self._answers.pop(vm.vm, None) is VmAction.RETRY:
-                self._note(vm.vm, vm.uuid, MigrationState.WAITING)
-        self._plan = None  # it was made when that VM could not move
-        await self._change_state(
-            MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "a kept VM is to move"
-        )
+
+    async def _until_changed(self, vm: str, uuid: str) -> None:
+        """Until the kept VM has left the host by itself."""
+        change = VmChange.NONE
+        while change is not VmChange.LEFT:
+            change = await workflow.execute_activity_method(
+                SurveyActivities.watch_vm,
+                WatchVmInput(host=self._state.name, uuid=uuid, within_s=_LONGEST_WAIT_S),
+                summary=f"Is {vm} still there?",
+                **policies.HOST_WAIT,
+            )
 
     # --- ready ----------------------------------------------------------------------------------
 
     async def _hand_over_to_ready(self) -> None:
         """Waiting may take months: it starts with a small history and the newest code."""
+        state = self._state
         await workflow.wait_condition(
-            lambda: self._leave_requested or workflow.all_handlers_finished()
+            lambda: state.leave_requested or workflow.all_handlers_finished()
         )
-        if self._leave_requested:
+        if state.leave_requested:
             return
         workflow.continue_as_new(
-            self._asked.model_copy(
+            state.asked.model_copy(
                 update={
                     "continued": CarriedMaintenance(
-                        lease=self._held,
-                        cluster=self._cluster,
-                        zone=self._zone,
-                        restore_state=self._restore,
-                        since=self._since,
-                        vms=tuple(self._vms.values()),
-                        plan=self._plan,
+                        lease=state.lease,
+                        cluster=state.cluster,
+                        zone=state.zone,
+                        restore_state=state.restore,
+                        since=state.since,
+                        vms=state.vms.statuses,
+                        plan=state.plan,
+                        settings=state.settings,
+                        environment=state.environment,
+                        down=state.down,
                     )
                 }
             )
@@ -512,21 +554,26 @@ class HostMaintenance:
                 type="InvalidInput",
                 non_retryable=True,
             )
-        self._lease = carried.lease
-        self._cluster, self._zone = carried.cluster, carried.zone
-        self._restore = carried.restore_state
-        self._since = carried.since
-        self._vms = {vm.vm: vm for vm in carried.vms}
-        self._plan = carried.plan
+        state = self._state
+        state.held = carried.lease
+        state.cluster, state.zone = carried.cluster, carried.zone
+        state.restore = carried.restore_state
+        state.since = carried.since
+        state.vms = VmBoard(carried.vms)
+        state.plan = carried.plan
+        state.read_settings = carried.settings
+        state.environment = carried.environment
+        state.down = carried.down
+        self._evacuation = VmEvacuation(state)
         self._touched = True
-        self._enter(Phase.READY, "Ready for maintenance")
+        state.enter(Phase.READY, "Ready for maintenance")
 
-    async def _until_leave(self) -> None:
+    async def _stand_by(self) -> None:
         """Wait for `leave`, or for Temporal's cancel, which means the same."""
-        try:
-            await workflow.wait_condition(lambda: self._leave_requested)
-        except asyncio.CancelledError:
-            self._request_leave(canceled=True)
+        if self._state.down:
+            self._state.enter(Phase.READY, "Ready for maintenance: the host is down")
+            await self._guard_until_back()
+        await workflow.wait_condition(lambda: self._state.leave_requested)
 
     # --- leave ----------------------------------------------------------------------------------
 
@@ -536,7 +583,8 @@ class HostMaintenance:
         Returns False, with the problem kept for whoever asked to leave, when a check failed: the
         host then stays as it is.
         """
-        rolling_back = self._phase is not Phase.READY
+        state = self._state
+        rolling_back = state.phase is not Phase.READY
         back = asyncio.create_task(self._restore_host(rolling_back))
         while not back.done():
             try:
@@ -547,8 +595,9 @@ class HostMaintenance:
             back.result()
         except ActivityError as error:
             problem = as_application_error(error)
-            self._leave_problem = problem
-            self._leave_requested = False
+            self._leave_error = problem
+            state.leave_problem = problem.message
+            state.leave_requested = False
             self._leave_attempts += 1
             if problem.type == "LeaseLost":
                 # Whoever took over is in charge; there is nothing left to put back.
@@ -556,296 +605,203 @@ class HostMaintenance:
                 self._left = True
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 raise self._failure from error
-            self._message = f"Stays out of service: {problem.message}"
-            self._enter(Phase.READY if not rolling_back else Phase.QUESTION, self._message)
+            message = f"Stays out of service: {problem.message}"
+            state.enter(Phase.READY if not rolling_back else Phase.QUESTION, message)
             return False
         return True
 
     async def _restore_host(self, rolling_back: bool) -> None:
-        if self._lease is None:
+        state = self._state
+        if state.held is None:
             return
         if self._touched:
-            if rolling_back:
-                self._enter(Phase.ROLLING_BACK, "Goes back: no migration stays half done")
-                await self._settle_migrations()
+            await self._make_fit(rolling_back)
+        if self._touched or state.steps:
+            await state.change_state(
+                MAINTENANCE_STATES | _IN_SERVICE, state.restore, "back in service"
+            )
+        await self._start_again()
+        await workflow.execute_activity_method(
+            LeaseActivities.release_lease, state.lease, **policies.RECORD
+        )
+        state.enter(Phase.DONE, f"{state.name} is {state.restore}")
+        await self._bring_back()
+
+    async def _make_fit(self, rolling_back: bool) -> None:
+        """No migration half done, host sound, fence down."""
+        state = self._state
+        if rolling_back:
+            state.enter(Phase.ROLLING_BACK, "Goes back: no migration stays half done")
+            await state.on_host(self._settle_migrations, policies.HOST_CHANGE, leaving=True)
+        else:
+            state.enter(Phase.LEAVING, "Checks the host, then takes the fence down")
+            await self._require_sound()
+        await workflow.execute_activity_method(
+            FencingActivities.take_down_fence,
+            state.lease,
+            summary=f"Fence of {state.name} down",
+            **policies.HOST_CHANGE,
+        )
+        if state.down:
+            await self._set_status(HostStatus.UP, "answers again")
+            state.down = False
+
+    async def _require_sound(self) -> None:
+        """A host that does not answer soon, or lacks what it had, stays out, rather than go into
+        service whenever it is next switched on."""
+        state = self._state
+        policy = policies.ActivityPolicy(**policies.FIRST_LOOK)
+        policy["schedule_to_close_timeout"] = timedelta(seconds=state.settings.leave_timeout)
+        await workflow.execute_activity_method(
+            SurveyActivities.check_host,
+            CheckHostInput(
+                host=state.name,
+                environment=None if self._leave_forced else state.environment,
+            ),
+            summary=f"Is {state.name} sound?",
+            **policy,
+        )
+
+    async def _start_again(self) -> None:
+        """VMs that were shut down for the maintenance; one that does not start is reported, and
+        keeps nothing from going on."""
+        state = self._state
+        for status in state.vms.statuses:
+            if not status.start_again:
+                continue
+            state.enter(state.phase, f"Starts {status.vm} again")
+            try:
+                result = await workflow.execute_activity_method(
+                    VirtualizationActivities.start_vm,
+                    StartVmInput(lease=state.lease, vm=status.vm, uuid=status.uuid),
+                    summary=f"Starts {status.vm} again",
+                    **policies.FIRST_LOOK,
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                state.vms.note(
+                    status.vm, status.uuid, MigrationState.SHUT_OFF, error=explain(error)
+                )
             else:
-                self._enter(Phase.LEAVING, "Checks the host, then takes the fence down")
-                await self._require_answer()
-            await workflow.execute_activity_method(
-                FencingActivities.take_down_fence,
-                self._held,
-                summary=f"Fence of {self._name} down",
-                **policies.HOST_CHANGE,
-            )
-        if self._touched or self._steps:
-            await self._change_state(
-                MAINTENANCE_STATES | _IN_SERVICE, self._restore, "back in service"
-            )
-        await workflow.execute_activity_method(
-            LeaseActivities.release_lease, self._held, **policies.RECORD
-        )
-        self._enter(Phase.DONE, f"{self._name} is {self._restore}")
+                here = result.fate is VmFate.AT_SOURCE
+                state.vms.note(
+                    status.vm,
+                    status.uuid,
+                    MigrationState.RESTARTED if here else MigrationState.MOVED,
+                    destination=result.host,
+                )
 
-    async def _require_answer(self) -> None:
-        """A host that does not answer soon stays out, rather than go into service whenever it is
-        next switched on."""
-        await workflow.execute_activity_method(
-            VirtualizationActivities.list_remaining_vms,
-            HostRef(host=self._name),
-            summary=f"Does {self._name} answer?",
-            **policies.FIRST_LOOK,
+    async def _bring_back(self) -> None:
+        """By an operation of its own: what becomes of it fails nothing here."""
+        state = self._state
+        moved = tuple(
+            status.vm for status in state.vms.statuses if status.state is MigrationState.MOVED
         )
-
-    def _withdraw_questions(self) -> None:
-        """Nobody waits for an answer any more."""
-        for vm in list(self._vms.values()):
-            if vm.state in _OPEN_STATES:
-                self._note(vm.vm, vm.uuid, MigrationState.CANCELED)
+        if not self._return_vms or self._canceled or not moved:
+            return
+        try:
+            await workflow.start_child_workflow(
+                VmReturn.run,
+                VmReturnInput(host=state.name, vms=moved),
+                id=workflow_id(OperationKind.RETURN, state.name),
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                static_summary=f"What {workflow.info().workflow_id} has moved comes back",
+            )
+        except WorkflowAlreadyStartedError:
+            workflow.logger.warning("VMs already come back to %s", state.name)
 
     # --- updates and the query ------------------------------------------------------------------
 
     @workflow.update(name="leave")
-    async def leave(self, _: LeaveInput) -> LeaveResult:
+    async def leave(self, asked: LeaveInput) -> LeaveResult:
         """End the maintenance. Completes when the host is back in service; fails with the reason
         when a check failed, and the host then stays out."""
         # It may come in the very first task, before the run itself has begun.
-        await workflow.wait_condition(lambda: self._request is not None)
-        if self._asked.dry_run:
+        await workflow.wait_condition(lambda: self._state.request is not None)
+        if self._state.asked.dry_run:
             raise _nothing_to_leave()
         attempts = self._leave_attempts
+        if asked.return_vms is not None:
+            self._return_vms = asked.return_vms
+        self._leave_forced = asked.force
         self._request_leave(canceled=False)
         await workflow.wait_condition(lambda: self._left or self._leave_attempts > attempts)
-        problem = self._failure if self._left else self._leave_problem
+        problem = self._failure if self._left else self._leave_error
         if problem is not None:
             raise problem
-        return LeaveResult(host=self._name, resource_state=self._restore)
+        return LeaveResult(host=self._state.name, resource_state=self._state.restore)
 
     @leave.validator
-    def _check_leave(self, _: LeaveInput) -> None:
-        if self._request is not None and self._request.dry_run:
+    def _check_leave(self, asked: LeaveInput) -> None:
+        if self._state.request is not None and self._state.request.dry_run:
             raise _nothing_to_leave()
 
     @workflow.update(name="resolve_vm")
     async def resolve_vm(self, answer: ResolveVmInput) -> None:
         """Answer the question about one VM."""
-        self._answers[answer.vm] = answer.action
-        self._answered.add(answer.vm)
+        self._state.vms.answer(answer.vm, answer.action)
 
     @resolve_vm.validator
     def _check_answer(self, answer: ResolveVmInput) -> None:
-        state = self._state_of(answer.vm)
-        if state is MigrationState.KEPT and self._phase is Phase.QUESTION:
+        vms = self._state.vms
+        if vms.is_kept(answer.vm) and self._state.phase is Phase.QUESTION:
             if answer.action is VmAction.RETRY:
                 return
             raise ApplicationError(
                 f"{answer.vm} is kept on purpose: only retry applies.", type="Conflict"
             )
-        if answer.vm not in self._questions:
-            waiting = ", ".join(self._questions) or "none"
+        status = vms.find(answer.vm)
+        if answer.vm not in vms.questions or status is None:
+            waiting = ", ".join(vms.questions) or "none"
             raise ApplicationError(
                 f"{answer.vm} waits for no answer; VMs that do: {waiting}.", type="Conflict"
+            )
+        if answer.action not in status.actions:
+            raise ApplicationError(
+                f"{answer.action} does not apply to {answer.vm} ({status.error}); what does: "
+                f"{', '.join(status.actions)}.",
+                type="Conflict",
             )
 
     @workflow.query(name="status")
     def status(self) -> MaintenanceStatus:
         """Phase, plan, each VM's state with its last error, and what moves it on."""
-        return MaintenanceStatus(
-            host=self._name,
-            phase=self._phase,
-            reason=self._asked.reason,
-            message=self._message,
-            since=self._since,
-            plan=self._plan,
-            vms=tuple(self._vms.values()),
-            questions=self._questions,
-            leave_problem=None if self._leave_problem is None else self._leave_problem.message,
-            commands=next_commands(
-                self._name,
-                workflow.info().workflow_id,
-                self._phase,
-                questions=self._questions,
-                kept=self._kept,
-            ),
-        )
+        return self._state.status()
 
     # --- bookkeeping ----------------------------------------------------------------------------
 
-    @property
-    def _asked(self) -> HostMaintenanceInput:
-        if self._request is None:
-            raise ApplicationError("The maintenance has not begun yet.", type="Conflict")
-        return self._request
-
-    @property
-    def _name(self) -> str:
-        return self._asked.host
-
-    @property
-    def _held(self) -> LeaseRef:
-        if self._lease is None:
-            raise ApplicationError("The maintenance holds no lease yet.", type="Conflict")
-        return self._lease
-
-    @property
-    def _known_host(self) -> Host:
-        if self._host is None:
-            raise ApplicationError("The host was not read yet.", type="Conflict")
-        return self._host
-
-    @property
-    def _known_survey(self) -> Survey:
-        if self._survey is None:
-            raise ApplicationError("The host was not surveyed yet.", type="Conflict")
-        return self._survey
-
-    @property
-    def _planned(self) -> set[str]:
-        if self._plan is None:
-            return set()
-        return {move.vm for move in self._plan.moves} | {b.vm for b in self._plan.blockers}
-
-    @property
-    def _questions(self) -> tuple[str, ...]:
-        return tuple(vm.vm for vm in self._vms.values() if vm.state is MigrationState.FAILED)
-
-    @property
-    def _kept(self) -> tuple[str, ...]:
-        return tuple(vm.vm for vm in self._vms.values() if vm.state is MigrationState.KEPT)
-
     def _request_leave(self, *, canceled: bool) -> None:
-        self._leave_requested = True
-        self._leave_problem = None
+        self._state.leave_requested = True
+        self._state.leave_problem = None
+        self._leave_error = None
         self._canceled = self._canceled or canceled
 
-    def _planned_destination(self, vm: Vm) -> str | None:
-        moves = self._plan.moves if self._plan is not None else ()
-        return next((move.destination for move in moves if move.uuid == vm.uuid), None)
-
-    def _blocked_because(self, vm: Vm) -> str:
-        blocker = intrinsic_blocker(vm)
-        if blocker is not None:
-            return blocker.message
-        blockers = self._plan.blockers if self._plan is not None else ()
-        named = [b for b in blockers if b.vm == vm.name]
-        return EvacuationPlan(host=self._name, blockers=tuple(named)).describe_blockers()
-
-    def _state_of(self, vm: str) -> MigrationState | None:
-        return self._vms[vm].state if vm in self._vms else None
-
-    def _note(
-        self,
-        vm: str,
-        uuid: str,
-        state: MigrationState,
-        *,
-        destination: str | None = None,
-        attempt: int | None = None,
-        error: str | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        before = self._vms.get(vm) or VmStatus(vm=vm, uuid=uuid, state=state)
-        self._vms[vm] = before.model_copy(
-            update={
-                "state": state,
-                "destination": destination or before.destination,
-                "attempt": before.attempt if attempt is None else attempt,
-                "error": error if error is not None else before.error,
-                "seconds": seconds if seconds is not None else before.seconds,
-            }
-        )
-        self._show()
-
-    def _note_result(self, vm: Vm, result: MigrateVmResult) -> None:
-        self._note(
-            vm.name,
-            vm.uuid,
-            _FATES[result.fate],
-            destination=result.host,
-            seconds=result.seconds,
-        )
-
-    def _note_absent(self, present: set[str]) -> None:
-        """VMs that their owners stopped or moved themselves need nothing more of us."""
-        for vm in list(self._vms.values()):
-            if vm.uuid not in present and (
-                vm.state in _OPEN_STATES or vm.state is MigrationState.KEPT
-            ):
-                self._note(vm.vm, vm.uuid, MigrationState.GONE)
-
-    def _enter(self, phase: Phase, message: str) -> None:
-        if phase is not self._phase:
-            self._phase = phase
-            workflow.upsert_search_attributes([PHASE.value_set(phase)])
-        self._message = message
-        self._show()
-
-    def _show(self) -> None:
-        workflow.set_current_details(current_details(self.status()))
-
     def _result(self, outcome: MaintenanceOutcome) -> HostMaintenanceResult:
-        state = self._restore
+        state = self._state
+        resource_state = state.restore
         if outcome is MaintenanceOutcome.PLANNED:
-            state = self._known_host.resource_state
+            resource_state = state.host.resource_state
         return HostMaintenanceResult(
-            host=self._name,
+            host=state.name,
             outcome=outcome,
-            resource_state=state,
-            plan=self._plan,
-            vms=tuple(self._vms.values()),
+            resource_state=resource_state,
+            plan=state.plan,
+            vms=state.vms.statuses,
         )
 
-    async def _survey_host(
-        self, policy: policies.ActivityPolicy, *, only: str | None = None
-    ) -> Survey:
-        survey: Survey = await self._unless_leaving(
-            workflow.execute_activity_method(
-                VirtualizationActivities.survey_host,
-                SurveyInput(host=self._name, only=only),
-                summary=f"VMs of {self._name}, room in its cluster",
-                **policy,
-            )
-        )
-        return survey
-
-    async def _settle_migrations(self) -> None:
-        await workflow.execute_activity_method(
+    def _settle_migrations(self, policy: policies.ActivityPolicy) -> Coroutine[Any, Any, None]:
+        return workflow.execute_activity_method(
             VirtualizationActivities.settle_migrations,
-            self._held,
+            self._state.lease,
             summary="No migration stays half done",
-            **policies.HOST_CHANGE,
+            **policy,
         )
 
-    async def _change_state(
-        self, expected: frozenset[ResourceState], target: ResourceState, reason: str
-    ) -> None:
-        self._steps += 1
-        await workflow.execute_activity_method(
-            RecordActivities.change_host_state,
-            ChangeStateInput(
-                lease=self._held,
-                expected=expected,
-                target=target,
-                step=f"{workflow.info().run_id}/{self._steps}",
-                reason=reason,
-            ),
-            summary=f"{self._name} becomes {target}",
-            **policies.RECORD,
-        )
 
-    async def _unless_leaving(self, step: Coroutine[Any, Any, T]) -> T:
-        """Await `step`, but give it up as soon as somebody wants the host back."""
-        task = asyncio.ensure_future(step)
-        await workflow.wait_condition(lambda: task.done() or self._leave_requested)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise _Leaving
+def _conflict(message: str) -> ApplicationError:
+    return ApplicationError(message, type="Conflict", non_retryable=True)
 
 
 def _nothing_to_leave() -> ApplicationError:
     return ApplicationError("A dry run has nothing to leave.", type="Conflict")
-
-
-async def _all(tasks: list[asyncio.Task[None]]) -> None:
-    await asyncio.gather(*tasks)

@@ -5,6 +5,7 @@ says only how long a system may be away. Nothing here gives up on a host half-wa
 operation: a disconnect is a pause.
 """
 
+import dataclasses
 from datetime import timedelta
 from typing import TypedDict
 
@@ -30,6 +31,9 @@ _PATIENT = RetryPolicy(
     backoff_coefficient=2,
     maximum_interval=timedelta(seconds=15),
 )
+
+# About two minutes of somebody's absence, after which the workflow says so and goes on.
+_BOUNDED = dataclasses.replace(_PATIENT, maximum_attempts=8)
 
 # Not waited for when cancelled: a step that ends well in spite of its cancel would swallow it.
 RECORD = ActivityPolicy(start_to_close_timeout=timedelta(seconds=30), retry_policy=_PATIENT)
@@ -67,10 +71,18 @@ HOST_CHANGE = ActivityPolicy(
 )
 """Short changes on a host: the fence, a restart of libvirtd, cleaning up after a migration."""
 
+HOST_JOB = ActivityPolicy(
+    start_to_close_timeout=timedelta(days=60),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""What goes on without us and has a bound of its own: a hook, a reboot, another operation. A next
+attempt joins it."""
+
 LIVE_MIGRATION = ActivityPolicy(
     start_to_close_timeout=timedelta(hours=24),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    retry_policy=_PATIENT,
+    retry_policy=_BOUNDED,
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""

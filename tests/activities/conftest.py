@@ -5,7 +5,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from temporalio.client import Client, WorkflowHandle
@@ -13,7 +13,9 @@ from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.directory import HostDirectory
 from activities.holders import Holders
+from activities.survey import SurveyActivities
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
+from contracts.settings import Setting
 from contracts.states import AllocationState, HostStatus, ResourceState
 from drivers.libvirt import LibvirtHypervisor
 from drivers.ssh import AsyncSshShell
@@ -118,6 +120,16 @@ def directory(inventory: Inventory) -> HostDirectory:
 
 
 @pytest.fixture
+def survey_activities(
+    inventory: Inventory,
+    directory: HostDirectory,
+    hypervisor: LibvirtHypervisor,
+    holders: Holders,
+) -> SurveyActivities:
+    return SurveyActivities(inventory, directory, hypervisor, holders)
+
+
+@pytest.fixture
 async def lease(inventory: Inventory) -> LeaseRef:
     """Of SOURCE, held by OWNER."""
     return ref(await inventory.leases.acquire(SOURCE, LeaseScope.PLACEMENT, OWNER, "test"))
@@ -160,6 +172,25 @@ async def reserve(inventory: Inventory, lease: LeaseRef, destination: str, vm_uu
         cpus_free=8,
         max_parallel_per_host=2,
     )
+
+
+async def change_state(inventory: Inventory, host: str, *targets: ResourceState) -> None:
+    """One after another, whatever it was."""
+    for target in targets:
+        await inventory.hosts.change_state(
+            host,
+            expected=frozenset(ResourceState),
+            target=target,
+            operation="test",
+            step=str(uuid.uuid4()),
+            actor="test",
+            reason="test",
+        )
+
+
+async def put(inventory: Inventory, setting: Setting[Any], value: object) -> None:
+    """Change a setting of the cluster."""
+    await inventory.settings.set(setting.name, value, cluster="cluster-1", actor="test")
 
 
 async def open_workflow(client: Client) -> tuple[WorkflowHandle[object, object], Owner]:

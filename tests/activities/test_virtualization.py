@@ -10,22 +10,38 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.directory import HostDirectory
 from activities.holders import Holders
+from activities.survey import SurveyActivities
 from activities.virtualization import (
     DestinationUnreachable,
-    MigrationSettings,
+    MigratedByOthers,
+    NotConverging,
     ShutdownTimedOut,
     VirtualizationActivities,
 )
 from contracts.errors import Failed, LeaseLost
 from contracts.leases import LeaseRef, LeaseScope, Owner
-from contracts.states import AllocationState, HostStatus
-from contracts.steps import HostRef, MigrateVmInput, ShutDownVmInput, SurveyInput, VmFate
+from contracts.maintenance import MigrationMode
+from contracts.settings import (
+    MIGRATION_BANDWIDTH,
+    MIGRATION_CONVERGENCE_TIMEOUT,
+    MIGRATION_FOREIGN_TIMEOUT,
+)
+from contracts.steps import (
+    HostRef,
+    MigrateVmInput,
+    ShutDownVmInput,
+    StartVmInput,
+    SurveyInput,
+    VmFate,
+)
 from contracts.vms import MigrationState
+from drivers.disks import ShellDisks
+from drivers.errors import DiskInTheWay
 from drivers.libvirt import LibvirtHypervisor
-from drivers.protocols import Hypervisor
+from drivers.protocols import Hypervisor, MigrationOptions
 from drivers.ssh import AsyncSshShell
 from inventory import Inventory
-from inventory.errors import DestinationFull, SlotsBusy
+from inventory.errors import DestinationFull
 from inventory.models import HostRow
 from tests.activities.conftest import (
     GUEST,
@@ -33,6 +49,7 @@ from tests.activities.conftest import (
     OWNER,
     SOURCE,
     open_workflow,
+    put,
     ref,
     reserve,
     run,
@@ -49,12 +66,14 @@ Make = Callable[..., VirtualizationActivities]
 
 
 @pytest.fixture
-def make(inventory: Inventory, directory: HostDirectory, holders: Holders) -> Make:
-    """The activities with a hypervisor, and with `bandwidth_mib_s` if that is given."""
+def make(
+    inventory: Inventory, directory: HostDirectory, shell: AsyncSshShell, holders: Holders
+) -> Make:
+    """The activities with a hypervisor."""
 
-    def build(hypervisor: Hypervisor, **settings: int) -> VirtualizationActivities:
+    def build(hypervisor: Hypervisor) -> VirtualizationActivities:
         return VirtualizationActivities(
-            inventory, directory, hypervisor, holders, MigrationSettings(**settings)
+            inventory, directory, hypervisor, ShellDisks(shell), holders
         )
 
     return build
@@ -66,8 +85,9 @@ def activities(make: Make, hypervisor: LibvirtHypervisor) -> VirtualizationActiv
 
 
 @pytest.fixture
-def slow(make: Make, hypervisor: LibvirtHypervisor) -> VirtualizationActivities:
-    return make(hypervisor, bandwidth_mib_s=2)
+async def slow(inventory: Inventory) -> None:
+    """Migrations take long enough to do something meanwhile."""
+    await put(inventory, MIGRATION_BANDWIDTH, 2)
 
 
 @pytest.fixture
@@ -179,9 +199,10 @@ async def test_memory_that_may_be_out_of_date_is_never_gone_on_from(
     assert (await lab.virsh(SOURCE, "domstate", GUEST)).stdout.strip() == "paused"
 
 
+@pytest.mark.usefixtures("slow")
 async def test_a_vm_on_its_way_in_is_not_the_hosts_own(
-    slow: VirtualizationActivities,
     activities: VirtualizationActivities,
+    survey_activities: SurveyActivities,
     inventory: Inventory,
     lease: LeaseRef,
     vm: str,
@@ -189,20 +210,20 @@ async def test_a_vm_on_its_way_in_is_not_the_hosts_own(
 ) -> None:
     free = {
         one.host: one.memory_free_mib
-        for one in (await run(activities.survey_host, SurveyInput(host=SOURCE))).candidates
+        for one in (await run(survey_activities.survey_host, SurveyInput(host=SOURCE))).candidates
     }
     environment = ActivityEnvironment()
-    migration = asyncio.create_task(environment.run(slow.migrate_vm, request(lease, vm)))
+    migration = asyncio.create_task(environment.run(activities.migrate_vm, request(lease, vm)))
     while GUEST not in (await lab.virsh(DESTINATION, "list", "--name")).stdout.split():
         await asyncio.sleep(0.1)
 
-    there = await run(activities.list_remaining_vms, HostRef(host=DESTINATION))
+    there = await run(survey_activities.list_remaining_vms, HostRef(host=DESTINATION))
     assert there.arriving == (GUEST,)
     assert GUEST not in [one.name for one in there.vms]
-    survey = await run(activities.survey_host, SurveyInput(host=DESTINATION))
+    survey = await run(survey_activities.survey_host, SurveyInput(host=DESTINATION))
     assert vm not in [one.uuid for one in survey.vms]
     # Its memory is counted once, although it is both there and reserved.
-    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
+    survey = await run(survey_activities.survey_host, SurveyInput(host=SOURCE))
     (room,) = [one for one in survey.candidates if one.host == DESTINATION]
     assert room.memory_free_mib == free[DESTINATION] - 96
     # The destination's own operation, when it rolls back, leaves it alone.
@@ -241,11 +262,13 @@ async def test_a_terminated_operation_blocks_nobody(
     theirs = ref(await inventory.leases.acquire("kvm-3", LeaseScope.PLACEMENT, ended, "test"))
     for name in ("one", "two"):
         await reserve(inventory, theirs, DESTINATION, name)
-    with pytest.raises(SlotsBusy):
-        await run(activities.migrate_vm, request(lease, vm))
+    migration = asyncio.create_task(run(activities.migrate_vm, request(lease, vm)))
+    while not migration.done() and not await inventory.reservations.pointing_at(DESTINATION):
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(2)  # longer than a migration takes
+    assert not migration.done()
     await handle.terminate()
-    moved = await run(activities.migrate_vm, request(lease, vm))
-    assert moved.fate is VmFate.MOVED
+    assert (await migration).fate is VmFate.MOVED
 
 
 async def test_settling_leaves_no_migration_half_done(
@@ -266,11 +289,12 @@ async def test_settling_leaves_no_migration_half_done(
     await assert_nothing_reserved(inventory)
 
 
+@pytest.mark.usefixtures("slow")
 async def test_a_cancel_in_the_middle_leaves_it_at_its_source(
-    slow: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
 ) -> None:
     environment = ActivityEnvironment()
-    migration = asyncio.create_task(environment.run(slow.migrate_vm, request(lease, vm)))
+    migration = asyncio.create_task(environment.run(activities.migrate_vm, request(lease, vm)))
     while (await lab.virsh(SOURCE, "domjobinfo", GUEST)).stdout.count("Memory processed") == 0:
         await asyncio.sleep(0.1)
     environment.cancel()
@@ -283,14 +307,19 @@ async def test_a_cancel_in_the_middle_leaves_it_at_its_source(
 
 
 async def test_whoever_lost_the_lease_touches_nothing(
-    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+    activities: VirtualizationActivities,
+    survey_activities: SurveyActivities,
+    inventory: Inventory,
+    lease: LeaseRef,
+    vm: str,
+    lab: Lab,
 ) -> None:
     await take_over(inventory)
     for work in (
         run(activities.migrate_vm, request(lease, vm)),
         run(activities.settle_migrations, lease),
         run(activities.shut_down_vm, ShutDownVmInput(lease=lease, vm=GUEST, uuid=vm)),
-        run(activities.read_facts, lease),
+        run(survey_activities.read_facts, lease),
     ):
         with pytest.raises(LeaseLost):
             await work
@@ -332,46 +361,108 @@ async def test_a_guest_that_does_not_heed_the_button_is_not_stopped(
     assert (await run(activities.shut_down_vm, order)).fate is VmFate.GONE
 
 
-async def test_a_survey_sees_vms_room_and_reasons(
-    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str, lab: Lab
+@pytest.fixture
+async def busy_vm(lab: Lab) -> AsyncIterator[str]:
+    """The UUID of GUEST, which rewrites its memory faster than 8 MiB/s carry it over."""
+    await lab.remove_guest(GUEST)
+    yield await lab.start_guest(GUEST, on=SOURCE, dirty=32)
+    await lab.remove_guest(GUEST)
+
+
+async def test_what_does_not_converge_in_its_budget_stays_and_can_be_helped(
+    activities: VirtualizationActivities,
+    inventory: Inventory,
+    lease: LeaseRef,
+    busy_vm: str,
+    lab: Lab,
 ) -> None:
-    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
-    assert vm in [one.uuid for one in survey.vms]
-    rooms = {one.host: one for one in survey.candidates}
-    assert set(rooms) == {"kvm-2", "kvm-3"}
-    assert all(room.unsuitable is None and room.cpus_free > 0 for room in rooms.values())
-    free = rooms["kvm-2"].memory_free_mib
-    assert 0 < free <= 512
-    await reserve(inventory, lease, DESTINATION, vm)
-    await inventory.hosts.set_status(
-        "kvm-3", HostStatus.DISCONNECTED, actor="test", reason="silent"
+    await put(inventory, MIGRATION_BANDWIDTH, 8)
+    await put(inventory, MIGRATION_CONVERGENCE_TIMEOUT, 5)
+    busy = request(lease, busy_vm, memory_mib=128)
+    with pytest.raises(NotConverging, match=r"writes .* MiB/s of its memory"):
+        await run(activities.migrate_vm, busy)
+    await assert_runs_only_at(lab, SOURCE)
+    (row,) = await inventory.vm_migrations.list(OPERATION)
+    assert row.state is MigrationState.FAILED
+    assert row.iteration > 1
+    assert row.dirty_rate_mib_s > 0
+    moved = await run(activities.migrate_vm, busy.model_copy(update={"mode": MigrationMode.PAUSED}))
+    assert (moved.fate, moved.host) == (VmFate.MOVED, DESTINATION)
+    await assert_runs_only_at(lab, DESTINATION)
+    await assert_nothing_reserved(inventory)
+
+
+@pytest.mark.usefixtures("slow")
+async def test_a_migration_of_somebody_else_is_waited_for(
+    activities: VirtualizationActivities,
+    inventory: Inventory,
+    hypervisor: LibvirtHypervisor,
+    lease: LeaseRef,
+    vm: str,
+    lab: Lab,
+) -> None:
+    theirs = asyncio.create_task(
+        hypervisor.migrate(
+            await lab.access(SOURCE),
+            await lab.access("kvm-3"),
+            vm,
+            MigrationOptions(uri_address=(await lab.access("kvm-3")).address, bandwidth_mib_s=8),
+            lambda _: None,
+        )
     )
-    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
-    rooms = {one.host: one for one in survey.candidates}
-    assert rooms["kvm-2"].memory_free_mib == free - 96
-    assert rooms["kvm-3"].unsuitable == "is Disconnected"
-    await inventory.topology.set_zone_state("zone-1", AllocationState.DISABLED, actor="test")
-    survey = await run(activities.survey_host, SurveyInput(host=SOURCE))
-    rooms = {one.host: one for one in survey.candidates}
-    assert rooms["kvm-2"].unsuitable == "zone zone-1 is Disabled"
+    while await hypervisor.migration_progress(await lab.access(SOURCE), vm) is None:
+        await asyncio.sleep(0.1)
+    await put(inventory, MIGRATION_FOREIGN_TIMEOUT, 1)
+    with pytest.raises(MigratedByOthers, match=f"virsh domjobabort {GUEST}"):
+        await run(activities.migrate_vm, request(lease, vm))
+    await run(activities.settle_migrations, lease)
+    assert not theirs.done()
+    await put(inventory, MIGRATION_FOREIGN_TIMEOUT, 100)
+    moved = await run(activities.migrate_vm, request(lease, vm))
+    await theirs
+    assert (moved.fate, moved.host) == (VmFate.MOVED, "kvm-3")
+    await assert_runs_only_at(lab, "kvm-3")
 
 
-async def test_what_remains_and_what_is_on_its_way(
-    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef, vm: str
+async def test_local_disks_move_along_and_leave_an_old_copy(
+    activities: VirtualizationActivities,
+    survey_activities: SurveyActivities,
+    inventory: Inventory,
+    lease: LeaseRef,
+    lab: Lab,
 ) -> None:
-    await reserve(inventory, lease, DESTINATION, vm)
-    here = await run(activities.list_remaining_vms, HostRef(host=SOURCE))
-    there = await run(activities.list_remaining_vms, HostRef(host="kvm-2"))
-    assert GUEST in [one.name for one in here.vms]
-    assert here.arriving == ()
-    assert there.arriving == (GUEST,)
+    await lab.remove_guest(GUEST)
+    uuid = await lab.start_guest(GUEST, on=SOURCE, disk_local=True)
+    path = f"/var/lib/libvirt/images/{GUEST}.raw"
+    try:
+        survey = await run(survey_activities.survey_host, SurveyInput(host=SOURCE, only=uuid))
+        assert survey.vms[0].local_disks == (path,)
+        await lab.exec(DESTINATION, "touch", path)
+        with pytest.raises(DiskInTheWay, match=path):
+            await run(activities.migrate_vm, request(lease, uuid, copy_storage=True))
+        await assert_runs_only_at(lab, SOURCE)
+        await lab.exec(DESTINATION, "rm", path)
+        moved = await run(activities.migrate_vm, request(lease, uuid, copy_storage=True))
+        assert (moved.fate, moved.host) == (VmFate.MOVED, DESTINATION)
+        await assert_runs_only_at(lab, DESTINATION)
+        files = (await lab.exec(SOURCE, "ls", "/var/lib/libvirt/images")).stdout.split()
+        assert [name for name in files if GUEST in name] == [f"{GUEST}.raw.moved"]
+        there = (await lab.exec(DESTINATION, "ls", "/var/lib/libvirt/images")).stdout.split()
+        assert [name for name in there if GUEST in name] == [f"{GUEST}.raw"]
+    finally:
+        await lab.remove_guest(GUEST)
+        await lab.exec(SOURCE, "rm", "-f", f"{path}.moved")
 
 
-async def test_facts_are_read_and_kept(
-    activities: VirtualizationActivities, inventory: Inventory, lease: LeaseRef
+async def test_what_was_shut_down_starts_again_where_it_is(
+    activities: VirtualizationActivities, lease: LeaseRef, vm: str, lab: Lab
 ) -> None:
-    facts = await run(activities.read_facts, lease)
-    assert facts.cpus >= 1
-    assert facts.libvirt_version.startswith("9.")
-    assert facts.operating_system.startswith("Debian")
-    assert (await inventory.hosts.get(SOURCE)).facts == facts
+    order = StartVmInput(lease=lease, vm=GUEST, uuid=vm)
+    assert (await run(activities.start_vm, order)).fate is VmFate.AT_SOURCE
+    await run(activities.shut_down_vm, ShutDownVmInput(lease=lease, vm=GUEST, uuid=vm))
+    assert (await run(activities.start_vm, order)).host == SOURCE
+    assert (await lab.virsh(SOURCE, "domstate", GUEST)).stdout.strip() == "running"
+    await lab.virsh(SOURCE, "destroy", GUEST)
+    await lab.virsh(SOURCE, "undefine", GUEST)
+    with pytest.raises(Failed, match=f"{SOURCE} does not have it any more"):
+        await run(activities.start_vm, order)

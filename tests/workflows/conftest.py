@@ -1,15 +1,26 @@
 """One Temporal dev server for the workflow tests, on which each workflow's clock skips time."""
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 import pytest_asyncio
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
 
+from tests.workflows.maintenance_run import Begin, Run
+from tests.workflows.world import World
 from workers.converter import HOSTLER_DATA_CONVERTER
+from workers.interceptors import HostlerInterceptor
+from workflows.host_maintenance import HostMaintenance
 from workflows.search_attributes import SEARCH_ATTRIBUTES
+from workflows.vm_return import VmReturn
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
@@ -25,3 +36,45 @@ async def client() -> AsyncIterator[Client]:
         search_attributes=SEARCH_ATTRIBUTES,
     ) as environment:
         yield environment.client
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def serve(client: Client) -> AsyncIterator[Callable[[World, str], Awaitable[None]]]:
+    """`await serve(world, queue)` starts a worker."""
+    workers: list[Worker] = []
+
+    async def start(world: World, queue: str) -> None:
+        worker = Worker(
+            client,
+            task_queue=queue,
+            workflows=[HostMaintenance, VmReturn],
+            activities=world.activities(),  # type: ignore[arg-type] # bound methods, as the SDK takes them
+            interceptors=[HostlerInterceptor()],
+            # A cancel reaches an activity by its heartbeat.
+            max_heartbeat_throttle_interval=timedelta(milliseconds=200),
+        )
+        await worker.__aenter__()
+        workers.append(worker)
+
+    yield start
+    for worker in workers:
+        await worker.__aexit__(None, None, None)
+
+
+@pytest.fixture
+def begin(client: Client, serve: Callable[[World, str], Awaitable[None]]) -> Begin:
+    """`await begin(world, **input)` starts a maintenance with a worker of its own. With
+    `leave_at_once`, that update waits for it before the worker comes: `(run, update)`."""
+
+    async def start(world: World, *, leave_at_once: bool = False, **asked: Any) -> Any:
+        run = Run(client, world, f"test-{uuid.uuid4()}")
+        if not leave_at_once:
+            await serve(world, run.queue)
+            return await run.start(**asked)
+        await run.start(**asked)
+        update = asyncio.create_task(run.leave())
+        await asyncio.sleep(0.5)  # the update is on its way to the server
+        await serve(world, run.queue)
+        return run, update
+
+    return start

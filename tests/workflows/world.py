@@ -10,18 +10,31 @@ from temporalio.exceptions import ApplicationError
 from contracts.evacuation import Candidate, Survey
 from contracts.hosts import Host
 from contracts.leases import Lease, LeaseRef, Owner
+from contracts.maintenance import MaintenanceSettings
 from contracts.states import HostStatus, ResourceState, may_change_to
 from contracts.steps import (
     AcquireLeaseInput,
+    AwaitChangeInput,
+    AwaitTicketInput,
+    BeginEvacuationInput,
     ChangeStateInput,
+    CheckHostInput,
+    EventInput,
     FenceInput,
     HostRef,
     MigrateVmInput,
     MigrateVmResult,
     RemainingVms,
+    ReturnSurvey,
+    ReturnSurveyInput,
+    SetStatusInput,
     ShutDownVmInput,
+    StartVmInput,
     SurveyInput,
+    Ticket,
+    VmChange,
     VmFate,
+    WatchVmInput,
 )
 from contracts.vms import Vm, VmState
 from tests.samples import host
@@ -32,6 +45,20 @@ def refusal(kind: str, message: str) -> ApplicationError:
     return ApplicationError(message, {}, type=kind, non_retryable=True)
 
 
+def default_settings() -> MaintenanceSettings:
+    """As they are when nothing was set."""
+    return MaintenanceSettings(
+        queue_timeout=86_400,
+        unreachable_timeout=120,
+        retry_interval=600,
+        question_reminder=86_400,
+        arrivals_timeout=3_600,
+        leave_timeout=180,
+        shutdown_timeout=120,
+        auto_converge=True,
+    )
+
+
 @dataclass
 class World:
     """Hosts, their VMs, and what is to go wrong.
@@ -40,7 +67,19 @@ class World:
         refusals: (VM, destination) to how often that migration is refused.
         gate: migrations wait until it is set.
         fence_down_fails: how often `take_down_fence` fails.
+        failures: VM to the errors that its next migrations end with, whatever the destination.
+        requests: every migration that was asked for.
         silent: kvm-1 does not answer when it is asked for its VMs.
+        mute: kvm-1 does not answer when it is surveyed.
+        dead: UUIDs of VMs that had crashed.
+        ahead: hosts that are out, or come first; it is kvm-1's turn when it is empty.
+        out: host to the operation for which it is out of service.
+        outdated: how often the plan is out of date when the evacuation is to begin.
+        missing: what kvm-1 lacks when it is to go back into service.
+        unstartable: VMs that do not start again.
+        watch_ends: how often a watch's time is up without a change.
+        shut_down_after: how many VMs were left on the host after each shutdown.
+        changed: set when something has changed about a VM that is watched.
         states: the resource states of kvm-1, in order.
     """
 
@@ -56,8 +95,25 @@ class World:
     refusals: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     fence_down_fails: int = 0
+    failures: dict[str, list[ApplicationError]] = field(default_factory=dict)
+    requests: list[MigrateVmInput] = field(default_factory=list)
     silent: bool = False
+    mute: bool = False
+    dead: frozenset[str] = frozenset()
+    ahead: tuple[str, ...] = ()
+    out: dict[str, str] = field(default_factory=dict)
+    outdated: int = 0
+    missing: str = ""
+    unstartable: frozenset[str] = frozenset()
+    shut_off: dict[str, Vm] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    watches: list[WatchVmInput] = field(default_factory=list)
+    events: list[EventInput] = field(default_factory=list)
+    settings: MaintenanceSettings = field(default_factory=default_settings)
     shutdown_fails: int = 0
+    shut_down_after: list[int] = field(default_factory=list)
+    watch_ends: int = 0
+    wanted_fence: str | None = None
     moving: int = 0
     most_moving: int = 0
     settled: int = 0
@@ -104,8 +160,102 @@ class World:
             self.lease = None
 
     @activity.defn(name="wait_for_arrivals")
-    async def wait_for_arrivals(self, request: HostRef) -> None:
+    async def wait_for_arrivals(self, request: AwaitChangeInput) -> None:
         self.arriving = ()
+
+    @activity.defn(name="take_ticket")
+    async def take_ticket(self, lease: LeaseRef) -> Ticket:
+        return Ticket(granted=not self.ahead, ahead=self.ahead, most=1)
+
+    @activity.defn(name="await_ticket")
+    async def await_ticket(self, request: AwaitTicketInput) -> Ticket:
+        while self.ahead == request.seen.ahead:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+        return Ticket(granted=not self.ahead, ahead=self.ahead, most=1)
+
+    @activity.defn(name="await_room")
+    async def await_room(self, request: AwaitChangeInput) -> None:
+        before = dict(self.out)
+        while self.out == before:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+    @activity.defn(name="begin_evacuation")
+    async def begin_evacuation(self, request: BeginEvacuationInput) -> None:
+        if self.outdated > 0:
+            self.outdated -= 1
+            raise refusal("PlanOutdated", "kvm-2 is PrepareForMaintenance and takes no VM.")
+        self._become(ResourceState.PREPARE_FOR_MAINTENANCE, request.reason)
+
+    @activity.defn(name="read_settings")
+    async def read_settings(self, request: HostRef) -> MaintenanceSettings:
+        return self.settings
+
+    @activity.defn(name="record_event")
+    async def record_event(self, request: EventInput) -> None:
+        self.events.append(request)
+
+    @activity.defn(name="set_host_status")
+    async def set_host_status(self, request: SetStatusInput) -> Host:
+        self.status = request.status
+        return await self.get_host(HostRef(host=request.lease.host))
+
+    @activity.defn(name="want_fence")
+    async def want_fence(self, request: FenceInput) -> None:
+        self.wanted_fence = request.operation
+
+    @activity.defn(name="wait_for_host")
+    async def wait_for_host(self, request: AwaitChangeInput) -> bool:
+        while self.silent:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+        return True
+
+    @activity.defn(name="watch_vm")
+    async def watch_vm(self, request: WatchVmInput) -> VmChange:
+        """What has changed is told once; a time that is up is not waited for."""
+        self.watches.append(request)
+        while not self.changed.is_set():
+            if not any(vm.uuid == request.uuid for vm in self.vms[request.host]):
+                return VmChange.LEFT
+            if self.watch_ends > 0:
+                self.watch_ends -= 1
+                return VmChange.NONE
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+        self.changed.clear()
+        return VmChange.CHANGED
+
+    @activity.defn(name="check_host")
+    async def check_host(self, request: CheckHostInput) -> None:
+        if self.silent:
+            raise ApplicationError(f"{request.host} does not answer.", type="HostUnreachable")
+        if self.missing and request.environment is not None:
+            raise refusal("HostNotSound", f"{request.host} lacks {self.missing}.")
+
+    @activity.defn(name="start_vm")
+    async def start_vm(self, request: StartVmInput) -> MigrateVmResult:
+        if request.vm in self.unstartable:
+            raise refusal("HypervisorFailed", f"{request.vm} does not start.")
+        self.vms[request.lease.host].append(self.shut_off.pop(request.vm))
+        return MigrateVmResult(vm=request.vm, fate=VmFate.AT_SOURCE, host=request.lease.host)
+
+    @activity.defn(name="survey_return")
+    async def survey_return(self, request: ReturnSurveyInput) -> ReturnSurvey:
+        home = self._candidate(request.host)
+        return ReturnSurvey(
+            surveys=tuple(
+                Survey(
+                    host=name,
+                    vms=tuple(vm for vm in vms if vm.name in request.vms),
+                    candidates=(home,),
+                    max_parallel=2,
+                )
+                for name, vms in self.vms.items()
+                if name != request.host and any(vm.name in request.vms for vm in vms)
+            )
+        )
 
     @activity.defn(name="get_host")
     async def get_host(self, request: HostRef) -> Host:
@@ -121,31 +271,37 @@ class World:
     async def change_host_state(self, request: ChangeStateInput) -> Host:
         if self.state not in request.expected:
             raise refusal("Conflict", f"is {self.state}, expected {sorted(request.expected)}")
-        if request.target is not self.state:
-            if not may_change_to(self.state, request.target):
-                raise refusal("Conflict", f"{self.state} can't become {request.target}")
+        self._become(request.target, request.reason)
+        return await self.get_host(HostRef(host=request.lease.host))
+
+    def _become(self, target: ResourceState, reason: str) -> None:
+        if target is not self.state:
+            if not may_change_to(self.state, target):
+                raise refusal("Conflict", f"{self.state} can't become {target}")
             if self.state in (ResourceState.ENABLED, ResourceState.DISABLED):
                 self.before = self.state
-            self.states.append(request.target)
-        self.reasons.append(request.reason)
-        return await self.get_host(HostRef(host=request.lease.host))
+            self.states.append(target)
+        self.reasons.append(reason)
+
+    def _candidate(self, name: str) -> Candidate:
+        used = sum(vm.memory_mib for vm in self.vms[name])
+        return Candidate(
+            host=name,
+            unsuitable=f"is out for {self.out[name]}" if name in self.out else None,
+            out_for=self.out.get(name),
+            memory_free_mib=self.memory_mib - used,
+            cpus_free=8,
+        )
 
     @activity.defn(name="survey_host")
     async def survey_host(self, request: SurveyInput) -> Survey:
+        if self.mute:
+            raise ApplicationError(f"{request.host} does not answer.", type="HostUnreachable")
         here = self.vms[request.host]
         return Survey(
             host=request.host,
             vms=tuple(vm for vm in here if request.only in (None, vm.uuid)),
-            candidates=tuple(
-                Candidate(
-                    host=name,
-                    unsuitable=None,
-                    memory_free_mib=self.memory_mib - sum(vm.memory_mib for vm in vms),
-                    cpus_free=8,
-                )
-                for name, vms in self.vms.items()
-                if name != request.host
-            ),
+            candidates=tuple(self._candidate(name) for name in self.vms if name != request.host),
             max_parallel=2,
         )
 
@@ -153,10 +309,12 @@ class World:
     async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
         if self.silent:
             raise ApplicationError(f"{request.host} does not answer.", type="HostUnreachable")
-        return RemainingVms(vms=tuple(self.vms[request.host]), arriving=self.arriving)
+        alive = tuple(vm for vm in self.vms[request.host] if vm.uuid not in self.dead)
+        return RemainingVms(vms=alive, arriving=self.arriving)
 
     @activity.defn(name="migrate_vm")
     async def migrate_vm(self, request: MigrateVmInput) -> MigrateVmResult:
+        self.requests.append(request)
         self.moving += 1
         self.most_moving = max(self.most_moving, self.moving)
         try:
@@ -166,7 +324,9 @@ class World:
             if self.refusals[request.vm, request.destination] > 0:
                 self.refusals[request.vm, request.destination] -= 1
                 raise refusal("MigrationRefused", f"{request.destination} has no bridge br-1")
-            vm = self._take(request.lease.host, request.uuid)
+            if self.failures.get(request.vm):
+                raise self.failures[request.vm].pop(0)
+            vm = self._take(request.source or request.lease.host, request.uuid)
             self.vms[request.destination].append(vm)
         finally:
             self.moving -= 1
@@ -183,7 +343,8 @@ class World:
         if self.shutdown_fails > 0:
             self.shutdown_fails -= 1
             raise refusal("ShutdownTimedOut", f"{request.vm} did not power off.")
-        self._take(request.lease.host, request.uuid)
+        self.shut_off[request.vm] = self._take(request.lease.host, request.uuid)
+        self.shut_down_after.append(len(self.vms[request.lease.host]))
         return MigrateVmResult(vm=request.vm, fate=VmFate.SHUT_OFF, host=None)
 
     @activity.defn(name="put_up_fence")
@@ -199,20 +360,8 @@ class World:
 
     def activities(self) -> list[object]:
         """Everything that a Worker registers."""
-        return [
-            self.acquire_lease,
-            self.release_lease,
-            self.wait_for_arrivals,
-            self.get_host,
-            self.change_host_state,
-            self.survey_host,
-            self.list_remaining_vms,
-            self.migrate_vm,
-            self.settle_migrations,
-            self.shut_down_vm,
-            self.put_up_fence,
-            self.take_down_fence,
-        ]
+        methods = (getattr(self, name) for name in dir(type(self)) if not name.startswith("_"))
+        return [method for method in methods if hasattr(method, "__temporal_activity_definition")]
 
 
 def running(name: str, memory_mib: int = 96, **more: object) -> Vm:
