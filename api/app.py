@@ -10,7 +10,17 @@ from temporalio.client import Client
 from api import problems
 from api.authentication import Authentication
 from api.operations import Operations
-from api.routes import events, health, hosts, maintenance, operations, topology
+from api.routes import (
+    cluster_maintenance,
+    events,
+    health,
+    hosts,
+    maintenance,
+    operations,
+    placement,
+    settings,
+    topology,
+)
 from inventory import Inventory
 
 _DESCRIPTION = """Takes hypervisor hosts out of service and back, and adds them, as durable Temporal
@@ -40,7 +50,17 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
     app.state.operations = Operations(client, inventory, task_queue)
     app.add_middleware(Authentication, inventory=inventory)
     problems.install(app)
-    for routes in (topology, hosts, maintenance, operations, events, health):
+    for routes in (
+        topology,
+        hosts,
+        placement,
+        maintenance,
+        cluster_maintenance,
+        operations,
+        settings,
+        events,
+        health,
+    ):
         app.include_router(routes.router)
     return app
 

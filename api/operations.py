@@ -28,9 +28,17 @@ from temporalio.service import RPCError, RPCStatusCode
 from contracts import errors
 from contracts.access import Principal
 from contracts.base import Contract
+from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
 from contracts.maintenance import MaintenanceStatus
-from contracts.operations import WORKFLOW_TYPES, Operation, OperationKind, workflow_id
+from contracts.operations import (
+    CLUSTER_KINDS,
+    HOST_KINDS,
+    WORKFLOW_TYPES,
+    Operation,
+    OperationKind,
+    workflow_id,
+)
 from inventory import Inventory
 
 logger = logging.getLogger(__name__)
@@ -39,6 +47,7 @@ _PATIENCE = timedelta(seconds=10)
 _A_MOMENT = timedelta(milliseconds=100)
 _KINDS = {workflow_type: kind for kind, workflow_type in WORKFLOW_TYPES.items()}
 _HOST = SearchAttributeKey.for_keyword("HostlerHost")
+_CLUSTER = SearchAttributeKey.for_keyword("HostlerCluster")
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -86,23 +95,19 @@ class Operations:
             if (
                 holder is not None
                 and holder.raw_info.first_run_id == lease.owner.first_run_id
-                and _is_open(holder)
+                and is_open(holder)
                 and _KINDS.get(holder.workflow_type) in kinds
             ):
                 return holder
         for kind in kinds:
             usual = await self._describe(workflow_id(kind, host))
-            if (
-                usual is not None
-                and _is_open(usual)
-                and usual.workflow_type == WORKFLOW_TYPES[kind]
-            ):
+            if usual is not None and is_open(usual) and usual.workflow_type == WORKFLOW_TYPES[kind]:
                 return usual
         return None
 
     async def require_free(self, host: str) -> None:
         """Raises LeaseHeld, with a link to the operation that is open on the host."""
-        holder = await self.running(host, *OperationKind)
+        holder = await self.running(host, *HOST_KINDS)
         if holder is not None:
             raise _held(host, holder)
 
@@ -144,7 +149,7 @@ class Operations:
     async def show(self, execution: WorkflowExecutionDescription) -> Operation:
         """The operation with what it says of itself, or how it ended."""
         operation = as_operation(execution)
-        if _is_open(execution):
+        if is_open(execution):
             return operation.model_copy(update={"details": await self._details(execution)})
         try:
             with _translated():
@@ -158,6 +163,11 @@ class Operations:
     async def status(self, execution: WorkflowExecution) -> MaintenanceStatus:
         """What the maintenance answers to its query `status`."""
         answer: MaintenanceStatus = await self._query(execution, MaintenanceStatus)
+        return answer
+
+    async def cluster_status(self, execution: WorkflowExecution) -> ClusterMaintenanceStatus:
+        """What the maintenance of a cluster answers to its query `status`."""
+        answer: ClusterMaintenanceStatus = await self._query(execution, ClusterMaintenanceStatus)
         return answer
 
     async def _details(self, execution: WorkflowExecution) -> dict[str, Any] | None:
@@ -257,7 +267,7 @@ class Operations:
 
     async def cancel(self, execution: WorkflowExecution, caller: Principal) -> None:
         """Ask it to take back what it did and end. Raises Conflict if it has ended."""
-        if not _is_open(execution):
+        if not is_open(execution):
             raise _ended(execution.id)
         try:
             with _translated():
@@ -304,11 +314,14 @@ def as_operation(execution: WorkflowExecution) -> Operation:
 
 
 def subject_of(execution: WorkflowExecution) -> str:
-    """The host: by the usual form of the id, else by the search attribute that it has set."""
-    usual = workflow_id(_KINDS[execution.workflow_type], "")
+    """The host or cluster: by the usual form of the id, else by the search attribute that it has
+    set."""
+    kind = _KINDS[execution.workflow_type]
+    usual = workflow_id(kind, "")
     if execution.id.startswith(usual):
         return execution.id.removeprefix(usual)
-    return execution.typed_search_attributes.get(_HOST) or execution.id
+    attribute = _CLUSTER if kind in CLUSTER_KINDS else _HOST
+    return execution.typed_search_attributes.get(attribute) or execution.id
 
 
 def link(execution: WorkflowExecution) -> str:
@@ -318,7 +331,14 @@ def link(execution: WorkflowExecution) -> str:
     return f"/v1/operations/{kind}/{quote(subject, safe='')}"
 
 
-def _is_open(execution: WorkflowExecution) -> bool:
+def event_subject(execution: WorkflowExecution) -> str:
+    """Its subject as the audit trail names it."""
+    level = "cluster" if _KINDS[execution.workflow_type] in CLUSTER_KINDS else "host"
+    return f"{level}/{subject_of(execution)}"
+
+
+def is_open(execution: WorkflowExecution) -> bool:
+    """Whether it has not ended yet."""
     return execution.close_time is None
 
 
@@ -353,7 +373,9 @@ def _is_object(value: object) -> bool:
 
 def _summary(kind: OperationKind, subject: str, caller: Principal, reason: str) -> str:
     """One line for Temporal's UI: the end of a long reason is cut off."""
-    line = f"{kind.title()} of {subject} by {caller.name}" + (f": {reason}" if reason else "")
+    line = f"{kind.replace('-', ' ').capitalize()} of {subject} by {caller.name}" + (
+        f": {reason}" if reason else ""
+    )
     return " ".join(line.split()).encode()[:_MAX_SUMMARY_BYTES].decode(errors="ignore")
 
 

@@ -99,14 +99,18 @@ def document_problems(document: dict[str, Any]) -> None:
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= schema.pop("$defs")
     schemas["Problem"] = schema
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             operation["responses"].pop("422", None)
             operation["responses"] |= {
-                str(int(status)): {"description": status.phrase, "content": content}
-                for status in _expected(path, method)
+                str(int(status)): document_problem(status) for status in _expected(path, method)
             }
+
+
+def document_problem(status: HTTPStatus) -> dict[str, Any]:
+    """How an OpenAPI document says that `status` comes with a problem."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
 def _expected(path: str, method: str) -> list[HTTPStatus]:
@@ -115,7 +119,7 @@ def _expected(path: str, method: str) -> list[HTTPStatus]:
         expected += [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY]
     if "{" in path or method == "post":
         expected.append(HTTPStatus.NOT_FOUND)
-    if method in ("post", "delete"):
+    if method in ("post", "put", "delete"):
         expected.append(HTTPStatus.CONFLICT)
     return sorted(expected)
 

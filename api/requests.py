@@ -1,6 +1,6 @@
 """Bodies and queries that only the API knows, and the form of its lists."""
 
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -15,7 +15,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from contracts.addition import Fingerprint, Port, UserName
-from contracts.base import Contract, Name, Reason
+from contracts.base import Contract, Name, Reason, VmName
+from contracts.cluster_maintenance import ClusterMaintenanceChoices
+from contracts.evacuation import AffinityKind
 from contracts.maintenance import OnBlocker, VmAction
 from contracts.operations import OperationKind
 from contracts.states import AllocationState, HostStatus, ResourceState
@@ -31,6 +33,7 @@ SearchText = Annotated[
 ]
 Password = Annotated[SecretStr, Field(min_length=1, max_length=1024)]
 PrivateKey = Annotated[SecretStr, Field(min_length=1, max_length=65536)]
+Tags = Annotated[frozenset[Name], Field(max_length=100)]
 
 
 class Items(Contract, Generic[T]):
@@ -116,12 +119,60 @@ class HostMaintenanceRequest(Contract):
     dry_run: StrictBool = False
     on_blocker: OnBlocker = OnBlocker.REFUSE
     max_parallel: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    return_vms: StrictBool = False
+    queue: StrictBool = True
+    host_is_down: StrictBool = False
+
+
+class LeaveQuery(Contract):
+    """LeaveInput for the maintenance of the host that the path names."""
+
+    return_vms: bool | None = None
+    force: bool = False
+
+
+class ClusterMaintenanceRequest(ClusterMaintenanceChoices):
+    """ClusterMaintenanceInput for the cluster that the path names."""
+
+
+class HostTagsRequest(Contract):
+    """All tags that a host is to have."""
+
+    tags: Tags
+
+
+class VmPolicyRequest(Contract):
+    """VmPolicy of the VM that the path names."""
+
+    pinned: StrictBool = False
+    reason: Reason = ""
+    tags: Tags = frozenset()
+
+
+class AffinityGroupRequest(Contract):
+    """AffinityGroup of the name in the path."""
+
+    kind: AffinityKind
+    members: Annotated[frozenset[VmName], Field(max_length=1000)]
 
 
 class ResolveVmRequest(Contract):
     """ResolveVmInput for the VM that the path names."""
 
     action: VmAction
+
+
+class SettingRequest(Contract):
+    """The value of a setting: what it may be, each setting says itself."""
+
+    value: Any
+
+
+class SettingQuery(Contract):
+    """Where a setting is asked about or changed; globally without both."""
+
+    cluster: Name | None = None
+    zone: Name | None = None
 
 
 class PodQuery(Contract):

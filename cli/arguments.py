@@ -40,6 +40,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", callback=check_name
 HostArgument = Annotated[
     str, typer.Argument(metavar="HOST", callback=check_name, help="The host's name.")
 ]
+ClusterArgument = Annotated[
+    str, typer.Argument(metavar="CLUSTER", callback=check_name, help="The cluster's name.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, as the API gives it, for programs.")
 ]

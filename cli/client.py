@@ -82,13 +82,17 @@ class Api:
         """The answer, None if it is empty."""
         return self._request("POST", path, body=body)
 
+    def put(self, *path: str, body: Mapping[str, object], **query: object) -> Any:
+        """The answer."""
+        return self._request("PUT", path, query=query, body=body)
+
     def patch(self, *path: str, body: Mapping[str, object]) -> Any:
         """The answer."""
         return self._request("PATCH", path, body=body)
 
-    def delete(self, *path: str) -> Any:
+    def delete(self, *path: str, **query: object) -> Any:
         """The answer."""
-        return self._request("DELETE", path)
+        return self._request("DELETE", path, query=query)
 
     def read(self, model: type[M], answer: object) -> M:
         """The answer as a model."""

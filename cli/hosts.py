@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     commands.command("accept-key")(accept_key)
     commands.command("list")(list_all)
     commands.command("show")(show)
+    commands.command("tag")(tag)
     app.add_typer(commands)
 
 
@@ -141,9 +142,22 @@ def show(name: HostArgument, as_json: JsonOption = False) -> None:
             say_json(answer)
             return
         host = api.read(Host, answer)
-    fields = [(field, value) for field, value in host if field != "facts"]
+    fields = [(field, value) for field, value in host if field != "facts" and value != frozenset()]
     fields += list(host.facts) if host.facts else []
     say_fields((field.replace("_", " "), value) for field, value in fields)
+
+
+def tag(
+    name: HostArgument,
+    tags: Annotated[
+        list[str] | None, typer.Argument(metavar="TAG", help="Its tags; none clears them.")
+    ] = None,
+) -> None:
+    """Give a host exactly these tags: evacuations move a VM whose policy asks for tags only to a
+    host that has all of them."""
+    with connect() as api:
+        host = api.read(Host, api.put("hosts", name, "tags", body={"tags": tags or []}))
+    say(f"The tags of {host.name}: {', '.join(sorted(host.tags)) or 'none'}.")
 
 
 def _credential(

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cli import events, hosts, maintenance, operations, processes, topology
+from cli import events, hosts, maintenance, operations, placement, processes, settings, topology
 from cli.output import complain
 from contracts.errors import HostlerError, InvalidInput
 
@@ -35,8 +35,10 @@ app = typer.Typer(
 processes.register(app)
 topology.register(app)
 hosts.register(app)
+placement.register(app)
 maintenance.register(app)
 operations.register(app)
+settings.register(app)
 events.register(app)
 
 

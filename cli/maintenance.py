@@ -1,5 +1,7 @@
 """`hostler maintenance`: take a host out of service, put it back, see where it stands."""
 
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -8,8 +10,23 @@ from pydantic import ValidationError
 from cli.arguments import HostArgument, JsonOption, check_vm_name
 from cli.client import Api, connect
 from cli.output import console, note, one_line, say, say_fields, say_json, say_table
-from cli.waiting import COMPLETED, interruptible, until_closed, why
-from cli.watch import Lines, Watch, find_view, migration_of, open_display
+from cli.progress import (
+    answers,
+    migration_of,
+    other_commands,
+    progress_in_words,
+    state_in_words,
+)
+from cli.waiting import (
+    COMPLETED,
+    RUNNING,
+    find_operation,
+    interruptible,
+    patiently,
+    until_closed,
+    why,
+)
+from cli.watch import Lines, Watch, find_view, open_display
 from contracts.errors import Failed
 from contracts.evacuation import EvacuationPlan
 from contracts.hosts import Host
@@ -19,12 +36,17 @@ from contracts.maintenance import (
     MaintenanceView,
     OnBlocker,
     VmAction,
+    VmStatus,
 )
-from contracts.operations import Operation
+from contracts.operations import Operation, OperationKind
 from contracts.states import MAINTENANCE_STATES
 from contracts.validation import invalid_input
+from contracts.vm_return import VmReturnResult, VmReturnStatus
+from contracts.vms import MigrationState
 
-_ASKED_FIELDS = frozenset({"reason", "dry_run", "on_blocker", "max_parallel"})
+_ASKED_FIELDS = frozenset(HostMaintenanceInput.model_fields) - {"host", "continued"}
+# As many as the API lists at most.
+_MOST_OPERATIONS = 1000
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +56,7 @@ def register(app: typer.Typer) -> None:
     )
     commands.command("enter")(enter)
     commands.command("leave")(leave)
+    commands.command("return")(bring_back)
     commands.command("status")(status)
     commands.command("resolve")(resolve)
     commands.command("list")(list_all)
@@ -50,9 +73,31 @@ def enter(
     max_parallel: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Live migrations at a time. [default: the worker's setting]"
+            metavar="N", help="Live migrations at a time. [default: the cluster's setting]"
         ),
     ] = None,
+    return_vms: Annotated[
+        bool,
+        typer.Option(
+            "--return-vms/--no-return-vms",
+            help="Bring its VMs back when it is back in service, as far as there is room.",
+        ),
+    ] = False,
+    no_queue: Annotated[
+        bool,
+        typer.Option(
+            "--no-queue",
+            help="Give up rather than wait while too many other hosts of the cluster are out.",
+        ),
+    ] = False,
+    host_is_down: Annotated[
+        bool,
+        typer.Option(
+            "--host-is-down",
+            help="You confirm that the host is off: it is taken out of service as it is, and what "
+            "ran on it is not started elsewhere.",
+        ),
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show how it goes, until it is ready.")
     ] = False,
@@ -64,6 +109,9 @@ def enter(
         dry_run=dry_run,
         on_blocker=on_blocker,
         max_parallel=max_parallel,
+        return_vms=return_vms,
+        queue=not no_queue,
+        host_is_down=host_is_down,
     )
     with connect() as api:
         started = api.read(Operation, api.post("hosts", host, "maintenance", body=body))
@@ -79,14 +127,55 @@ def enter(
             )
 
 
-def leave(host: HostArgument) -> None:
+def leave(
+    host: HostArgument,
+    return_vms: Annotated[
+        bool | None,
+        typer.Option(
+            "--return-vms/--no-return-vms",
+            help="Bring its VMs back then, as far as there is room. [default: as `enter` said]",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Also if networks or storage that it had before are missing now."
+        ),
+    ] = False,
+) -> None:
     """Put a host back into service, and wait until it is."""
     with connect() as api:
-        api.delete("hosts", host, "maintenance")
+        answer = api.delete(
+            "hosts", host, "maintenance", return_vms=return_vms, force=force or None
+        )
+        left = api.read(Operation, answer)
         with interruptible(
             f"{host} goes on leaving its maintenance: hostler maintenance status {host}"
         ):
             _wait_until_left(api, host)
+        returning = patiently(lambda: find_operation(api, OperationKind.RETURN, host), note)
+        if returning is not None and returning.started_at >= left.started_at:
+            say(f"Its VMs come back: hostler operation show return {host}")
+
+
+def bring_back(host: HostArgument) -> None:
+    """Bring back to a host what its last maintenance has moved away, and wait until that is done.
+
+    A VM that can't come back stays where it is and says why; that fails nothing.
+    """
+    with connect() as api:
+        answer = api.post("hosts", host, "maintenance", "return", body={})
+        with interruptible(f"The return to {host} goes on: hostler operation show return {host}"):
+            returned = _wait_until_returned(api, api.read(Operation, answer))
+    if not returned.vms:
+        say(f"There are no VMs to bring back to {host}.")
+        return
+    say_table(
+        ["VM", "STATE", "HOST", "REASON"],
+        [[vm.vm, vm.state, vm.destination, vm.error] for vm in returned.vms],
+    )
+    back = sum(_is_back(vm, host) for vm in returned.vms)
+    say(f"{back} of {len(returned.vms)} VMs came back to {host}.")
 
 
 def status(
@@ -117,8 +206,11 @@ def resolve(
     action: Annotated[
         VmAction,
         typer.Argument(
-            metavar="retry|shutdown|keep",
-            help="Try to move it again, shut it down, or keep it running where it is.",
+            metavar="ACTION",
+            help="retry: move it again. wait: move it, however long that takes. pause: move it, "
+            "and pause it so that this comes to an end. copy_storage: move it together with its "
+            "local disks. shutdown: shut it down, until the host is back. keep: leave it running "
+            "where it is. `hostler maintenance status` shows which of them apply.",
         ),
     ],
 ) -> None:
@@ -129,14 +221,10 @@ def resolve(
 
 
 def list_all(as_json: JsonOption = False) -> None:
-    """List the hosts that are out of service: why, and since when."""
+    """List the hosts that are out of service or wait for their turn: why, and since when."""
     with connect() as api:
         hosts = [api.read(Host, item) for item in api.items("hosts")]
-        rows = [
-            _out_of_service(host, find_view(api, host.name))
-            for host in hosts
-            if host.resource_state in MAINTENANCE_STATES
-        ]
+        rows = list(_maintenances(api, hosts))
     if as_json:
         say_json(rows)
         return
@@ -182,11 +270,26 @@ def _show_plan(plan: EvacuationPlan) -> None:
             rows.append([blocker.vm, blocker.kind, None, blocker.message])
             rows += [[None, None, *candidate] for candidate in blocker.candidates.items()]
         say_table(["BLOCKED VM", "KIND", "CANDIDATE", "REASON"], rows)
-    blocked = len(plan.blockers)
+    if plan.broken:
+        say_table(["BROKEN VM", "REASON"], [[broken.vm, broken.message] for broken in plan.broken])
     say(
-        f"{plan.host}: {len(plan.moves)} VMs can move, {blocked} can't. Nothing was changed."
-        + (" With --on-blocker refuse, its maintenance would be refused." if blocked else "")
+        f"{plan.host}: {len(plan.moves)} VMs can move, {len(plan.blockers)} can't"
+        + (f", {len(plan.broken)} were broken before and are left alone" if plan.broken else "")
+        + ". Nothing was changed."
+        + _consequence(plan)
     )
+
+
+def _consequence(plan: EvacuationPlan) -> str:
+    """What a maintenance would make of the blockers."""
+    if not plan.blockers:
+        return ""
+    if plan.waits_for:
+        return (
+            f" With --on-blocker refuse, its maintenance would wait for {', '.join(plan.waits_for)}"
+            " to come back, when there is room for all; with --no-queue, it would be refused."
+        )
+    return " With --on-blocker refuse, its maintenance would be refused."
 
 
 def _watch(api: Api, host: str) -> bool:
@@ -219,6 +322,25 @@ def _wait_until_left(api: Api, host: str) -> None:
     say(f"{host} is {watch.ending().resource_state}.")
 
 
+def _wait_until_returned(api: Api, started: Operation) -> VmReturnResult:
+    """Tells each change. Raises Failed."""
+    lines = Lines(console())
+
+    def tell(operation: Operation) -> None:
+        if operation.details is not None:
+            for vm in api.read(VmReturnStatus, operation.details).vms:
+                lines.show_vm(vm)
+
+    ended = until_closed(api, started, say=note, while_running=tell)
+    if ended.status != COMPLETED:
+        raise Failed(why(ended))
+    return api.read(VmReturnResult, ended.details)
+
+
+def _is_back(vm: VmStatus, host: str) -> bool:
+    return vm.state is MigrationState.MOVED and vm.destination == host
+
+
 def _show(view: MaintenanceView) -> None:
     say_fields(
         (
@@ -230,20 +352,51 @@ def _show(view: MaintenanceView) -> None:
             ("workflow", view.workflow_id),
         )
     )
+    _show_block("In an error state, until this is over:", view.troubles)
     if view.vms:
         say("")
-        rows = []
-        for vm in view.vms:
-            migration = migration_of(view, vm)
-            progress = f"{migration.percent} %" if migration is not None else None
-            seconds = None if vm.seconds is None else f"{vm.seconds:.1f}"
-            rows.append([vm.vm, vm.state, vm.destination, progress, seconds, vm.error])
-        say_table(["VM", "STATE", "DESTINATION", "PROGRESS", "SECONDS", "LAST ERROR"], rows)
-    if view.commands:
-        say("")
-        say("What moves it on:")
-        for command in view.commands:
-            typer.echo(f"    {one_line(command)}")
+        say_table(
+            ["VM", "STATE", "DESTINATION", "PROGRESS", "SECONDS", "LAST ERROR"],
+            [_row(view, vm, datetime.now(UTC)) for vm in view.vms],
+        )
+    for vm in view.vms:
+        _show_block(f"{vm.vm} waits for one of these answers:", answers(view.host, vm))
+    _show_block("What moves it on:", other_commands(view))
+
+
+def _row(view: MaintenanceView, vm: VmStatus, now: datetime) -> list[object]:
+    return [
+        vm.vm,
+        state_in_words(vm),
+        vm.destination,
+        progress_in_words(vm, migration_of(view, vm), now),
+        None if vm.seconds is None else f"{vm.seconds:.1f}",
+        vm.error,
+    ]
+
+
+def _show_block(title: str, lines: Iterable[str]) -> None:
+    """Lines under a title, unless there are none."""
+    shown = list(lines)
+    if not shown:
+        return
+    say("")
+    say(title)
+    for line in shown:
+        typer.echo(f"    {one_line(line)}")
+
+
+def _maintenances(api: Api, hosts: list[Host]) -> Iterator[dict[str, Any]]:
+    """Rows of the list. A host that waits for its turn is still in service: the operations tell."""
+    running = api.items(
+        "operations", kind=OperationKind.MAINTENANCE, status=RUNNING, limit=_MOST_OPERATIONS
+    )
+    begun = {api.read(Operation, item).subject for item in running}
+    for host in hosts:
+        out = host.resource_state in MAINTENANCE_STATES
+        view = find_view(api, host.name) if out or host.name in begun else None
+        if out or view is not None:
+            yield _out_of_service(host, view)
 
 
 def _out_of_service(host: Host, view: MaintenanceView | None) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def cell(value: object) -> str:
         return ""
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if isinstance(value, frozenset):
+        return one_line(", ".join(sorted(str(one) for one in value)))
     return one_line(str(value))
 
 

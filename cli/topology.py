@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli import cluster_maintenance
 from cli.arguments import JsonOption, NameArgument
 from cli.client import connect
 from cli.output import say, say_fields, say_json, say_table
@@ -35,9 +36,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.add_typer(_commands(_ZONE, "Zones: data centres.", create_zone))
     app.add_typer(_commands(_POD, "Pods: racks or rows of a zone.", create_pod))
-    app.add_typer(
-        _commands(_CLUSTER, "Clusters: hosts between which VMs can migrate.", create_cluster)
-    )
+    clusters = _commands(_CLUSTER, "Clusters: hosts between which VMs can migrate.", create_cluster)
+    cluster_maintenance.register(clusters)
+    app.add_typer(clusters)
 
 
 def create_zone(name: Annotated[str, typer.Argument(help="Its name.")]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Protocol
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cli.client import Api
 from cli.output import console, one_line
+from cli.progress import answers, in_words, migration_of, other_commands
 from cli.waiting import COMPLETED, RUNNING, find_operation, patiently, pause, why
 from contracts.errors import Failed, NotFound
 from contracts.hosts import Host
@@ -19,6 +21,8 @@ from contracts.vms import MigrationState, VmMigration
 
 # Rows that a terminal keeps for the bar of the whole, questions and the prompt.
 _ROWS_KEPT = 8
+# Between two lines about the same migration in a pipe.
+_PERCENT_STEP = 10
 
 _ENDED = frozenset(MigrationState) - {
     MigrationState.WAITING,
@@ -55,13 +59,15 @@ def open_display() -> Iterator[Display]:
 
 
 class Lines:
-    """One line per change, of the whole and, unless `vms` is False, of each VM."""
+    """One line per change of the whole and, unless `vms` is False, of each VM: of its state, or of
+    so many per cent; what changes at every look is only told then."""
 
     def __init__(self, out: Console, *, vms: bool = True) -> None:
         self._console = out
         self._with_vms = vms
         self._headline = ""
-        self._vms: dict[str, str] = {}
+        self._told: dict[str, tuple[object, ...]] = {}
+        self._percent: dict[str, int] = {}
 
     def show(self, view: MaintenanceView) -> None:
         """Say what is new."""
@@ -72,10 +78,17 @@ class Lines:
             if view.phase is not Phase.QUESTION:
                 self.say(headline)
         for vm in view.vms if self._with_vms else ():
-            line = f"{vm.vm}: {_in_words(vm, migration_of(view, vm))}"
-            if self._vms.get(vm.vm) != line:
-                self._vms[vm.vm] = line
-                self.say(line)
+            self.show_vm(vm, migration_of(view, vm))
+
+    def show_vm(self, vm: VmStatus, migration: VmMigration | None = None) -> None:
+        """Say what is new about one VM."""
+        stands = (vm.state, vm.destination, vm.attempt, vm.mode, vm.start_again)
+        percent = migration.percent if migration is not None else 0
+        if self._told.get(vm.vm) == stands and percent < self._percent[vm.vm] + _PERCENT_STEP:
+            return
+        self._told[vm.vm] = stands
+        self._percent[vm.vm] = percent - percent % _PERCENT_STEP
+        self.say(f"{vm.vm}: {in_words(vm, migration, datetime.now(UTC))}")
 
     def say(self, text: str) -> None:
         """Print it; whoever reads the pipe has it at once."""
@@ -101,7 +114,7 @@ class Bars:
             description=f"{view.host} {view.phase}",
             total=max(len(view.vms), 1),
             completed=ended if view.vms else int(view.phase is Phase.READY),
-            note=f"{ended} of {len(view.vms)} VMs" if view.vms else one_line(view.message),
+            note=_note(view, ended),
         )
         roomy = len(view.vms) + _ROWS_KEPT <= self._progress.console.height
         for vm in view.vms:
@@ -112,25 +125,13 @@ class Bars:
                 self._bars[vm.vm],
                 description=one_line(vm.vm),
                 completed=100 if vm.state in _ENDED else migration.percent if migration else 0,
-                note=_in_words(vm, migration, percent=False),
+                note=in_words(vm, migration, datetime.now(UTC), percent=False),
                 visible=roomy or vm.state in (MigrationState.MIGRATING, MigrationState.FAILED),
             )
 
     def say(self, text: str) -> None:
         """Print it above the bars."""
         self._progress.console.print(one_line(text), soft_wrap=True)
-
-
-def migration_of(view: MaintenanceView, vm: VmStatus) -> VmMigration | None:
-    """The live migration of the VM that runs now."""
-    running = [
-        migration
-        for migration in view.migrations
-        if migration.vm == vm.vm and migration.state is MigrationState.MIGRATING
-    ]
-    if vm.state is not MigrationState.MIGRATING or not running:
-        return None
-    return max(running, key=lambda migration: migration.started_at)
 
 
 def find_view(api: Api, host: str) -> MaintenanceView | None:
@@ -150,7 +151,8 @@ class Watch:
         self._host = host
         self._display = display
         self._last: MaintenanceView | None = None
-        self._asked: frozenset[str] = frozenset()
+        self._asked: frozenset[tuple[str, ...]] = frozenset()
+        self._troubles: tuple[str, ...] = ()
 
     def views(self) -> Iterator[MaintenanceView]:
         """Every look at it; ends when it has ended. Raises Unavailable after a while without."""
@@ -167,6 +169,7 @@ class Watch:
     def until_ready(self) -> bool:
         """True: ready for maintenance. False: it has ended before."""
         for view in self.views():
+            self._say_troubles(view)
             self._say_questions(view)
             if view.phase is Phase.READY:
                 return True
@@ -205,39 +208,45 @@ class Watch:
             self._display.say,
         )
 
+    def _say_troubles(self, view: MaintenanceView) -> None:
+        """Each once when it begins, and once when it is over; a question is said as such."""
+        asked = {_question(vm) for vm in view.vms if vm.vm in view.questions}
+        troubles = tuple(trouble for trouble in view.troubles if trouble not in asked)
+        for trouble in troubles:
+            if trouble not in self._troubles:
+                self._display.say(f"Trouble: {trouble}")
+        for trouble in self._troubles:
+            if trouble not in view.troubles:
+                self._display.say(f"Over: {trouble}")
+        self._troubles = troubles
+
     def _say_questions(self, view: MaintenanceView) -> None:
         """Each question once, with the commands that answer it."""
-        if view.phase is not Phase.QUESTION:
-            self._asked = frozenset()
-            return
-        asked = {vm.vm: vm.error for vm in view.vms if vm.vm in view.questions}
-        questions = frozenset(f"{vm} can't be moved: {error}" for vm, error in asked.items())
-        if not questions:
-            questions = frozenset({view.message})
-        new = questions - self._asked
-        self._asked = questions
-        if not new:
-            return
-        for question in sorted(new):
-            self._display.say(f"Question: {question}")
-        for command in view.commands:
-            self._display.say(f"Run: {command}")
+        asked = tuple(_questions(view)) if view.phase is Phase.QUESTION else ()
+        for lines in asked:
+            for line in lines if lines not in self._asked else ():
+                self._display.say(line)
+        self._asked = frozenset(asked)
 
 
-def _in_words(vm: VmStatus, migration: VmMigration | None, *, percent: bool = True) -> str:
-    words = str(vm.state)
-    if vm.destination is not None and vm.state in (
-        MigrationState.WAITING,
-        MigrationState.MIGRATING,
-        MigrationState.MOVED,
-    ):
-        words += f" to {vm.destination}"
-    if migration is not None and percent:
-        words += f", {migration.percent} %"
-    if migration is not None:
-        words += f", {migration.rate_mib_s:.1f} MiB/s"
-    if vm.seconds is not None and vm.state is MigrationState.MOVED:
-        words += f" in {vm.seconds:.1f} s"
-    if vm.error is not None and vm.state in (MigrationState.WAITING, MigrationState.FAILED):
-        words += f" ({vm.error})"
-    return one_line(words)
+def _note(view: MaintenanceView, ended: int) -> str:
+    """Beside the bar of the whole."""
+    if not view.vms or view.phase is Phase.QUEUED:
+        return one_line(view.message)
+    return f"{ended} of {len(view.vms)} VMs"
+
+
+def _questions(view: MaintenanceView) -> Iterator[tuple[str, ...]]:
+    """The lines of each question, then each other command."""
+    for vm in view.vms:
+        if vm.vm in view.questions:
+            commands = (f"Run: {command}" for command in answers(view.host, vm))
+            yield (f"Question: {_question(vm)}", *commands)
+    if not view.questions:
+        yield (f"Question: {view.message}",)
+    for command in other_commands(view):
+        yield (f"Run: {command}",)
+
+
+def _question(vm: VmStatus) -> str:
+    return f"{vm.vm} can't be moved: {vm.error}"

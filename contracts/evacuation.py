@@ -8,7 +8,6 @@ from pydantic import Field
 from contracts.base import Contract, Name, SortedInJson, VmName
 from contracts.vms import Vm
 
-
 # Blockers whose reasons per candidate are told.
 _MOST_DESCRIBED = 30
 

@@ -14,12 +14,20 @@ class OperationKind(StrEnum):
 
     MAINTENANCE = "maintenance"
     ADDITION = "addition"
+    RETURN = "return"
+    CLUSTER_MAINTENANCE = "cluster-maintenance"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.MAINTENANCE: "HostMaintenance",
     OperationKind.ADDITION: "HostAddition",
+    OperationKind.RETURN: "VmReturn",
+    OperationKind.CLUSTER_MAINTENANCE: "ClusterMaintenance",
 }
+
+# What is done to a cluster; the subject of all others is a host.
+CLUSTER_KINDS = frozenset({OperationKind.CLUSTER_MAINTENANCE})
+HOST_KINDS = tuple(kind for kind in OperationKind if kind not in CLUSTER_KINDS)
 
 
 def workflow_id(kind: OperationKind, subject: str) -> str:

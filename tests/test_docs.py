@@ -10,8 +10,18 @@ import typer
 from fastapi.routing import APIRoute
 from typer.core import TyperGroup
 
-from api.routes import events, health, hosts, maintenance, operations, topology
+from api.routes import (
+    events,
+    health,
+    hosts,
+    maintenance,
+    operations,
+    placement,
+    settings,
+    topology,
+)
 from cli.main import app
+from tests import settings_table
 from workers.settings import CLIENT_VARIABLES, PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +35,7 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 # Where a shell takes a word for a command: at the start, after another one, after assignments.
 _COMMAND = re.compile(r"(?:^|&& |\| |; |\$\()(?:[A-Z_]+=\S+ )*hostler(?= |$)(.*)")
 _REQUEST = re.compile(r"(?:-X (?P<method>[A-Z]+) .*)?http://127\.0\.0\.1:8480(?P<path>/\S+)")
-_NAMED_REQUEST = re.compile(r"^(GET|POST|PATCH|DELETE) (/\S+)$")
+_NAMED_REQUEST = re.compile(r"^(GET|POST|PUT|PATCH|DELETE) (/\S+)$")
 
 every_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
@@ -108,6 +118,11 @@ def test_every_setting_is_in_the_table_with_its_default_and_meaning() -> None:
     assert {name for name, _, _ in rows} >= CLIENT_VARIABLES
 
 
+def test_the_operators_settings_are_in_their_table() -> None:
+    text = SETTINGS.read_text(encoding="utf-8")
+    assert text == settings_table.updated(text), f"run `{settings_table.COMMAND}`"
+
+
 @every_document
 def test_every_variable_that_is_named_exists(document: Path) -> None:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | CLIENT_VARIABLES
@@ -146,7 +161,7 @@ def test_the_readme_shows_every_way_of_a_maintenance() -> None:
 
 @every_document
 def test_every_path_of_the_api_exists(document: Path) -> None:
-    routers = (events, health, hosts, maintenance, operations, topology)
+    routers = (events, health, hosts, maintenance, operations, placement, settings, topology)
     known = [route for routes in routers for route in routes.router.routes]
     for method, path in requests_in(document):
         assert any(

@@ -1,5 +1,6 @@
 """The processes: the embedded default, a worker, an API."""
 
+import gc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -29,6 +30,7 @@ async def run_worker(settings: Settings, say: Say) -> None:
             client = await connect(settings, telemetry)
             await ensure_search_attributes(client)
             worker = await _start_worker(stack, settings, client, inventory)
+            _keep_what_is_there()
             say(f"Worker on queue {settings.task_queue} of {settings.temporal_address}.")
             await first_end([worker])
 
@@ -45,6 +47,7 @@ async def run_api(settings: Settings, say: Say) -> None:
             client = await connect(settings, telemetry)
             await ensure_search_attributes(client)
             api = await _start_api(stack, settings, client, inventory, telemetry)
+            _keep_what_is_there()
             say(f"API at {settings.api_url}.")
             await first_end([api])
 
@@ -69,10 +72,18 @@ async def run_up(settings: Settings, say: Say) -> None:
             await ensure_search_attributes(client)
             api = await _start_api(stack, settings, client, inventory, telemetry)
             worker = await _start_worker(stack, settings, client, inventory)
+            _keep_what_is_there()
             say(_addresses(settings))
             await first_end([server, worker, api])
 
     await until_signalled(work)
+
+
+def _keep_what_is_there() -> None:
+    """Modules, models and routes stay for ever: a full garbage collection that went through them
+    again and again held up every activity, query and request for 0.2 s at a time."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _start_worker(

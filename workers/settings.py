@@ -1,4 +1,7 @@
-"""What an operator may set, by environment variables `HOSTLER_<NAME>`."""
+"""What a start can set, by environment variables `HOSTLER_<NAME>`.
+
+What operators change while Hostler runs is in `contracts/settings.py`.
+"""
 
 import os
 from difflib import get_close_matches
@@ -88,16 +91,6 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="One line of text, or one JSON object, per log record."
-    )
-
-    max_parallel_migrations: int = Field(
-        default=2, ge=1, le=64, description="Live migrations at a time from or to one host."
-    )
-    migration_bandwidth_mib_s: int | None = Field(
-        default=None, ge=1, description="Upper bound per live migration. Default: libvirt's."
-    )
-    cpu_overcommit: float = Field(
-        default=4.0, ge=1, le=64, description="Virtual CPUs that fit on one CPU of a host."
     )
 
     ssh_connect_timeout_s: Seconds = Field(

@@ -1,23 +1,30 @@
 """A worker: drivers behind activities, workflows beside them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
+from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
+from activities.hooks import HookActivities
 from activities.leases import LeaseActivities
+from activities.operations import OperationActivities
 from activities.records import RecordActivities
-from activities.virtualization import MigrationSettings, VirtualizationActivities
+from activities.survey import SurveyActivities
+from activities.turns import TurnActivities
+from activities.virtualization import VirtualizationActivities
+from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
 from drivers.ssh import AsyncSshShell
+from drivers.systemd import Systemd
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -36,8 +43,17 @@ class RunnableWorker:
     close: Callable[[], Awaitable[None]]
 
 
-def build_worker(client: Client, inventory: Inventory, settings: Settings) -> RunnableWorker:
-    """Put the drivers in place. Nothing is connected before an activity needs it."""
+def build_worker(
+    client: Client,
+    inventory: Inventory,
+    settings: Settings,
+    *,
+    interceptors: Sequence[Interceptor] = (),
+) -> RunnableWorker:
+    """Put the drivers in place. Nothing is connected before an activity needs it.
+
+    `interceptors`: more of them, inside Hostler's own.
+    """
     shell = AsyncSshShell(
         connect_timeout=settings.ssh_connect_timeout_s,
         keepalive_interval=settings.ssh_keepalive_interval_s,
@@ -53,23 +69,23 @@ def build_worker(client: Client, inventory: Inventory, settings: Settings) -> Ru
     fence = HookFence(shell)
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
-    migration = MigrationSettings(
-        max_parallel=settings.max_parallel_migrations,
-        cpu_overcommit=settings.cpu_overcommit,
-        bandwidth_mib_s=settings.migration_bandwidth_mib_s,
-    )
     worker = Worker(
         client,
         task_queue=settings.task_queue,
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
             AdditionActivities(shell),
+            ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
+            HookActivities(inventory, directory, shell, Systemd(shell)),
             LeaseActivities(inventory, holders),
+            OperationActivities(client),
             RecordActivities(inventory),
-            VirtualizationActivities(inventory, directory, hypervisor, holders, migration),
+            SurveyActivities(inventory, directory, hypervisor, holders),
+            TurnActivities(inventory, holders),
+            VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),
         ),
-        interceptors=[HostlerInterceptor()],
+        interceptors=[HostlerInterceptor(), *interceptors],
         max_concurrent_activities=settings.max_concurrent_activities,
         max_heartbeat_throttle_interval=_HEARTBEAT_AT_LEAST_EVERY,
         default_heartbeat_throttle_interval=_HEARTBEAT_AT_LEAST_EVERY,

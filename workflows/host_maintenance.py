@@ -461,6 +461,16 @@ class HostMaintenance:
         await self._empty()
         state.enter(Phase.READY, "Ready for maintenance")
 
+    async def _hold_unfenced(self, problem: ApplicationError) -> None:
+        """Out of service it stays, whatever went wrong when it came back: only `leave` ends that.
+        Raises LeaseLost's error: whoever took over is in charge."""
+        if problem.type == "LeaseLost":
+            raise problem
+        state = self._state
+        reason = f"{state.name} is back, but: {problem.message}"
+        await state.change_state(MAINTENANCE_STATES, ResourceState.ERROR_IN_MAINTENANCE, reason)
+        state.enter(Phase.READY, reason)
+
     async def _set_status(self, status: HostStatus, reason: str) -> None:
         await workflow.execute_activity_method(
             RecordActivities.set_host_status,
@@ -572,7 +582,10 @@ class HostMaintenance:
         """Wait for `leave`, or for Temporal's cancel, which means the same."""
         if self._state.down:
             self._state.enter(Phase.READY, "Ready for maintenance: the host is down")
-            await self._guard_until_back()
+            try:
+                await self._guard_until_back()
+            except ActivityError as error:
+                await self._hold_unfenced(as_application_error(error))
         await workflow.wait_condition(lambda: self._state.leave_requested)
 
     # --- leave ----------------------------------------------------------------------------------

@@ -86,3 +86,14 @@ LIVE_MIGRATION = ActivityPolicy(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
+
+_LONGEST_ABSENCE = 240  # attempts: about an hour
+
+
+def after_absences(policy: ActivityPolicy, number: int) -> ActivityPolicy:
+    """The policy with twice the attempts for each absence that was reported before: the longer
+    somebody is away, the less often a workflow says so in its history."""
+    most = min(2**number * (_BOUNDED.maximum_attempts), _LONGEST_ABSENCE)
+    changed = ActivityPolicy(**policy)
+    changed["retry_policy"] = dataclasses.replace(_BOUNDED, maximum_attempts=most)
+    return changed

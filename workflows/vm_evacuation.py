@@ -59,6 +59,7 @@ class _Journey:
         destination: where it goes next; None: to be chosen.
         refused: hosts that have refused it since somebody was asked last.
         asked: how often somebody was.
+        absences: how often a host that has to tell of it was away for long.
     """
 
     vm: Vm
@@ -67,6 +68,7 @@ class _Journey:
     mode: MigrationMode = MigrationMode.PLAIN
     copy_storage: bool = False
     asked: int = 0
+    absences: int = 0
 
 
 class VmEvacuation:
@@ -218,6 +220,7 @@ class VmEvacuation:
         reason = f"{journey.destination}: {failure.message}"
         if is_absence(error):
             self._note(vm.name, vm.uuid, MigrationState.WAITING, error=reason)
+            journey.absences += 1
             await self._state.trouble(vm.name, f"{vm.name} waits: {failure.message}")
             return False
         if failure.type == "NotConverging":
@@ -259,7 +262,7 @@ class VmEvacuation:
                 copy_storage=journey.copy_storage,
             ),
             summary=f"{vm.name} → {destination}{how}",
-            **policies.LIVE_MIGRATION,
+            **policies.after_absences(policies.LIVE_MIGRATION, journey.absences),
         )
         self._note_result(vm, result)
 

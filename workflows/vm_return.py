@@ -131,7 +131,9 @@ class VmReturn:
                 )
 
     async def _bring_back_from(self, survey: Survey, lease: LeaseRef) -> None:
-        plan = plan_evacuation(survey)
+        # What has local disks got here with them, and goes back with them.
+        copied = frozenset(vm.name for vm in survey.vms if vm.local_disks)
+        plan = plan_evacuation(survey, copy_storage=copied)
         for blocker in plan.blockers:
             why = "; ".join((blocker.message, *blocker.candidates.values()))
             self._vms.note(blocker.vm, "", MigrationState.STAYED, error=why)
@@ -139,11 +141,16 @@ class VmReturn:
             self._vms.note(move.vm, move.uuid, MigrationState.WAITING)
         window = asyncio.Semaphore(survey.max_parallel)
         await asyncio.gather(
-            *(self._bring_back(move, survey, lease, window) for move in plan.moves)
+            *(self._bring_back(move, survey, lease, window, copied) for move in plan.moves)
         )
 
     async def _bring_back(
-        self, move: Move, survey: Survey, lease: LeaseRef, window: asyncio.Semaphore
+        self,
+        move: Move,
+        survey: Survey,
+        lease: LeaseRef,
+        window: asyncio.Semaphore,
+        copied: frozenset[str],
     ) -> None:
         async with window:
             self._note(move, MigrationState.MIGRATING, destination=self._host)
@@ -158,6 +165,7 @@ class VmReturn:
                         memory_mib=move.memory_mib,
                         vcpus=move.vcpus,
                         max_parallel=survey.max_parallel,
+                        copy_storage=move.vm in copied,
                         source=survey.host,
                     ),
                     summary=f"{move.vm}: {survey.host} → {self._host}",

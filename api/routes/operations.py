@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Response, status
 
 from api.authentication import VIEWER, Operator, actor, require_role
 from api.dependencies import TheInventory, TheOperations
-from api.operations import as_operation, link, subject_of
+from api.operations import as_operation, event_subject, link
 from api.requests import Items, OperationQuery, SearchText
 from contracts.access import Role
 from contracts.operations import Operation, OperationKind
@@ -15,7 +15,9 @@ router = APIRouter(prefix="/v1/operations", tags=["operations"], dependencies=[V
 
 Subject = Annotated[
     SearchText,
-    Path(description="The host; or the workflow's id, should a person have chosen another one."),
+    Path(
+        description="The host or cluster; or the workflow's id, should a person have chosen that."
+    ),
 ]
 
 
@@ -53,7 +55,7 @@ async def cancel_operation(
     await operations.cancel(execution, caller)
     await inventory.events.record(
         f"{kind}.cancel_requested",
-        f"host/{subject_of(execution)}",
+        event_subject(execution),
         "to be taken back",
         operation=execution.id,
         actor=actor(caller),

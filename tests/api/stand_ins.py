@@ -10,6 +10,16 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.cluster_maintenance import (
+        ClusterMaintenanceInput,
+        ClusterMaintenanceOutcome,
+        ClusterMaintenanceResult,
+        ClusterMaintenanceStatus,
+        ClusterPhase,
+        PauseInput,
+        ResumeInput,
+        StopInput,
+    )
     from contracts.maintenance import (
         HostMaintenanceInput,
         HostMaintenanceResult,
@@ -21,8 +31,9 @@ with workflow.unsafe.imports_passed_through():
         VmAction,
     )
     from contracts.states import Phase, ResourceState
+    from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
-    from workflows.search_attributes import HOST_NAME
+    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME
 
 SHOWN_KEY = "SHA256:" + "k" * 43
 
@@ -114,6 +125,84 @@ class StandInMaintenance:
         )
 
 
+@workflow.defn(name="VmReturn")
+class StandInReturn:
+    """Waits for the signal `go`."""
+
+    def __init__(self) -> None:
+        self._host = ""
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: VmReturnInput) -> VmReturnResult:
+        self._host = request.host
+        await workflow.wait_condition(lambda: self._go)
+        return VmReturnResult(host=request.host, vms=())
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> VmReturnStatus:
+        return VmReturnStatus(
+            host=self._host,
+            phase=Phase.RETURNING,
+            message="no VMs",
+            since=workflow.info().start_time,
+            vms=(),
+        )
+
+
+@workflow.defn(name="ClusterMaintenance")
+class StandInClusterMaintenance:
+    """Goes on until the update `stop`; `message` tells the updates that came in."""
+
+    def __init__(self) -> None:
+        self._request: ClusterMaintenanceInput | None = None
+        self._updates: list[str] = []
+
+    @workflow.run
+    async def run(self, request: ClusterMaintenanceInput) -> ClusterMaintenanceResult:
+        self._request = request
+        workflow.upsert_search_attributes([HOST_CLUSTER.value_set(request.cluster)])
+        await workflow.wait_condition(lambda: "stop" in self._updates)
+        return ClusterMaintenanceResult(
+            cluster=request.cluster, outcome=ClusterMaintenanceOutcome.STOPPED, hosts=()
+        )
+
+    @workflow.update(name="pause")
+    async def pause(self, _: PauseInput) -> None:
+        self._updates.append("pause")
+
+    @workflow.update(name="resume")
+    async def resume(self, _: ResumeInput) -> None:
+        self._updates.append("resume")
+
+    @resume.validator
+    def _check_resume(self, _: ResumeInput) -> None:
+        if "pause" not in self._updates:
+            raise ApplicationError("There is nothing to resume.", type="Conflict")
+
+    @workflow.update(name="stop")
+    async def stop(self, _: StopInput) -> None:
+        self._updates.append("stop")
+
+    @workflow.query(name="status")
+    def status(self) -> ClusterMaintenanceStatus:
+        assert self._request
+        return ClusterMaintenanceStatus(
+            cluster=self._request.cluster,
+            phase=ClusterPhase.WORKING,
+            reason=self._request.reason,
+            message=", ".join(self._updates),
+            since=workflow.info().start_time,
+            parallel=self._request.parallel,
+            reboot=self._request.reboot,
+            hosts=(),
+        )
+
+
 @workflow.defn(name="HostAddition")
 class StandInAddition:
     """Waits until its host key is accepted."""
@@ -151,4 +240,4 @@ class StandInAddition:
         )
 
 
-WORKFLOWS = (StandInMaintenance, StandInAddition)
+WORKFLOWS = (StandInClusterMaintenance, StandInMaintenance, StandInReturn, StandInAddition)

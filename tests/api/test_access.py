@@ -6,7 +6,7 @@ from tests.api.conftest import Api, new_name, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-VIEWS = ("zones", "pods", "clusters", "hosts", "operations", "events")
+VIEWS = ("zones", "pods", "clusters", "hosts", "settings", "operations", "events")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,7 @@ async def test_a_viewer_changes_nothing(api: Api, host: str) -> None:
     for method, path, body in (
         ("POST", f"/v1/hosts/{host}/maintenance", {}),
         ("DELETE", f"/v1/hosts/{host}/maintenance", None),
+        ("POST", f"/v1/hosts/{host}/maintenance/return", {}),
         ("POST", f"/v1/hosts/{host}/maintenance/vms/vm-1", {"action": "retry"}),
         ("DELETE", f"/v1/operations/maintenance/{host}", None),
     ):
@@ -82,6 +83,8 @@ async def test_an_operator_neither_builds_nor_adds(api: Api) -> None:
         ("POST", "/v1/hosts", addition),
         ("POST", f"/v1/hosts/{name}/host-key", {"fingerprint": "SHA256:" + "a" * 43}),
         ("DELETE", f"/v1/operations/addition/{name}", None),
+        ("PUT", "/v1/settings/migration.bandwidth", {"value": 3}),
+        ("DELETE", "/v1/settings/migration.bandwidth", None),
     ):
         found = problem(await api.operator.request(method, path, json=body), 403, "Refused")
         assert "needs the role admin" in found["detail"]

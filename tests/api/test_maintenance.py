@@ -1,15 +1,17 @@
-"""Enter, look, answer, leave; whoever started it, and however the last one ended."""
+"""Enter, look, answer, leave, return; whoever started it, and however the last one ended."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
-from contracts.maintenance import MaintenanceView
+from contracts.maintenance import MaintenanceView, VmAction
 from contracts.operations import Operation
 from contracts.states import ResourceState
 from contracts.vms import MigrationState
+from inventory.vm_migrations import MigrationFigures
 from tests.api.conftest import Api, change_state, history, new_name, problem
 from tests.api.stand_ins import SHOWN_KEY
 
@@ -18,7 +20,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 async def test_enter_starts_the_workflow_and_says_where_to_look(api: Api, host: str) -> None:
     response = await api.enter(
-        host, reason="new\ndisk", on_blocker="keep", max_parallel=3, dry_run=False
+        host,
+        reason="new\ndisk",
+        on_blocker="keep",
+        max_parallel=3,
+        dry_run=False,
+        return_vms=True,
+        queue=False,
+        host_is_down=True,
     )
     assert response.headers["location"] == f"/v1/operations/maintenance/{host}"
     started = Operation.model_validate(response.json())
@@ -33,6 +42,7 @@ async def test_enter_starts_the_workflow_and_says_where_to_look(api: Api, host: 
     assert b'"reason":"new\\ndisk"' in stored
     assert b'"on_blocker":"keep"' in stored
     assert b'"max_parallel":3' in stored
+    assert b'"return_vms":true,"queue":false,"host_is_down":true' in stored
     (event,) = await api.inventory.events.list(operation=f"maintenance/{host}")
     assert (event.subject, event.actor) == (f"host/{host}", "token:olga")
     shown = await api.viewer.get(response.headers["location"])
@@ -77,7 +87,14 @@ async def test_two_that_enter_at_the_same_time(api: Api, host: str) -> None:
     ("body", "field", "message"),
     [
         ({"dry_run": "yes"}, "dry_run", "input should be a valid boolean"),
-        ({"on_blocker": "x"}, "on_blocker", "input should be 'refuse', 'shutdown' or 'keep'"),
+        (
+            {"on_blocker": "x"},
+            "on_blocker",
+            "input should be 'refuse', 'copy_storage', 'shutdown' or 'keep'",
+        ),
+        ({"return_vms": "yes"}, "return_vms", "input should be a valid boolean"),
+        ({"queue": 0}, "queue", "input should be a valid boolean"),
+        ({"host_is_down": "true"}, "host_is_down", "input should be a valid boolean"),
         (
             {"max_parallel": 0},
             "max_parallel",
@@ -109,6 +126,7 @@ async def test_an_unknown_host(api: Api) -> None:
         ("GET", f"/v1/hosts/{name}/maintenance", None),
         ("POST", f"/v1/hosts/{name}/maintenance", {}),
         ("DELETE", f"/v1/hosts/{name}/maintenance", None),
+        ("POST", f"/v1/hosts/{name}/maintenance/return", None),
         ("POST", f"/v1/hosts/{name}/maintenance/vms/vm-1", {"action": "keep"}),
     ):
         found = problem(await api.operator.request(method, path, json=body), 404, "NotFound")
@@ -133,7 +151,16 @@ async def test_the_view_has_status_run_and_progress(api: Api, host: str) -> None
     described = await api.workflow(f"maintenance/{host}").describe()
     key = f"maintenance/{host}#{described.raw_info.first_run_id}"
     await api.inventory.vm_migrations.start(key, "vm-1", host, "kvm-b", 1)
-    await api.inventory.vm_migrations.progress(key, "vm-1", 40, 12.5, 300)
+    seen = MigrationFigures(
+        percent=40,
+        rate_mib_s=12.5,
+        remaining_mib=300,
+        dirty_rate_mib_s=3.5,
+        iteration=2,
+        throttle_percent=20,
+        expected_end_at=datetime(2026, 11, 24, 9, 30, tzinfo=UTC),
+    )
+    await api.inventory.vm_migrations.progress(key, "vm-1", seen)
     await api.inventory.vm_migrations.start("maintenance/other#x", "vm-2", host, "kvm-b", 1)
 
     response = await api.viewer.get(f"/v1/hosts/{host}/maintenance")
@@ -147,6 +174,8 @@ async def test_the_view_has_status_run_and_progress(api: Api, host: str) -> None
         40,
         MigrationState.MIGRATING,
     )
+    assert (migration.dirty_rate_mib_s, migration.iteration) == (3.5, 2)
+    assert (migration.throttle_percent, migration.expected_end_at) == (20, seen.expected_end_at)
 
 
 async def test_leave_is_accepted_before_it_is_done(api: Api, host: str) -> None:
@@ -179,7 +208,59 @@ async def test_a_refused_leave_is_a_conflict_in_the_workflows_words(api: Api, ho
     assert api.rows() == before
 
 
-@pytest.mark.parametrize("action", ["retry", "shutdown", "keep"])
+@pytest.mark.parametrize(
+    ("query", "stored", "said"),
+    [
+        ("", b'{"return_vms":null,"force":false}', "to be put back into service"),
+        (
+            "?return_vms=true",
+            b'{"return_vms":true,"force":false}',
+            "to be put back into service, with its VMs",
+        ),
+        (
+            "?return_vms=false&force=true",
+            b'{"return_vms":false,"force":true}',
+            "to be put back into service, without its VMs, forced: also without networks or "
+            "storage that it had before",
+        ),
+    ],
+)
+async def test_how_to_leave_reaches_the_workflow_and_the_trail(
+    api: Api, host: str, query: str, stored: bytes, said: str
+) -> None:
+    await api.enter(host)
+    left = await api.operator.delete(f"/v1/hosts/{host}/maintenance{query}")
+    assert left.status_code == 202, left.text
+    handle = api.workflow(f"maintenance/{host}")
+    await handle.result()
+    assert stored in await history(handle)
+    newest = (await api.inventory.events.list(subject=f"host/{host}"))[0]
+    assert (newest.kind, newest.message) == ("maintenance.leave_requested", said)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ("forced=true", "forced", "there is no such field"),
+        (
+            "return_vms=all",
+            "return_vms",
+            "input should be a valid boolean, unable to interpret input",
+        ),
+    ],
+)
+async def test_a_wrong_query_does_not_leave(
+    api: Api, host: str, query: str, field: str, message: str
+) -> None:
+    await api.enter(host)
+    before, path = api.rows(), f"/v1/hosts/{host}/maintenance"
+    found = problem(await api.operator.delete(f"{path}?{query}"), 422, "InvalidInput")
+    assert found["errors"] == [{"field": field, "message": message}]
+    assert api.rows() == before
+    assert (await api.viewer.get(path)).json()["phase"] == "Question"
+
+
+@pytest.mark.parametrize("action", list(VmAction))
 async def test_a_question_is_answered(api: Api, host: str, action: str) -> None:
     await api.enter(host)
     path = f"/v1/hosts/{host}/maintenance"
@@ -261,6 +342,72 @@ async def test_a_host_that_is_being_added_can_not_enter(api: Api, host: str) -> 
     assert api.rows() == before
     accepted = await api.admin.post(f"/v1/hosts/{host}/host-key", json={"fingerprint": SHOWN_KEY})
     assert accepted.status_code == 204
+
+
+async def test_return_starts_the_workflow_and_says_where_to_look(api: Api, host: str) -> None:
+    response = await api.operator.post(f"/v1/hosts/{host}/maintenance/return")
+    assert response.status_code == 202, response.text
+    assert response.headers["location"] == f"/v1/operations/return/{host}"
+    started = Operation.model_validate(response.json())
+    handle = api.workflow(f"return/{host}")
+    described = await handle.describe()
+    assert (started.kind, started.subject, started.status) == ("return", host, "RUNNING")
+    assert (started.workflow_id, started.run_id) == (described.id, described.run_id)
+    assert described.workflow_type == "VmReturn"
+    assert await described.static_summary() == f"Return of {host} by olga"
+    (event,) = await api.inventory.events.list(operation=f"return/{host}")
+    assert (event.kind, event.subject, event.actor) == (
+        "maintenance.return_requested",
+        f"host/{host}",
+        "token:olga",
+    )
+    shown = (await api.viewer.get(response.headers["location"])).json()
+    assert (shown["status"], shown["details"]["phase"]) == ("RUNNING", "Returning")
+    await handle.signal("go")
+    assert await handle.result() == {"host": host, "vms": []}
+    shown = (await api.viewer.get(response.headers["location"])).json()
+    assert (shown["status"], shown["details"]) == ("COMPLETED", {"host": host, "vms": []})
+
+
+async def test_a_host_to_which_vms_return_is_taken(api: Api, host: str) -> None:
+    path = f"/v1/hosts/{host}/maintenance"
+    assert (await api.operator.post(f"{path}/return")).status_code == 202
+    before = api.rows()
+    for taken in (f"{path}/return", path):
+        found = problem(await api.operator.post(taken), 409, "LeaseHeld")
+        assert found["operation"] == f"/v1/operations/return/{host}"
+    assert api.rows() == before
+    assert await api.run_id(f"maintenance/{host}") is None
+    # It is no maintenance: there is none to look at, and none to leave.
+    problem(await api.viewer.get(path), 404, "NotFound")
+    problem(await api.operator.delete(path), 409, "Conflict")
+
+
+async def test_no_vms_return_while_a_maintenance_is_open(api: Api, host: str) -> None:
+    await api.enter(host)
+    before = api.rows()
+    refused = await api.operator.post(f"/v1/hosts/{host}/maintenance/return")
+    found = problem(refused, 409, "Conflict")
+    assert f"maintenance/{host} is open" in found["detail"]
+    assert f"`hostler maintenance leave {host} --return-vms`" in found["remedy"]
+    assert found["operation"] == f"/v1/operations/maintenance/{host}"
+    assert api.rows() == before
+    assert await api.run_id(f"return/{host}") is None
+
+
+async def test_no_vms_return_to_a_host_that_a_terminated_maintenance_has_left_out(
+    api: Api, host: str
+) -> None:
+    await change_state(
+        api.inventory, host, ResourceState.ENABLED, ResourceState.PREPARE_FOR_MAINTENANCE
+    )
+    before = api.rows()
+    refused = await api.operator.post(f"/v1/hosts/{host}/maintenance/return")
+    found = problem(refused, 409, "Conflict")
+    assert found["detail"].startswith(f"{host} is PrepareForMaintenance")
+    assert f"`hostler maintenance leave {host}`" in found["remedy"]
+    assert api.rows() == before
+    assert await api.run_id(f"return/{host}") is None
 
 
 async def test_leaving_after_a_terminate_adopts_and_leaves(api: Api, host: str) -> None:

@@ -159,7 +159,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     """The API, named by the environment."""
     played = FakeApi()
-    serve = {f"do_{method}": _Handler.serve for method in ("GET", "POST", "PATCH", "DELETE")}
+    serve = {f"do_{method}": _Handler.serve for method in ("GET", "POST", "PUT", "PATCH", "DELETE")}
     handler = type("Handler", (_Handler,), {"api": played, **serve})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -1,12 +1,22 @@
 import json
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from contracts.evacuation import EvacuationPlan
-from contracts.maintenance import HostMaintenanceResult, MaintenanceOutcome, OnBlocker
+from contracts.evacuation import Blocker, BlockerKind, EvacuationPlan
+from contracts.maintenance import (
+    HostMaintenanceResult,
+    MaintenanceOutcome,
+    MigrationMode,
+    OnBlocker,
+    VmAction,
+    VmStatus,
+)
+from contracts.operations import OperationKind
 from contracts.states import Phase, ResourceState
+from contracts.vm_return import VmReturnResult, VmReturnStatus
 from contracts.vms import MigrationState
 from tests.cli.answers import PLAN, migration, operation, view, vm
 from tests.cli.conftest import (
@@ -21,19 +31,24 @@ from tests.cli.conftest import (
     problem,
     process,
 )
-from tests.samples import host
+from tests.samples import WHEN, host
 
 ENTER = "POST /v1/hosts/kvm-1/maintenance"
 LEAVE = "DELETE /v1/hosts/kvm-1/maintenance"
 VIEW = "GET /v1/hosts/kvm-1/maintenance"
 HOST = "GET /v1/hosts/kvm-1"
 OPERATION = "GET /v1/operations/maintenance/kvm-1"
+RETURN = "POST /v1/hosts/kvm-1/maintenance/return"
+RETURNING = "GET /v1/operations/return/kvm-1"
 
 WAITING, MIGRATING, MOVED = MigrationState.WAITING, MigrationState.MIGRATING, MigrationState.MOVED
 COMMANDS = (
-    "hostler maintenance resolve kvm-1 vm-2 retry|shutdown|keep",
+    "hostler maintenance resolve kvm-1 vm-2 retry",
+    "hostler maintenance resolve kvm-1 vm-2 shutdown",
+    "hostler maintenance resolve kvm-1 vm-2 keep",
     "hostler maintenance leave kvm-1",
 )
+ACTIONS = (VmAction.RETRY, VmAction.SHUTDOWN, VmAction.KEEP)
 MOVING = view(
     Phase.EVACUATING,
     "2 VMs to move, 1 at a time",
@@ -51,8 +66,16 @@ ASKING = view(
     Phase.QUESTION,
     "vm-2 can't be moved: no room",
     vm("vm-1", MOVED, destination="kvm-2", attempt=1, seconds=4.21),
-    vm("vm-2", MigrationState.FAILED, destination="kvm-3", attempt=1, error="no room"),
+    vm(
+        "vm-2",
+        MigrationState.FAILED,
+        destination="kvm-3",
+        attempt=1,
+        error="no room",
+        actions=ACTIONS,
+    ),
     questions=("vm-2",),
+    troubles=("vm-2 can't be moved: no room",),
     commands=COMMANDS,
 )
 READY = view(
@@ -78,17 +101,35 @@ def test_enter_starts_it_and_says_how_to_watch(api: FakeApi) -> None:
     done = hostler("maintenance", "enter", "kvm-1")
     assert done.exit_code == 0, done.output
     assert "hostler maintenance status kvm-1 --watch" in done.stdout
-    assert api.bodies(ENTER) == [{"reason": "", "dry_run": False, "on_blocker": "refuse"}]
+    assert api.bodies(ENTER) == [
+        {
+            "reason": "",
+            "dry_run": False,
+            "on_blocker": "refuse",
+            "return_vms": False,
+            "queue": True,
+            "host_is_down": False,
+        }
+    ]
 
 
 def test_enter_sends_every_option(api: FakeApi) -> None:
     done = hostler(
         *("maintenance", "enter", "kvm-1", "--reason", "new RAM"),
         *("--on-blocker", "keep", "--max-parallel", "3"),
+        *("--return-vms", "--no-queue", "--host-is-down"),
     )
     assert done.exit_code == 0, done.output
     assert api.bodies(ENTER) == [
-        {"reason": "new RAM", "dry_run": False, "on_blocker": OnBlocker.KEEP, "max_parallel": 3}
+        {
+            "reason": "new RAM",
+            "dry_run": False,
+            "on_blocker": OnBlocker.KEEP,
+            "max_parallel": 3,
+            "return_vms": True,
+            "queue": False,
+            "host_is_down": True,
+        }
     ]
 
 
@@ -153,6 +194,29 @@ def test_dry_run_without_blockers(api: FakeApi) -> None:
     assert done.stdout.endswith("kvm-1: 1 VMs can move, 0 can't. Nothing was changed.\n")
 
 
+def test_dry_run_shows_what_was_broken_before(api: FakeApi) -> None:
+    crashed = Blocker(vm="vm-7", kind=BlockerKind.VM_STATE, message="is crashed")
+    api.on(OPERATION, planned(PLAN.model_copy(update={"blockers": (), "broken": (crashed,)})))
+    done = hostler("maintenance", "enter", "kvm-1", "--dry-run")
+    assert done.exit_code == 0
+    assert [line.rstrip() for line in done.stdout.splitlines()[2:]] == [
+        "BROKEN VM  REASON",
+        "vm-7       is crashed",
+        "kvm-1: 1 VMs can move, 0 can't, 1 were broken before and are left alone. Nothing was "
+        "changed.",
+    ]
+
+
+def test_dry_run_shows_whom_it_would_wait_for(api: FakeApi) -> None:
+    api.on(OPERATION, planned(PLAN.model_copy(update={"waits_for": ("kvm-3", "kvm-4")})))
+    done = hostler("maintenance", "enter", "kvm-1", "--dry-run")
+    assert done.stdout.endswith(
+        "kvm-1: 1 VMs can move, 1 can't. Nothing was changed. With --on-blocker refuse, its "
+        "maintenance would wait for kvm-3, kvm-4 to come back, when there is room for all; with "
+        "--no-queue, it would be refused.\n"
+    )
+
+
 def test_dry_run_that_fails(api: FakeApi) -> None:
     api.on(OPERATION, ok(operation("FAILED", error="kvm-1 is Down: its VMs can't be moved.")))
     done = hostler("maintenance", "enter", "kvm-1", "--dry-run")
@@ -170,7 +234,7 @@ def test_watch_in_a_pipe_has_one_line_per_change(api: FakeApi) -> None:
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
         "kvm-1: Evacuating: 2 VMs to move, 1 at a time",
-        "vm-1: migrating to kvm-2, 40 %, 12.3 MiB/s",
+        "vm-1: migrating to kvm-2, 40 %, 12.3 MiB/s, no end in sight",
         "vm-2: waiting to kvm-3",
         "vm-1: moved to kvm-2 in 4.2 s",
         "vm-2: migrating to kvm-3",
@@ -179,6 +243,63 @@ def test_watch_in_a_pipe_has_one_line_per_change(api: FakeApi) -> None:
         "kvm-1 is ready for maintenance. Put it back: hostler maintenance leave kvm-1",
     ]
     assert done.stderr == ""
+
+
+def test_watch_in_a_pipe_has_at_most_a_line_per_ten_per_cent(api: FakeApi) -> None:
+    def at(percent: int, rate: float, end_s: float | None, throttle: int = 0) -> Answer:
+        end = None if end_s is None else datetime.now(UTC) + timedelta(seconds=end_s)
+        figures = {"rate_mib_s": rate, "expected_end_at": end, "throttle_percent": throttle}
+        seen = migration("vm-1", percent).model_copy(update=figures)
+        moving = vm("vm-1", MIGRATING, destination="kvm-2", attempt=1)
+        return ok(view(Phase.EVACUATING, "1 VMs to move", moving, migrations=(seen,)))
+
+    began = view(Phase.EVACUATING, "1 VMs to move", vm("vm-1", WAITING, destination="kvm-2"))
+    api.on(
+        VIEW,
+        ok(began),
+        # The end comes into sight and goes away again; the figures are others at every look.
+        at(3, 1, None),
+        at(5, 2, 9000),
+        at(9, 3, None),
+        at(11, 4, None),
+        at(19, 5, 400),
+        # A guest that writes a lot: less is copied than was before.
+        at(9, 6, None),
+        at(11, 7, None, throttle=20),
+        at(35, 8, None, throttle=30),
+        ok(READY),
+    )
+    done = hostler("maintenance", "enter", "kvm-1", "--watch")
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.stdout.splitlines() if line.startswith("vm-1")] == [
+        "vm-1: waiting to kvm-2",
+        "vm-1: migrating to kvm-2, 3 %, 1.0 MiB/s, no end in sight",
+        "vm-1: migrating to kvm-2, 11 %, 4.0 MiB/s, no end in sight",
+        "vm-1: migrating to kvm-2, 35 %, 8.0 MiB/s, no end in sight, guest throttled by 30 %",
+        "vm-1: moved to kvm-2 in 4.2 s",
+    ]
+
+
+def test_watch_tells_whom_a_queued_host_waits_for(api: FakeApi) -> None:
+    message = "Waits for its turn: 1 of cluster-1 may be out at a time, and it is kvm-2"
+    queued = view(Phase.QUEUED, message)
+    api.on(VIEW, ok(queued), ok(queued), ok(READY))
+    done = hostler("maintenance", "enter", "kvm-1", "--watch")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count(f"kvm-1: Queued: {message}\n") == 1
+
+
+def test_watch_tells_each_trouble_and_when_it_is_over(api: FakeApi) -> None:
+    away = "kvm-1 does not answer: no route"
+    troubled = MOVING.model_copy(update={"troubles": (away,)})
+    both = ASKING.model_copy(update={"troubles": (away, *ASKING.troubles)})
+    api.on(VIEW, ok(MOVING), ok(troubled), ok(troubled), ok(both), ok(HALF), ok(READY))
+    done = hostler("maintenance", "enter", "kvm-1", "--watch")
+    assert done.exit_code == 0, done.output
+    told = [line for line in done.stdout.splitlines() if line.startswith(("Trouble", "Over"))]
+    # A question is told as such, not as a trouble too.
+    assert told == [f"Trouble: {away}", f"Over: {away}"]
+    assert done.stdout.count("Question: vm-2 can't be moved: no room\n") == 1
 
 
 def test_lines_reach_the_pipe_at_once(api: FakeApi) -> None:
@@ -202,6 +323,23 @@ def test_watch_asks_each_question_once_and_goes_on(api: FakeApi) -> None:
         assert done.stdout.count(f"Run: {command}\n") == 1
 
 
+def test_another_question_comes_with_its_own_answers_only(api: FakeApi) -> None:
+    actions = (VmAction.WAIT, VmAction.PAUSE)
+    other = vm("vm-3", MigrationState.FAILED, error="it writes 90 MiB/s", actions=actions)
+    both = ASKING.model_copy(update={"vms": (*ASKING.vms, other), "questions": ("vm-2", "vm-3")})
+    api.on(VIEW, ok(ASKING), ok(both), ok(both), ok(READY))
+    done = hostler("maintenance", "enter", "kvm-1", "--watch")
+    lines = done.stdout.splitlines()
+    first = lines.index("Question: vm-2 can't be moved: no room")
+    assert lines[first + 1 : first + 5] == [f"Run: {command}" for command in COMMANDS]
+    second = lines.index("Question: vm-3 can't be moved: it writes 90 MiB/s")
+    assert lines[second + 1 : second + 3] == [
+        "Run: hostler maintenance resolve kvm-1 vm-3 wait",
+        "Run: hostler maintenance resolve kvm-1 vm-3 pause",
+    ]
+    assert len([line for line in lines if line.startswith("Run: ")]) == 6
+
+
 def test_a_question_that_comes_again_is_asked_again(api: FakeApi) -> None:
     api.on(VIEW, ok(ASKING), ok(HALF), ok(ASKING), ok(READY))
     done = hostler("maintenance", "enter", "kvm-1", "--watch")
@@ -210,11 +348,14 @@ def test_a_question_that_comes_again_is_asked_again(api: FakeApi) -> None:
 
 def test_kept_vms_are_told(api: FakeApi) -> None:
     message = "Fenced, with VMs kept on purpose: vm-2"
-    kept = view(Phase.QUESTION, message, vm("vm-2", MigrationState.KEPT), commands=COMMANDS[1:])
+    commands = (COMMANDS[0], COMMANDS[-1])
+    kept = view(Phase.QUESTION, message, vm("vm-2", MigrationState.KEPT), commands=commands)
     api.on(VIEW, ok(kept), ok(kept), ok(READY))
     done = hostler("maintenance", "enter", "kvm-1", "--watch")
     assert done.stdout.count(f"Question: {message}\n") == 1
-    assert done.stdout.count("Run: hostler maintenance leave kvm-1\n") == 1
+    assert "vm-2: kept\n" in done.stdout
+    for command in commands:
+        assert done.stdout.count(f"Run: {command}\n") == 1
 
 
 def test_a_refused_maintenance_says_why(api: FakeApi) -> None:
@@ -288,10 +429,13 @@ def test_ctrl_c_says_that_it_goes_on(api: FakeApi) -> None:
 
 
 def test_bars_on_a_terminal(api: FakeApi) -> None:
-    api.on(VIEW, ok(MOVING))
+    message = "Waits for kvm-2 to come back"
+    api.on(VIEW, ok(view(Phase.QUEUED, message, vm("vm-1", WAITING), vm("vm-2", WAITING))))
     terminal = Terminal("maintenance", "enter", "kvm-1", "--watch")
+    terminal.until(message)
+    api.on(VIEW, ok(MOVING))
     terminal.until("40 %")
-    terminal.until("migrating to kvm-2, 12.3 MiB/s")
+    terminal.until("migrating to kvm-2, 12.3 MiB/s, no end in sight")
     terminal.until("0 of 2 VMs")
     api.on(VIEW, ok(ASKING))
     terminal.until("Question: vm-2 can't be moved: no room")
@@ -316,6 +460,13 @@ def test_ctrl_c_on_a_terminal(api: FakeApi) -> None:
 # --- status -------------------------------------------------------------------------------------
 
 
+def shown() -> list[str]:
+    """The lines of `status`, each with single spaces."""
+    done = hostler("maintenance", "status", "kvm-1")
+    assert done.exit_code == 0, done.output
+    return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+
 def test_status_json_is_the_view(api: FakeApi) -> None:
     api.on(VIEW, ok(READY))
     done = hostler("maintenance", "status", "kvm-1", "--json")
@@ -325,13 +476,59 @@ def test_status_json_is_the_view(api: FakeApi) -> None:
 
 
 def test_status(api: FakeApi) -> None:
-    api.on(VIEW, ok(MOVING.model_copy(update={"commands": COMMANDS})))
-    lines = [line.split() for line in hostler("maintenance", "status", "kvm-1").stdout.splitlines()]
-    assert ["phase", "Evacuating"] in lines
-    assert ["since", "2026-11-24", "09:30:00", "UTC"] in lines
-    assert ["vm-1", "migrating", "kvm-2", "40", "%"] in lines
-    assert ["vm-2", "waiting", "kvm-3"] in lines
-    assert COMMANDS[0].split() in lines
+    api.on(VIEW, ok(MOVING.model_copy(update={"commands": COMMANDS[-1:]})))
+    lines = shown()
+    assert "phase Evacuating" in lines
+    assert "since 2026-11-24 09:30:00 UTC" in lines
+    assert "vm-1 migrating kvm-2 40 %, 12.3 MiB/s, no end in sight" in lines
+    assert "vm-2 waiting kvm-3" in lines
+    assert lines[-2:] == ["What moves it on:", COMMANDS[-1]]
+    assert "In an error state, until this is over:" not in lines
+
+
+def test_status_of_a_host_that_waits_for_its_turn(api: FakeApi) -> None:
+    message = "Waits for its turn: 1 of cluster-1 may be out at a time, and it is kvm-2"
+    api.on(VIEW, ok(view(Phase.QUEUED, message)))
+    assert shown()[1:3] == ["phase Queued", f"message {message}"]
+
+
+def test_status_shows_how_each_migration_goes(api: FakeApi) -> None:
+    slow = vm("vm-1", MIGRATING, destination="kvm-2", attempt=2, mode=MigrationMode.AUTO_CONVERGE)
+    end = datetime.now(UTC) + timedelta(minutes=12, seconds=25)
+    figures = {"dirty_rate_mib_s": 3.5, "throttle_percent": 20, "expected_end_at": end}
+    seen = migration("vm-1", 40).model_copy(update=figures)
+    api.on(VIEW, ok(view(Phase.EVACUATING, "1 VMs to move", slow, migrations=(seen,))))
+    assert (
+        "vm-1 migrating kvm-2 40 %, 12.3 MiB/s, dirty rate 3.5 MiB/s, ends in about 12 min, with "
+        "auto-converge, guest throttled by 20 %"
+    ) in shown()
+
+
+def test_status_shows_each_question_with_the_commands_that_answer_it(api: FakeApi) -> None:
+    api.on(VIEW, ok(ASKING))
+    lines = shown()
+    assert "vm-2 failed kvm-3 no room" in lines
+    trouble = lines.index("In an error state, until this is over:")
+    assert lines[trouble + 1] == "vm-2 can't be moved: no room"
+    question = lines.index("vm-2 waits for one of these answers:")
+    assert lines[question + 1 :] == [*COMMANDS[:-1], "", "What moves it on:", COMMANDS[-1]]
+
+
+def test_status_shows_what_stays_and_what_starts_again(api: FakeApi) -> None:
+    message = "Fenced, with VMs kept on purpose: vm-2"
+    commands = (COMMANDS[0], COMMANDS[-1])
+    kept = view(
+        Phase.QUESTION,
+        message,
+        vm("vm-1", MigrationState.SHUT_OFF, start_again=True),
+        vm("vm-2", MigrationState.KEPT),
+        commands=commands,
+    )
+    api.on(VIEW, ok(kept))
+    lines = shown()
+    assert "vm-1 shut off, starts again when the host is back" in lines
+    assert "vm-2 kept" in lines
+    assert lines[-3:] == ["What moves it on:", *commands]
 
 
 def test_status_of_a_host_that_is_in_service(api: FakeApi) -> None:
@@ -381,7 +578,7 @@ def test_status_is_watched_or_json(api: FakeApi) -> None:
     assert api.requests == []
 
 
-# --- leave and resolve --------------------------------------------------------------------------
+# --- leave, return and resolve ------------------------------------------------------------------
 
 
 def test_leave_waits_until_the_host_is_back(api: FakeApi) -> None:
@@ -395,6 +592,105 @@ def test_leave_waits_until_the_host_is_back(api: FakeApi) -> None:
         "kvm-1 is Enabled.",
     ]
     assert len(api.bodies(LEAVE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        (("--return-vms",), "?return_vms=True"),
+        (("--no-return-vms", "--force"), "?return_vms=False&force=True"),
+        (("--force",), "?force=True"),
+    ],
+)
+def test_leave_says_how(api: FakeApi, options: tuple[str, ...], query: str) -> None:
+    api.on(LEAVE)
+    api.on(f"{LEAVE}{query}", Answer(202, operation()))
+    api.on(VIEW, NOT_FOUND)
+    api.on(OPERATION, ok(operation("COMPLETED")))
+    api.on(HOST, ok(host()))
+    done = hostler("maintenance", "leave", "kvm-1", *options)
+    assert (done.exit_code, done.stdout) == (0, "kvm-1 is Enabled.\n"), done.output
+
+
+@pytest.mark.parametrize(("hours", "said"), [(-1, False), (0, True), (1, True)])
+def test_leave_says_where_the_return_is_seen(api: FakeApi, hours: int, said: bool) -> None:
+    """That of an earlier maintenance is none of this one's."""
+    api.on(VIEW, NOT_FOUND)
+    api.on(OPERATION, ok(operation("COMPLETED")))
+    api.on(HOST, ok(host()))
+    begun = {"started_at": WHEN + timedelta(hours=hours)}
+    api.on(RETURNING, ok(operation(kind=OperationKind.RETURN).model_copy(update=begun)))
+    done = hostler("maintenance", "leave", "kvm-1")
+    assert done.exit_code == 0, done.output
+    where = "Its VMs come back: hostler operation show return kvm-1\n"
+    assert done.stdout == "kvm-1 is Enabled.\n" + (where if said else "")
+
+
+def returning(*vms: VmStatus) -> Answer:
+    details = VmReturnStatus(
+        host="kvm-1", phase=Phase.RETURNING, message="VMs come back", since=WHEN, vms=vms
+    )
+    return ok(operation(kind=OperationKind.RETURN, details=details))
+
+
+def returned(*vms: VmStatus) -> Answer:
+    details = VmReturnResult(host="kvm-1", vms=vms)
+    return ok(operation("COMPLETED", OperationKind.RETURN, details=details))
+
+
+def test_return_waits_and_shows_where_the_vms_are(api: FakeApi) -> None:
+    api.on(RETURN, Answer(202, operation(kind=OperationKind.RETURN)))
+    back = vm("vm-1", MOVED, destination="kvm-1")
+    # It was on its way back when somebody moved it on.
+    away = vm("vm-2", MOVED, destination="kvm-3")
+    stayed = vm("vm-3", MigrationState.STAYED, destination="kvm-2", error="kvm-1: no room")
+    gone = vm("vm-4", MigrationState.GONE, error="runs on no other host of the cluster")
+    moving = returning(vm("vm-1", MIGRATING, destination="kvm-1"), stayed)
+    api.on(RETURNING, moving, moving, returned(back, away, stayed, gone))
+    done = hostler("maintenance", "return", "kvm-1")
+    assert done.exit_code == 0, done.output
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [
+        "vm-1: migrating to kvm-1",
+        "vm-3: stayed (kvm-1: no room)",
+        "VM STATE HOST REASON",
+        "vm-1 moved kvm-1",
+        "vm-2 moved kvm-3",
+        "vm-3 stayed kvm-2 kvm-1: no room",
+        "vm-4 gone runs on no other host of the cluster",
+        "1 of 4 VMs came back to kvm-1.",
+    ]
+    assert len(api.bodies(RETURN)) == 1
+
+
+def test_return_of_nothing(api: FakeApi) -> None:
+    api.on(RETURN, Answer(202, operation(kind=OperationKind.RETURN)))
+    api.on(RETURNING, returned())
+    done = hostler("maintenance", "return", "kvm-1")
+    assert (done.exit_code, done.stdout) == (0, "There are no VMs to bring back to kvm-1.\n")
+
+
+def test_return_that_fails(api: FakeApi) -> None:
+    api.on(RETURN, Answer(202, operation(kind=OperationKind.RETURN)))
+    api.on(RETURNING, ok(operation("FAILED", OperationKind.RETURN, error="The lease was lost.")))
+    done = hostler("maintenance", "return", "kvm-1")
+    assert (done.exit_code, done.stderr) == (1, "hostler: The lease was lost.\n")
+
+
+def test_return_to_a_host_in_maintenance(api: FakeApi) -> None:
+    api.on(RETURN, problem(409, "Conflict", "kvm-1 is in maintenance."))
+    done = hostler("maintenance", "return", "kvm-1")
+    assert (done.exit_code, done.stderr) == (1, "hostler: kvm-1 is in maintenance.\n")
+
+
+def test_ctrl_c_says_that_the_return_goes_on(api: FakeApi) -> None:
+    api.on(RETURN, Answer(202, operation(kind=OperationKind.RETURN)))
+    api.on(RETURNING, returning())
+    waiting = process("maintenance", "return", "kvm-1")
+    assert api.asked[RETURNING].wait(60)
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate()
+    assert waiting.returncode == 130
+    assert err == "The return to kvm-1 goes on: hostler operation show return kvm-1\n"
 
 
 @pytest.mark.parametrize(
@@ -437,11 +733,12 @@ def test_leave_of_a_host_in_service(api: FakeApi) -> None:
     assert (done.exit_code, done.stderr) == (1, "hostler: kvm-1 is not in maintenance.\n")
 
 
-def test_resolve(api: FakeApi) -> None:
+@pytest.mark.parametrize("action", ["retry", "wait", "pause", "copy_storage", "shutdown", "keep"])
+def test_resolve(api: FakeApi, action: str) -> None:
     route = "POST /v1/hosts/kvm-1/maintenance/vms/vm-2"
     api.on(route, Answer(204))
-    assert hostler("maintenance", "resolve", "kvm-1", "vm-2", "shutdown").exit_code == 0
-    assert api.bodies(route) == [{"action": "shutdown"}]
+    assert hostler("maintenance", "resolve", "kvm-1", "vm-2", action).exit_code == 0
+    assert api.bodies(route) == [{"action": action}]
 
 
 def test_resolve_what_was_not_asked(api: FakeApi) -> None:
@@ -451,14 +748,34 @@ def test_resolve_what_was_not_asked(api: FakeApi) -> None:
     assert (done.exit_code, done.stderr) == (1, f"hostler: {detail}\n")
 
 
-def test_resolve_has_three_answers(api: FakeApi) -> None:
+def test_resolve_with_what_is_no_answer(api: FakeApi) -> None:
     done = hostler("maintenance", "resolve", "kvm-1", "vm-2", "destroy")
     assert done.exit_code == 2
-    assert "'retry', 'shutdown', 'keep'" in done.stderr
+    assert "'retry', 'wait', 'pause', 'copy_storage', 'shutdown', 'keep'" in done.stderr
     assert api.requests == []
 
 
 # --- list ---------------------------------------------------------------------------------------
+
+RUNNING = "GET /v1/operations?kind=maintenance&status=RUNNING&limit=1000"
+
+
+def test_list_has_hosts_that_wait_for_their_turn(api: FakeApi) -> None:
+    api.on("GET /v1/hosts", items(host("kvm-1"), host("kvm-2"), host("kvm-3")))
+    # The list of what runs lags behind: one has ended, one is none of the inventory's hosts.
+    api.on(RUNNING, items(*(operation(subject=name) for name in ("kvm-1", "kvm-2", "kvm-9"))))
+    message = "Waits for its turn: 1 of cluster-1 may be out at a time, and it is kvm-4"
+    api.on(VIEW, ok(view(Phase.QUEUED, message)))
+    api.on("GET /v1/hosts/kvm-2/maintenance", NOT_FOUND)
+    (queued,) = json.loads(hostler("maintenance", "list", "--json").stdout)
+    assert (queued["host"], queued["resource_state"]) == ("kvm-1", "Enabled")
+    assert (queued["phase"], queued["message"]) == ("Queued", message)
+    assert {one.path for one in api.requests} == {
+        "/v1/hosts",
+        "/v1/operations?kind=maintenance&status=RUNNING&limit=1000",
+        "/v1/hosts/kvm-1/maintenance",
+        "/v1/hosts/kvm-2/maintenance",
+    }
 
 
 def test_list_says_what_is_out_why_and_since_when(api: FakeApi) -> None:
@@ -470,6 +787,7 @@ def test_list_says_what_is_out_why_and_since_when(api: FakeApi) -> None:
             host("kvm-3", ResourceState.ERROR_IN_MAINTENANCE),
         ),
     )
+    api.on(RUNNING, items(operation()))
     api.on(VIEW, ok(READY))
     api.on("GET /v1/hosts/kvm-3/maintenance", NOT_FOUND)
     ready, orphan = json.loads(hostler("maintenance", "list", "--json").stdout)

@@ -25,13 +25,13 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("HOSTLER_HOME", str(tmp_path))
     monkeypatch.setenv("HOSTLER_API_PORT", "9000")
     monkeypatch.setenv("HOSTLER_API_HOST", "0.0.0.0")  # noqa: S104
-    monkeypatch.setenv("HOSTLER_MIGRATION_BANDWIDTH_MIB_S", "")
+    monkeypatch.setenv("HOSTLER_MASTER_KEY_FILE", "")
     monkeypatch.setenv("HOSTLER_TOKEN", "not ours")
     monkeypatch.setenv("HOSTLER_API_URL", "not ours")
     settings = load_settings()
     assert settings.home == tmp_path
     assert settings.api_url == "http://127.0.0.1:9000"
-    assert settings.migration_bandwidth_mib_s is None
+    assert settings.master_key_file is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("HOSTLER_API_PORT", "70000", "HOSTLER_API_PORT: input should be less than or equal to"),
         ("HOSTLER_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error' (it is 'loud')"),
         ("HOSTLER_TEMPORAL_ADDRESS", "here", "HOSTLER_TEMPORAL_ADDRESS: "),
-        ("HOSTLER_MAX_PARALLEL_MIGRATIONS", "0", "HOSTLER_MAX_PARALLEL_MIGRATIONS: "),
+        ("HOSTLER_SSH_KEEPALIVE_COUNT", "0", "HOSTLER_SSH_KEEPALIVE_COUNT: input should be gr"),
+        ("HOSTLER_CPU_OVERCOMMIT", "4", "HOSTLER_CPU_OVERCOMMIT: there is no such setting"),
         ("HOSTLER_TEMPORAL_ADDRESS", "here:99999", "its port must be 1 to 65535"),
         ("HOSTLER_TEMPORAL_TLS_CERT_FILE", __file__, "HOSTLER_TEMPORAL_TLS_KEY_FILE: is needed"),
         ("HOSTLER_TEMPORAL_TLS_CA_FILE", "/nowhere", "HOSTLER_TEMPORAL_TLS_CA_FILE: path does not"),

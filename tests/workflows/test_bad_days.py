@@ -402,3 +402,17 @@ async def test_a_host_that_answers_is_not_down(begin: Begin) -> None:
     assert "answers: it is not down" in failure.message
     assert world.states == [R.ENABLED]
     assert world.lease is None
+
+
+async def test_a_host_that_can_not_be_fenced_when_it_is_back_stays_out(begin: Begin) -> None:
+    world = three_hosts()
+    world.silent = True
+    world.fence_up_fails = 1
+    run = await begin(world, host_is_down=True)
+    await run.until_phase(Phase.READY)
+    world.silent = False
+    status = await run.until(lambda now: "The hook is missing" in now.message)
+    assert status.phase is Phase.READY
+    assert world.state is R.ERROR_IN_MAINTENANCE
+    await run.leave()
+    assert world.state is R.ENABLED

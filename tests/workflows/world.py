@@ -66,7 +66,7 @@ class World:
     Attributes:
         refusals: (VM, destination) to how often that migration is refused.
         gate: migrations wait until it is set.
-        fence_down_fails: how often `take_down_fence` fails.
+        fence_down_fails: how often `take_down_fence` fails; `fence_up_fails` likewise.
         failures: VM to the errors that its next migrations end with, whatever the destination.
         requests: every migration that was asked for.
         silent: kvm-1 does not answer when it is asked for its VMs.
@@ -95,6 +95,7 @@ class World:
     refusals: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     fence_down_fails: int = 0
+    fence_up_fails: int = 0
     failures: dict[str, list[ApplicationError]] = field(default_factory=dict)
     requests: list[MigrateVmInput] = field(default_factory=list)
     silent: bool = False
@@ -349,6 +350,9 @@ class World:
 
     @activity.defn(name="put_up_fence")
     async def put_up_fence(self, request: FenceInput) -> None:
+        if self.fence_up_fails > 0:
+            self.fence_up_fails -= 1
+            raise refusal("FenceFailed", "The hook is missing.")
         self.fence = request.operation
 
     @activity.defn(name="take_down_fence")
