@@ -1,0 +1,104 @@
+"""Hostler as people run it, on simulated hosts."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.system import ROOT, System
+from tests.simulation.cluster import SimulatedHost, address_of
+
+SOURCE = "sim-1"
+_ADDITIONS_AT_A_TIME = 4
+_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A migration that ended well, by the simulation's own word."""
+
+    vm: str
+    source: str
+    destination: str
+    seconds: float
+
+
+class SimulatedSystem:
+    """`hostler up` in a directory of its own, and hosts sim-1 to sim-`hosts`, with `vms` VMs on
+    the first one."""
+
+    def __init__(self, directory: Path, *, hosts: int, vms: int, seed: int) -> None:
+        self.system = System(directory)
+        self.vms = vms
+        self._hosts = hosts
+        self._journal = directory / "journal"
+        self._environment = {
+            "PYTHONPATH": str(ROOT),
+            "SIMULATION_HOSTS": str(hosts),
+            "SIMULATION_VMS": str(vms),
+            "SIMULATION_SEED": str(seed),
+            "SIMULATION_JOURNAL": str(self._journal),
+        }
+
+    async def up(self) -> subprocess.Popen[bytes]:
+        """The process with API and worker, ready."""
+        return await self.system.start(
+            *("Hostler is ready.", sys.executable, "-m", "tests.simulation.hostler", "up"),
+            **self._environment,
+        )
+
+    async def add_hosts(self) -> None:
+        """Zone, pod, cluster and all hosts, by HostAddition."""
+        for kind, parent in (("zone", None), ("pod", "zone"), ("cluster", "pod")):
+            above = {} if parent is None else {parent: f"{parent}-1"}
+            await self._ask("POST", f"/v1/{kind}s", json={"name": f"{kind}-1", **above})
+            await self._ask("PATCH", f"/v1/{kind}s/{kind}-1", json={"allocation_state": "Enabled"})
+        some = asyncio.Semaphore(_ADDITIONS_AT_A_TIME)
+
+        async def add(number: int) -> None:
+            async with some:
+                await self._add_host(f"sim-{number}", address_of(number))
+
+        await asyncio.gather(*(add(number) for number in range(1, self._hosts + 1)))
+
+    async def enter(self, max_parallel: int) -> None:
+        """Begin the maintenance of SOURCE."""
+        await self._ask(
+            "POST",
+            f"/v1/hosts/{SOURCE}/maintenance",
+            json={"max_parallel": max_parallel, "reason": "simulated drain"},
+        )
+
+    async def leave(self) -> None:
+        """End it."""
+        await self._ask("DELETE", f"/v1/hosts/{SOURCE}/maintenance")
+
+    def moved(self) -> list[Moved]:
+        """All migrations so far."""
+        lines = self._journal.read_text().splitlines() if self._journal.exists() else []
+        return [Moved(**json.loads(line)) for line in lines]
+
+    async def _add_host(self, name: str, address: str) -> None:
+        await self._ask(
+            "POST",
+            "/v1/hosts",
+            json={
+                "name": name,
+                "cluster": "cluster-1",
+                "address": address,
+                "password": "simulated",
+                "host_key_sha256": SimulatedHost(name, address).key.sha256,
+            },
+        )
+        path = f"/v1/operations/addition/{name}"
+        while (operation := await self._ask("GET", path))["status"] == "RUNNING":
+            await asyncio.sleep(_PAUSE_S)
+        assert operation["status"] == "COMPLETED", operation
+
+    async def _ask(self, method: str, path: str, **more: Any) -> Any:
+        answer = await self.system.request(method, path, **more)
+        assert answer.is_success, (method, path, answer.text)
+        return answer.json() if answer.content else None
