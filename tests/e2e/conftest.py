@@ -14,8 +14,6 @@ from tests.lab import Lab
 
 HOSTS = ("kvm-1", "kvm-2", "kvm-3")
 GUESTS = ("vm-1", "vm-2", "vm-3")
-# A guest takes about half a minute to move: long enough to kill things in the middle of it.
-SLOWLY = {"HOSTLER_MIGRATION_BANDWIDTH_MIB_S": "3", "HOSTLER_MAX_PARALLEL_MIGRATIONS": "3"}
 
 
 @pytest_asyncio.fixture
@@ -107,3 +105,14 @@ async def add_host(system: System, row: dict[str, str], *more: str) -> None:
         # Every lab host reports all of the machine's memory.
         *("--capacity-memory-mib", "512", *more),
     )
+
+
+async def slow_down(system: System) -> None:
+    """A guest takes about half a minute to move: long enough to kill things in the middle."""
+    await system.done("setting", "set", "migration.bandwidth", "3")
+    await system.done("setting", "set", "migration.parallel.max", "3")
+
+
+async def speed_up(system: System) -> None:
+    """Migrations that begin from now on are as fast as they can be."""
+    await system.done("setting", "unset", "migration.bandwidth")

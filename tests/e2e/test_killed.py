@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.e2e.conftest import SLOWLY, add_host, add_hosts, add_topology
+from tests.e2e.conftest import add_host, add_hosts, add_topology, slow_down, speed_up
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import START, System
 from tests.lab import Lab
@@ -25,11 +25,13 @@ async def assert_completes(system: System, lab: Lab) -> None:
 
 
 async def test_a_worker_killed_in_the_middle_of_migrations(split: System, lab: Lab) -> None:
-    worker = await split.worker(**SLOWLY)
+    worker = await split.worker()
     await add_hosts(split, lab)
+    await slow_down(split)
     await split.done("maintenance", "enter", "kvm-1")
     await split.until_migrating("kvm-1", 3)
     split.kill(worker)
+    await speed_up(split)
     await split.worker()
     await assert_completes(split, lab)
     await split.record(ID, "host_maintenance_worker_killed")
@@ -38,12 +40,14 @@ async def test_a_worker_killed_in_the_middle_of_migrations(split: System, lab: L
 async def test_all_of_hostler_up_killed_in_the_middle_of_migrations(
     embedded: System, lab: Lab
 ) -> None:
-    everything = await embedded.up(**SLOWLY)
+    everything = await embedded.up()
     await add_hosts(embedded, lab)
+    await slow_down(embedded)
     await embedded.done("maintenance", "enter", "kvm-1")
     await embedded.until_migrating("kvm-1", 3)
     embedded.kill(everything)
     await embedded.up()
+    await speed_up(embedded)
     await assert_completes(embedded, lab)
 
 
@@ -66,13 +70,15 @@ async def test_a_worker_killed_while_it_adds_a_host(split: System, lab: Lab) -> 
 
 
 async def test_a_stopped_worker_that_goes_on_after_a_takeover(split: System, lab: Lab) -> None:
-    stopped = await split.worker(**SLOWLY)
+    stopped = await split.worker()
     await add_hosts(split, lab)
+    await slow_down(split)
     start = (*START, "--input", '{"host": "kvm-1"}', "--workflow-id")
     assert (await split.temporal(*start, "first")).status == 0
     await split.until_migrating("kvm-1", 3)
     stopped.send_signal(signal.SIGSTOP)
     await split.temporal("workflow", "terminate", "--workflow-id", "first")
+    await speed_up(split)
     await split.worker()
     assert (await split.temporal(*start, "second")).status == 0
     await split.until_phase("kvm-1", "Ready")
@@ -97,8 +103,9 @@ async def test_a_stopped_worker_that_goes_on_after_a_takeover(split: System, lab
 async def test_cancel_in_the_middle_of_three_migrations(
     embedded: System, lab: Lab, way: str
 ) -> None:
-    await embedded.up(**SLOWLY)
+    await embedded.up()
     await add_hosts(embedded, lab)
+    await slow_down(embedded)
     await embedded.done("maintenance", "enter", "kvm-1")
     await embedded.until_migrating("kvm-1", 3)
     handle = await embedded.workflow(ID)
@@ -122,8 +129,9 @@ async def test_cancel_in_the_middle_of_three_migrations(
 async def test_a_second_is_refused_and_a_terminated_one_locks_nothing(
     embedded: System, lab: Lab
 ) -> None:
-    await embedded.up(**SLOWLY)
+    await embedded.up()
     await add_hosts(embedded, lab)
+    await slow_down(embedded)
     start = (*START, "--input", '{"host": "kvm-1"}', "--workflow-id")
     assert (await embedded.temporal(*start, "first")).status == 0
     await embedded.until_migrating("kvm-1", 3)
