@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, runs every check and every test, cleans up. Arguments go to pytest.
+# Installs what is missing, runs every check and every test, cleans up. Arguments go to pytest;
+# --matrix instead runs all of the fault matrix (two to three hours) and writes docs/fault-matrix.md.
 set -euo pipefail
 # shellcheck source=deploy/install.sh
 source "$(dirname "$0")/install.sh"
@@ -28,4 +29,7 @@ deploy/lab/lab down
 deploy/lab/lab up
 
 say "Tests"
+if [[ ${1:-} == --matrix ]]; then
+    set -- tests/matrix "$@"
+fi
 pytest --cov --cov-report=term "$@"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the histories of end-to-end runs to tests/histories",
     )
+    parser.addoption(
+        "--matrix",
+        action="store_true",
+        help="run all cells of the fault matrix, and write docs/fault-matrix.md",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fault matrix takes hours, and is a run of its own."""
+    return True if collection_path.name == "matrix" and not config.getoption("--matrix") else None
 
 
 @pytest.fixture(scope="session")

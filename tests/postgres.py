@@ -12,25 +12,56 @@ from pathlib import Path
 _ACCOUNT = "postgres"  # the server refuses to run as root
 
 
+class PostgresqlServer:
+    """A server of its own, on a port of its own.
+
+    Attributes:
+        url: of its superuser, without a database name.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+        self._directory = directory
+        shutil.chown(directory, _ACCOUNT, _ACCOUNT)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"postgresql://{_ACCOUNT}@127.0.0.1:{self._port}"
+        self._run("initdb", "-A", "trust", "-N")
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        log = self._directory / "log"
+        self._run("pg_ctl", "-w", "-s", "-l", log, "-o", f"{options} -c fsync=off", "start")
+
+    def stop(self) -> None:
+        """Ends it at once, as a crash does."""
+        self._run("pg_ctl", "-w", "-s", "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: object) -> None:
+        _as_postgres(self._programs / program, "-D", self._directory / "data", *arguments)
+
+
+@contextmanager
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A server that runs; a block that stops it starts it again."""
+    directory = Path(tempfile.mkdtemp(prefix="hostler-postgresql-"))
+    try:
+        server = PostgresqlServer(directory)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory)
+
+
 @contextmanager
 def postgresql() -> Iterator[str]:
     """The URL of a superuser on a server of its own, without a database name."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
-    directory = Path(tempfile.mkdtemp(prefix="hostler-postgresql-"))
-    shutil.chown(directory, _ACCOUNT, _ACCOUNT)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    control = [programs / "pg_ctl", "-D", directory / "data", "-w", "-s"]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-    try:
-        _as_postgres(programs / "initdb", "-D", directory / "data", "-A", "trust", "-N")
-        _as_postgres(*control, "-l", directory / "log", "-o", options, "start")
-        try:
-            yield f"postgresql://{_ACCOUNT}@127.0.0.1:{port}"
-        finally:
-            _as_postgres(*control, "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(directory)
+    with postgresql_server() as server:
+        yield server.url
 
 
 def _as_postgres(*command: object) -> None:

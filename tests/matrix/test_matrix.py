@@ -1,0 +1,90 @@
+"""Whatever is killed or cut at whichever step of a maintenance: it goes on, and no VM suffers.
+
+With `--matrix`, all cells, each in a maintenance of its own, and docs/fault-matrix.md is written.
+Without, a cell of each row, by a seed (MATRIX_SEED, or the day), several in one maintenance.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.lab import Lab
+from tests.matrix import report
+from tests.matrix.bench import Benches
+from tests.matrix.cells import CELLS, Cell, Maintenance
+from tests.matrix.steps import STEPS
+
+pytestmark = pytest.mark.timeout(1200)
+
+Records = dict[str, report.Record]
+
+_KEPT = "hostler/fault-matrix"
+_CHAINS = 2
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.config.getoption("--matrix"):
+        chains = [(cell.key, [cell]) for cell in CELLS]
+    else:
+        seed = os.environ.get("MATRIX_SEED", f"{datetime.now(UTC):%Y%m%d}")
+        chosen = _chosen(random.Random(seed))  # noqa: S311 - no secret comes of it
+        chains = [(f"seed-{seed}-{number}", chain) for number, chain in enumerate(chosen, start=1)]
+    metafunc.parametrize("cells", [chain for _, chain in chains], ids=[name for name, _ in chains])
+
+
+def _chosen(numbers: random.Random) -> list[list[Cell]]:
+    """A cell of each row, each column as often as any other, in maintenances one after another.
+
+    Neighbours are in different ones: the recovery from a fault may outlast the next step.
+    """
+    columns = sorted({cell.fault.key for cell in CELLS})
+    chains: list[list[Cell]] = []
+    for first in range(_CHAINS):
+        numbers.shuffle(columns)
+        chain = []
+        for step, wanted in zip(STEPS[first::_CHAINS], itertools.cycle(columns), strict=False):
+            possible = {cell.fault.key: cell for cell in CELLS if cell.step is step}
+            chain.append(possible.get(wanted) or possible["worker-before"])
+        chains.append(chain)
+    return chains
+
+
+@pytest.fixture(scope="module")
+def records(request: pytest.FixtureRequest) -> Iterator[Records]:
+    """Of the cells, also from earlier runs; with --matrix they become the document."""
+    cache = request.config.cache
+    assert cache is not None
+    kept: Records = cache.get(_KEPT, {})
+    yield kept
+    if request.config.getoption("--matrix"):
+        cache.set(_KEPT, kept)
+        report.write(kept)
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
+    """Not on the fixture `lab`: a bench repairs the lab as it needs it."""
+    benches = Benches(Lab(), tmp_path_factory.mktemp("matrix"))
+    yield benches
+    benches.discard()
+    asyncio.run(benches.clean_up())
+
+
+async def test_the_host_comes_out_and_back_and_no_vm_suffers(
+    benches: Benches, records: Records, cells: list[Cell]
+) -> None:
+    try:
+        course = await Maintenance(await benches.bench(), cells, brief=len(cells) > 1).run()
+        assert not course.problems, "; ".join(course.problems)
+    except BaseException as error:
+        benches.discard()
+        for cell in cells:
+            records[cell.key] = report.record_of_failure(error)
+        raise
+    for cell in cells:
+        records[cell.key] = report.record_of(cell, course)
