@@ -318,7 +318,7 @@ def remains() -> dict[str, list[str]]:
         "groups": [str(p) for p in Path("/sys/fs/cgroup").glob("**/hostler-lab")],
         "files in /run": [
             str(p)
-            for pattern in ("hostler*", "systemd/nspawn/*/kvm-*", "systemd/nspawn/locks/*")
+            for pattern in ("hostler-lab*", "systemd/nspawn/*/kvm-*", "systemd/nspawn/locks/*")
             for p in Path("/run").glob(pattern)
         ],
         "state": [str(STATE)] if STATE.exists() else [],
