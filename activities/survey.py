@@ -279,11 +279,13 @@ class SurveyActivities:
 
     async def _candidate(self, host: Host, cluster: _Cluster) -> Candidate:
         unsuitable = _unsuitable(host, cluster.disabled)
+        absent = False
         try:
             if unsuitable is None:
                 return await self._suitable(host, cluster)
             names = await self._names_at(host) if cluster.groups else frozenset()
         except (Unavailable, Failed) as error:
+            absent = unsuitable is None
             unsuitable = unsuitable or f"does not answer: {error.message}"
             names = frozenset()
         out_for = await self._out_for(host, cluster.disabled)
@@ -291,6 +293,7 @@ class SurveyActivities:
         return Candidate(
             host=host.name,
             unsuitable=unsuitable,
+            absent=absent,
             out_for=out_for,
             memory_free_mib=empty.memory_mib if out_for else 0,
             cpus_free=empty.cpus if out_for else 0,
@@ -303,6 +306,8 @@ class SurveyActivities:
         access = await self._directory.access(host.name)
         free = await self._capacities.free(host, cluster.settings)
         own = frozenset(vm.uuid for vm in cluster.vms)
+        # In this order: what comes in between makes the plan out of date, not wrong.
+        reserved_for = await self._reserved_for(host.name)
         reserved = await self._inventory.reservations.total(host.name, counted=free.counted | own)
         environment = await self._hypervisor.environment(access)
         network = cluster.settings[MIGRATION_NETWORK]
@@ -314,7 +319,7 @@ class SurveyActivities:
             unsuitable=unsuitable,
             memory_free_mib=free.memory_mib - reserved.memory_mib,
             cpus_free=free.cpus - reserved.vcpus,
-            reserved_for=await self._reserved_for(host.name),
+            reserved_for=reserved_for,
             tags=host.tags,
             secured=host.secured,
             vms=await self._names_at(host) if cluster.groups else frozenset(),
@@ -385,10 +390,11 @@ class SurveyActivities:
             [
                 (
                     candidate.host,
-                    candidate.unsuitable,
+                    # What it says of an absence or of pages that are free changes all the time.
+                    candidate.absent or candidate.unsuitable,
                     candidate.tags,
                     candidate.secured,
-                    candidate.incompatible.get(vm.name),
+                    vm.name in candidate.incompatible and candidate.incompatible[vm.name].kind,
                     candidate.memory_free_mib >= vm.memory_mib,
                     candidate.cpus_free >= vm.vcpus,
                 )

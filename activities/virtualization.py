@@ -33,7 +33,7 @@ from contracts.settings import (
     MIGRATION_NETWORK,
     ResolvedSettings,
 )
-from contracts.states import ResourceState
+from contracts.states import HostStatus, ResourceState
 from contracts.steps import (
     MigrateVmInput,
     MigrateVmResult,
@@ -42,6 +42,7 @@ from contracts.steps import (
     VmFate,
 )
 from contracts.vms import ACTIVE_VM_STATES, MigrationState, Vm
+from drivers.errors import HypervisorFailed
 from drivers.protocols import (
     DiskImage,
     HostAccess,
@@ -94,6 +95,14 @@ class DestinationUnreachable(Conflict):
 class NotConverging(Conflict):
     """The guest writes its memory faster than the migration carries it over, beyond the budget.
     It runs on at the source."""
+
+
+class WhereaboutsUnknown(Failed):
+    """Which half of an interrupted migration is the newer one can't be told from outside."""
+
+
+class HasLocalDisks(Conflict):
+    """Disks of the VM would stay behind."""
 
 
 class MigratedByOthers(Conflict):
@@ -162,7 +171,8 @@ class VirtualizationActivities:
                     )
                     if found.fate is VmFate.AT_SOURCE:
                         raise
-                except NotConverging:
+                except (NotConverging, HypervisorFailed):
+                    # libvirt's word on how it ended is not the last one.
                     found = await self._settle(lease, source, request.uuid, request.destination)
                     if found.fate is VmFate.AT_SOURCE:
                         raise
@@ -176,7 +186,7 @@ class VirtualizationActivities:
                     self._stayed(request, destination, MigrationState.CANCELED, "cancelled")
                 )
                 raise
-            except Unavailable:
+            except (Unavailable, WhereaboutsUnknown):
                 # Nobody knows yet how it ended: the next attempt looks, and until then what is
                 # recorded says where the VM may be.
                 raise
@@ -198,31 +208,41 @@ class VirtualizationActivities:
                 if await self._moved_by_others(lease, source, vm.uuid, vm.name):
                     continue
                 await self._inventory.leases.verify(lease)
-                await self._settle(lease, source, vm.uuid)
-                await self._discard_copies(lease, source, vm)
-        await self._inventory.vm_migrations.close(lease.host)
+                found = await self._settle(lease, source, vm.uuid)
+                if found.fate is VmFate.AT_SOURCE:
+                    await self._discard_copies(lease, source, vm)
+                elif found.fate is VmFate.MOVED and found.host is not None:
+                    await self._keep_copies(vm.uuid, vm.name, lease, source, found.host)
+        await self._close_migrations(lease)
         await self._inventory.reservations.release_all(lease)
 
     @activity.defn(name="shut_down_vm")
     async def shut_down_vm(self, request: ShutDownVmInput) -> MigrateVmResult:
         """Power a VM off by ACPI, as somebody asked. Never by force. Raises ShutdownTimedOut."""
+        async with beating():
+            # A guest that has heard the button powers off whatever is cancelled meanwhile, and
+            # whoever starts it again must get to know.
+            pressing = asyncio.ensure_future(self._press_until_off(request))
+            await ended(pressing)
+            return pressing.result()
+
+    async def _press_until_off(self, request: ShutDownVmInput) -> MigrateVmResult:
         access = await self._directory.access(request.lease.host)
         deadline = time.monotonic() + request.timeout_s
-        async with beating():
-            while True:
-                vm = await self._hypervisor.find_vm(access, request.uuid)
-                if vm is None or vm.state not in ACTIVE_VM_STATES:
-                    fate = VmFate.GONE if vm is None else VmFate.SHUT_OFF
-                    return MigrateVmResult(vm=request.vm, fate=fate, host=None)
-                if time.monotonic() > deadline:
-                    raise ShutdownTimedOut(
-                        f"{request.vm} did not power off within {request.timeout_s:.0f} s.",
-                        remedy="Shut it down from inside the guest, or answer with another action.",
-                    )
-                await self._inventory.leases.verify(request.lease)
-                # Again and again: a guest that is still booting misses the first press.
-                await self._hypervisor.shut_down(access, request.uuid)
-                await asyncio.sleep(_LOOK_AGAIN_S)
+        while True:
+            vm = await self._hypervisor.find_vm(access, request.uuid)
+            if vm is None or vm.state not in ACTIVE_VM_STATES:
+                fate = VmFate.GONE if vm is None else VmFate.SHUT_OFF
+                return MigrateVmResult(vm=request.vm, fate=fate, host=None)
+            if time.monotonic() > deadline:
+                raise ShutdownTimedOut(
+                    f"{request.vm} did not power off within {request.timeout_s:.0f} s.",
+                    remedy="Shut it down from inside the guest, or answer with another action.",
+                )
+            await self._inventory.leases.verify(request.lease)
+            # Again and again: a guest that is still booting misses the first press.
+            await self._hypervisor.shut_down(access, request.uuid)
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     @activity.defn(name="start_vm")
     async def start_vm(self, request: StartVmInput) -> MigrateVmResult:
@@ -305,7 +325,11 @@ class VirtualizationActivities:
         """Raises NotConverging when its budget is used up."""
         vm = await self._hypervisor.find_vm(source, request.uuid)
         vm = None if vm is None else with_shared_storage(vm, settings)
-        copies = await self._copies(request, source, settings)
+        if vm is not None and vm.local_disks and not request.copy_storage:
+            raise HasLocalDisks(
+                f"{request.vm} has local disks that would stay behind: {', '.join(vm.local_disks)}."
+            )
+        copies = await self._copies(request.uuid, source, settings) if request.copy_storage else []
         for image in copies:
             await self._disks.prepare(destination, image, _disk_owner(request.uuid))
         recorder = _ProgressRecorder(self._inventory, _operation(request.lease), request.vm)
@@ -428,28 +452,28 @@ class VirtualizationActivities:
     # --- disks that move along ------------------------------------------------------------------
 
     async def _copies(
-        self, request: MigrateVmInput, host: HostAccess, settings: ResolvedSettings
+        self, uuid: str, host: HostAccess, settings: ResolvedSettings
     ) -> list[DiskImage]:
         """The disks that the VM takes with it."""
-        if not request.copy_storage:
-            return []
-        vm = await self._hypervisor.find_vm(host, request.uuid)
+        vm = await self._hypervisor.find_vm(host, uuid)
         if vm is None:
             return []
         local = with_shared_storage(vm, settings).local_disks
-        return await self._hypervisor.disks(host, request.uuid, local)
+        return await self._hypervisor.disks(host, uuid, local) if local else []
 
-    async def _keep_copies(self, request: MigrateVmInput, source: HostAccess, host: str) -> None:
-        """The VM runs on `host`, with its disks: what is left at the source is an old copy."""
-        if not request.copy_storage:
-            return
+    async def _keep_copies(
+        self, uuid: str, vm: str, lease: LeaseRef, source: HostAccess, host: str
+    ) -> None:
+        """The VM runs on `host`: of the disks that were copied there, what is left at the source is
+        an old copy. The mark at the copy is the proof that it is one, and goes last."""
         access = await self._directory.access(host)
         settings = await self._inventory.settings.resolve(
             cluster=(await self._inventory.hosts.get(host)).cluster
         )
-        for image in await self._copies(request, access, settings):
+        for image in await self._copies(uuid, access, settings):
+            if not await self._disks.is_copy(access, image.path, _disk_owner(uuid)):
+                continue
             try:
-                await self._disks.keep(access, image.path)
                 await self._disks.retire(source, image.path)
             except Unavailable:
                 raise
@@ -458,10 +482,11 @@ class VirtualizationActivities:
                 await self._inventory.events.record(
                     "vm.disk_left",
                     f"host/{source.name}",
-                    f"{request.vm} runs on {host}; its old disk {image.path} stays: {error}",
-                    operation=request.lease.owner.workflow_id,
-                    actor=request.lease.owner.workflow_id,
+                    f"{vm} runs on {host}; its old disk {image.path} stays: {error}",
+                    operation=lease.owner.workflow_id,
+                    actor=lease.owner.workflow_id,
                 )
+            await self._disks.keep(access, image.path)
 
     async def _discard_copies(self, lease: LeaseRef, source: HostAccess, vm: Vm) -> None:
         """What an attempt that was cut off has begun to copy."""
@@ -471,6 +496,16 @@ class VirtualizationActivities:
         destination = begun.get(_operation(lease))
         if destination is not None:
             await self._discard(await self._directory.access(destination), vm)
+
+    async def _close_migrations(self, lease: LeaseRef) -> None:
+        """None of this operation's, or of one that has ended, is under way any more."""
+        await self._inventory.leases.verify(lease)
+        over = [
+            operation
+            for operation in await self._inventory.vm_migrations.open_operations(lease.host)
+            if operation == _operation(lease) or not await self._holders.operation_runs(operation)
+        ]
+        await self._inventory.vm_migrations.close(lease.host, over)
 
     async def _discard(self, destination: HostAccess, vm: Vm) -> None:
         """A destination that is away keeps its half; the next attempt there goes on with that."""
@@ -518,7 +553,7 @@ class VirtualizationActivities:
             place = source.name if here is not None else there.stopped
             return _Found(VmFate.GONE if place is None else VmFate.SHUT_OFF, place)
         if there.stopped is not None:
-            raise Failed(
+            raise WhereaboutsUnknown(
                 f"{here.name} is paused on {source.name} by a migration that was cut off, and "
                 f"defined but not running on {there.stopped}: if it ran there since, what it "
                 "left in memory here is out of date, and to go on from it would damage its disks.",
@@ -554,7 +589,11 @@ class VirtualizationActivities:
         found = _Elsewhere()
         for other, vm in zip(others, answers, strict=True):
             if isinstance(vm, HostlerError):
-                emptied = other.resource_state is ResourceState.MAINTENANCE
+                # One that was down when it was taken out of service was never emptied.
+                emptied = (
+                    other.resource_state is ResourceState.MAINTENANCE
+                    and other.status is not HostStatus.DOWN
+                )
                 if not emptied or other.name in suspects:
                     found.unclear.append(other.name)
             elif vm is None:
@@ -587,8 +626,8 @@ class VirtualizationActivities:
         found: "_Found",
         seconds: float | None,
     ) -> MigrateVmResult:
-        if found.fate is VmFate.MOVED and found.host is not None:
-            await self._keep_copies(request, source, found.host)
+        if request.copy_storage and found.fate is VmFate.MOVED and found.host is not None:
+            await self._keep_copies(request.uuid, request.vm, request.lease, source, found.host)
         await self._departed(request, _ENDS[found.fate], None)
         return MigrateVmResult(
             vm=request.vm,
@@ -604,11 +643,14 @@ class VirtualizationActivities:
         state: MigrationState,
         error: str,
     ) -> None:
+        """What is recorded of it is closed only if it surely runs at its source: until then it says
+        where the VM may be, and a copy of its disks may be the newer one."""
+        source = await self._directory.access(request.source or request.lease.host)
+        vm = await self._hypervisor.find_vm(source, request.uuid)
+        if vm is None or vm.state not in ACTIVE_VM_STATES or vm.paused_by_migration:
+            return
         if request.copy_storage:
-            source = await self._directory.access(request.source or request.lease.host)
-            vm = await self._hypervisor.find_vm(source, request.uuid)
-            if vm is not None:
-                await self._discard(destination, vm)
+            await self._discard(destination, vm)
         await self._departed(request, state, error)
 
     async def _departed(

@@ -97,6 +97,7 @@ class Candidate(Contract):
 
     Attributes:
         unsuitable: why no VM at all may go there, or None.
+        absent: it is unsuitable only because it did not answer.
         out_for: the operation for which it is out of service, if it would be suitable otherwise;
             room and incompatibilities are then those it would have if it came back empty.
         memory_free_mib: after what runs there, what is reserved, and what the host keeps.
@@ -109,6 +110,7 @@ class Candidate(Contract):
 
     host: Name
     unsuitable: str | None
+    absent: bool = False
     out_for: str | None = None
     memory_free_mib: int
     cpus_free: int

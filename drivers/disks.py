@@ -53,6 +53,12 @@ class ShellDisks:
             raise _in_the_way(destination, image.path, result.stdout or None)
         check(destination, "local-disk prepare", result)
 
+    async def is_copy(self, destination: HostAccess, path: str, owner: str) -> bool:
+        """Whether that disk was prepared by `owner`, and is not kept yet."""
+        mark = ["cat", f"{path}.hostler"]
+        result = await self._shell.run(destination, mark, timeout=self._command_timeout)
+        return result.exit_status == 0 and result.stdout.strip() == owner
+
     async def keep(self, destination: HostAccess, path: str) -> None:
         """The VM runs there: from now on the disk is its own, and nobody discards it."""
         check(destination, "local-disk keep", await self._run(destination, "keep", path))

@@ -254,6 +254,9 @@ class LocalDisks(Protocol):
         """Make an empty disk of that path, format and size. Raises DiskInTheWay if there is a file
         that was not prepared by `owner`."""
 
+    async def is_copy(self, destination: HostAccess, path: str, owner: str) -> bool:
+        """Whether that disk was prepared by `owner`, and is not kept yet."""
+
     async def keep(self, destination: HostAccess, path: str) -> None:
         """The VM runs there: from now on the disk is its own, and nobody discards it."""
 

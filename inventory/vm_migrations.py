@@ -1,5 +1,6 @@
 """How far the VMs of an evacuation are: what people watch, not what decides."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
@@ -59,13 +60,24 @@ class VmMigrations:
             values |= {"percent": 100, "remaining_mib": 0, "expected_end_at": None}
         await self._update(operation, vm, values)
 
-    async def close(self, source: str) -> None:
-        """None from `source` is under way any more: those without an end were cut off."""
+    async def open_operations(self, source: str) -> set[str]:
+        """Operations with a migration from `source` of which no end was recorded."""
+        query = select(VmMigrationRow.operation).where(
+            col(VmMigrationRow.source) == source, col(VmMigrationRow.finished_at).is_(None)
+        )
+        async with self._database.reading() as session:
+            return set(await session.exec(query))
+
+    async def close(self, source: str, operations: Collection[str]) -> None:
+        """None of these operations' from `source` is under way any more: those without an end were
+        cut off."""
         async with self._database.writing() as session:
             await session.exec(
                 update(VmMigrationRow)
                 .where(
-                    col(VmMigrationRow.source) == source, col(VmMigrationRow.finished_at).is_(None)
+                    col(VmMigrationRow.source) == source,
+                    col(VmMigrationRow.operation).in_(operations),
+                    col(VmMigrationRow.finished_at).is_(None),
                 )
                 .values(state=MigrationState.CANCELED, finished_at=now())
             )

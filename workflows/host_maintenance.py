@@ -82,6 +82,7 @@ class HostMaintenance:
         self._state = MaintenanceState()
         self._evacuation = VmEvacuation(self._state)
         self._touched = False
+        self._must_be_sound = False
         self._canceled = False
         self._left = False
         self._leave_attempts = 0
@@ -103,6 +104,8 @@ class HostMaintenance:
         if request.dry_run:
             return await self._dry_run()
         failure = await self._attempt(self._take_out())
+        if failure is not None and self._must_be_sound and not self._state.leave_requested:
+            failure = await self._attempt(self._hold(failure))
         if failure is None and not self._state.leave_requested:
             await self._hand_over_to_ready()
         return await self._finish(failure)
@@ -379,6 +382,8 @@ class HostMaintenance:
     async def _adopt(self) -> None:
         """Go on from what a predecessor left: its state, its fence, its half-done migrations."""
         state = self._state
+        # Somebody may be working on it: whatever goes wrong, it does not go back unasked.
+        self._must_be_sound = True
         await workflow.execute_activity_method(
             TurnActivities.take_ticket, state.lease, **policies.RECORD
         )
@@ -456,20 +461,21 @@ class HostMaintenance:
         await state.change_state(
             MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "is back, and is fenced"
         )
+        self._must_be_sound = True
         await self._put_up_fence()
-        state.down = False
         await self._empty()
+        state.down = False
         state.enter(Phase.READY, "Ready for maintenance")
 
-    async def _hold_unfenced(self, problem: ApplicationError) -> None:
-        """Out of service it stays, whatever went wrong when it came back: only `leave` ends that.
-        Raises LeaseLost's error: whoever took over is in charge."""
+    async def _show_held(self, problem: ApplicationError) -> None:
+        """Out of service it stays, whatever went wrong: only `leave` ends that. Raises LeaseLost:
+        whoever took over is in charge."""
         if problem.type == "LeaseLost":
             raise problem
         state = self._state
-        reason = f"{state.name} is back, but: {problem.message}"
+        reason = f"{state.name} stays out of service: {problem.message}"
         await state.change_state(MAINTENANCE_STATES, ResourceState.ERROR_IN_MAINTENANCE, reason)
-        state.enter(Phase.READY, reason)
+        state.enter(Phase.QUESTION, reason)
 
     async def _set_status(self, status: HostStatus, reason: str) -> None:
         await workflow.execute_activity_method(
@@ -580,12 +586,23 @@ class HostMaintenance:
 
     async def _stand_by(self) -> None:
         """Wait for `leave`, or for Temporal's cancel, which means the same."""
-        if self._state.down:
-            self._state.enter(Phase.READY, "Ready for maintenance: the host is down")
+        state = self._state
+        while state.down:
+            state.enter(Phase.READY, "Ready for maintenance: the host is down")
             try:
                 await self._guard_until_back()
             except ActivityError as error:
-                await self._hold_unfenced(as_application_error(error))
+                await self._show_held(as_application_error(error))
+                await state.unless_leaving(
+                    workflow.sleep(
+                        state.settings.retry_interval, summary=f"{state.name} is fenced again"
+                    )
+                )
+        await workflow.wait_condition(lambda: state.leave_requested)
+
+    async def _hold(self, failure: ApplicationError) -> None:
+        """A host that was out already stays out until somebody wants it back."""
+        await self._show_held(failure)
         await workflow.wait_condition(lambda: self._state.leave_requested)
 
     # --- leave ----------------------------------------------------------------------------------
@@ -646,6 +663,8 @@ class HostMaintenance:
         if rolling_back:
             state.enter(Phase.ROLLING_BACK, "Goes back: no migration stays half done")
             await state.on_host(self._settle_migrations, policies.HOST_CHANGE, leaving=True)
+            if self._must_be_sound:
+                await self._require_sound()
         else:
             state.enter(Phase.LEAVING, "Checks the host, then takes the fence down")
             await self._require_sound()

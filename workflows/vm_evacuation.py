@@ -1,6 +1,7 @@
 """Emptying a host: every VM leaves it, live, or somebody decides about it."""
 
 import asyncio
+from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -60,6 +61,8 @@ class _Journey:
         refused: hosts that have refused it since somebody was asked last.
         asked: how often somebody was.
         absences: how often a host that has to tell of it was away for long.
+        somebody_absent: a destination did not answer when they were looked at last.
+        pressed: its power button was pressed for this maintenance.
     """
 
     vm: Vm
@@ -69,6 +72,8 @@ class _Journey:
     copy_storage: bool = False
     asked: int = 0
     absences: int = 0
+    somebody_absent: bool = False
+    pressed: bool = False
 
 
 class VmEvacuation:
@@ -81,14 +86,15 @@ class VmEvacuation:
         self._planned: set[str] = set()
         self._put_off: set[str] = set()
 
-    def plan(self, survey: Survey) -> EvacuationPlan:
-        """Make the plan by which the evacuation begins."""
+    def plan(self, survey: Survey, moving: Container[str] | None = None) -> EvacuationPlan:
+        """Make a plan. `moving`: names of the VMs that it is made for; None: for all."""
         plan = plan_evacuation(survey, copy_storage=self._with_storage(survey.vms)).brief()
         self._survey = survey
         self._state.plan = plan
         self._planned = {move.vm for move in plan.moves} | {b.vm for b in plan.blockers}
         for move in plan.moves:
-            self._note(move.vm, move.uuid, MigrationState.WAITING, destination=move.destination)
+            if moving is None or move.vm in moving:
+                self._note(move.vm, move.uuid, MigrationState.WAITING, destination=move.destination)
         return plan
 
     def forget_plan(self) -> None:
@@ -152,7 +158,7 @@ class VmEvacuation:
     async def _move_all(self, vms: list[Vm]) -> None:
         """A sliding window of live migrations; one that fails does not hold up the rest."""
         if self._survey is None or not {vm.name for vm in vms} <= self._planned:
-            self.plan(await self.survey())
+            self.plan(await self.survey(), {vm.name for vm in vms})
         width = self._state.asked.max_parallel or self._known_survey.max_parallel
         window = asyncio.Semaphore(width)
         self._state.enter(Phase.EVACUATING, f"{len(vms)} VMs to move, {width} at a time")
@@ -191,6 +197,12 @@ class VmEvacuation:
             action = _CHOICES.get(self._state.asked.on_blocker)
         if action is VmAction.SHUTDOWN:
             await self._until_others_have_left(journey.vm)
+            if blocker is None:
+                # It was only that no destination took it: by now one may.
+                if await self._choose_destination(journey) is None:
+                    return journey.destination is None and self._gone(journey.vm)
+                if journey.somebody_absent:
+                    action = None
         if action is None:
             action = await self._ask(journey, reason, blocker)
         return await self._do(journey, action)
@@ -203,8 +215,9 @@ class VmEvacuation:
                 reason = self._why_not(journey.vm, blocker)
                 return await self._do(journey, await self._ask(journey, reason, blocker))
             if journey.destination is None:
-                self._note(journey.vm.name, journey.vm.uuid, MigrationState.GONE)
-                return True
+                return self._gone(journey.vm)
+        if self._state.leave_requested:
+            raise Leaving
         try:
             async with window:
                 await self._migrate(journey, width)
@@ -216,6 +229,9 @@ class VmEvacuation:
         vm, failure = journey.vm, as_application_error(error)
         if is_cancelled_exception(error) or failure.type == "LeaseLost":
             raise error
+        if self._state.leave_requested:
+            # The SDK loses a cancel that crosses the end of an activity.
+            raise Leaving
         workflow.logger.warning("%s to %s: %s", vm.name, journey.destination, failure.message)
         reason = f"{journey.destination}: {failure.message}"
         if is_absence(error):
@@ -230,7 +246,7 @@ class VmEvacuation:
                 return False
             action = await self._ask(journey, reason, None, actions=_TO_CONVERGE)
             return await self._do(journey, action)
-        if failure.type == "MigratedByOthers":
+        if failure.type in ("MigratedByOthers", "WhereaboutsUnknown"):
             return await self._do(journey, await self._ask(journey, reason, None))
         journey.refused.add(str(journey.destination))
         journey.destination = None
@@ -274,6 +290,7 @@ class VmEvacuation:
         if not survey.vms:
             return None
         journey.vm = survey.vms[0]
+        journey.somebody_absent = any(candidate.absent for candidate in survey.candidates)
         plan = plan_evacuation(
             survey,
             excluded={vm.name: frozenset(journey.refused)},
@@ -343,7 +360,13 @@ class VmEvacuation:
             )
             if change is VmChange.LEFT:
                 return None
-            if change is VmChange.CHANGED or not intrinsic:
+            if change is VmChange.CHANGED:
+                # Something that keeps changing must not fill the history.
+                pause = min(2 ** (journey.asked - 1) - 1, 40) * 15
+                if pause:
+                    await workflow.sleep(pause, summary=f"Before {journey.vm.name} is tried again")
+                return VmAction.RETRY
+            if not intrinsic:
                 return VmAction.RETRY
             if workflow.now() - reminded >= timedelta(seconds=settings.question_reminder):
                 reminded = workflow.now()
@@ -366,8 +389,11 @@ class VmEvacuation:
         """Do what was decided. True: nothing is left to do for the VM."""
         vm = journey.vm
         if action is None:
-            self._note(vm.name, vm.uuid, MigrationState.GONE)
-            return True
+            if journey.pressed:
+                self._vms.note(vm.name, vm.uuid, MigrationState.SHUT_OFF, start_again=True)
+                self._state.show()
+                return True
+            return self._gone(vm)
         if action is VmAction.KEEP:
             self._note(vm.name, vm.uuid, MigrationState.KEPT)
             return True
@@ -385,6 +411,7 @@ class VmEvacuation:
 
     async def _shut_down(self, journey: _Journey) -> bool:
         vm = journey.vm
+        journey.pressed = True
         try:
             result = await workflow.execute_activity_method(
                 VirtualizationActivities.shut_down_vm,
@@ -477,6 +504,11 @@ class VmEvacuation:
             vm, uuid, state, destination=destination, attempt=attempt, mode=mode, error=error
         )
         self._state.show()
+
+    def _gone(self, vm: Vm) -> bool:
+        """True: nothing is left to do for it."""
+        self._note(vm.name, vm.uuid, MigrationState.GONE)
+        return True
 
     def _note_result(self, vm: Vm, result: MigrateVmResult, *, start_again: bool = False) -> None:
         self._vms.note(

@@ -140,9 +140,15 @@ class VmReturn:
         for move in plan.moves:
             self._vms.note(move.vm, move.uuid, MigrationState.WAITING)
         window = asyncio.Semaphore(survey.max_parallel)
-        await asyncio.gather(
-            *(self._bring_back(move, survey, lease, window, copied) for move in plan.moves)
-        )
+        moves = [
+            asyncio.create_task(self._bring_back(move, survey, lease, window, copied))
+            for move in plan.moves
+        ]
+        try:
+            await asyncio.gather(*moves)
+        finally:
+            # The lease is needed until the last of them has put right what it began.
+            await asyncio.gather(*moves, return_exceptions=True)
 
     async def _bring_back(
         self,

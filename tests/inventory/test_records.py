@@ -76,7 +76,11 @@ async def test_migrations_without_an_end_are_known_until_they_are_closed(
     await migrations.finish("other#1", "vm-1", MigrationState.FAILED, "refused")
     assert await migrations.unfinished("kvm-1", "vm-1") == {OPERATION: "kvm-2"}
     assert await migrations.unfinished("kvm-2", "vm-1") == {}
-    await migrations.close("kvm-1")
+    assert await migrations.open_operations("kvm-1") == {OPERATION, "other#1"}
+    await migrations.close("kvm-1", ["other#1"])
+    assert await migrations.unfinished("kvm-1", "vm-1") == {OPERATION: "kvm-2"}
+    await migrations.close("kvm-1", [OPERATION])
+    assert await migrations.open_operations("kvm-1") == set()
     assert await migrations.unfinished("kvm-1", "vm-1") == {}
     (seen,) = await migrations.list(OPERATION)
     assert seen.state is MigrationState.CANCELED

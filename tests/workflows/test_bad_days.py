@@ -407,12 +407,73 @@ async def test_a_host_that_answers_is_not_down(begin: Begin) -> None:
 async def test_a_host_that_can_not_be_fenced_when_it_is_back_stays_out(begin: Begin) -> None:
     world = three_hosts()
     world.silent = True
-    world.fence_up_fails = 1
+    world.fence_up_fails = 99
     run = await begin(world, host_is_down=True)
     await run.until_phase(Phase.READY)
     world.silent = False
     status = await run.until(lambda now: "The hook is missing" in now.message)
-    assert status.phase is Phase.READY
-    assert world.state is R.ERROR_IN_MAINTENANCE
+    assert status.phase in (Phase.QUESTION, Phase.READY, Phase.EVACUATING)
+    assert R.ERROR_IN_MAINTENANCE in world.states
+    assert R.ENABLED not in world.states[1:]
+    world.fence_up_fails = 0
+    await run.until(lambda now: now.message == "Ready for maintenance")
+    assert world.fence == run.handle.id
     await run.leave()
     assert world.state is R.ENABLED
+
+
+async def test_an_adopted_host_does_not_go_back_when_something_fails(begin: Begin) -> None:
+    world = three_hosts()
+    world.states, world.before = [R.ENABLED, R.MAINTENANCE], R.ENABLED
+    world.fence_up_fails = 1
+    run = await begin(world)
+    status = await run.until_phase(Phase.QUESTION)
+    assert "stays out of service: The hook is missing" in status.message
+    assert world.state is R.ERROR_IN_MAINTENANCE
+    world.silent = True
+    with pytest.raises(WorkflowUpdateFailedError):
+        await run.leave()
+    assert world.state is R.ERROR_IN_MAINTENANCE
+    world.silent = False
+    await run.leave()
+    assert world.state is R.ENABLED
+
+
+async def test_a_destination_that_is_away_is_no_reason_to_shut_a_vm_down(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.absent = frozenset({"kvm-2", "kvm-3"})
+    run = await begin(world, on_blocker=OnBlocker.SHUTDOWN)
+    status = await run.until(lambda now: now.questions == ("vm-1",))
+    assert "does not answer" in status.message
+    assert world.places("vm-1") == ["kvm-1"]
+    world.absent = frozenset()
+    world.changed.set()
+    await run.until_phase(Phase.READY)
+    assert len(world.vms["kvm-1"]) == 0
+    assert world.shut_down_after == []
+    await run.leave()
+
+
+async def test_a_guest_that_powers_off_late_starts_again(begin: Begin) -> None:
+    world = three_hosts(running("vm-1", host_devices=("pci 0000:01:00.0",)))
+    world.shutdown_fails = 1
+    run = await begin(world, on_blocker=OnBlocker.SHUTDOWN)
+    await run.until(lambda now: now.questions == ("vm-1",))
+    world.shut_off["vm-1"] = world.vms["kvm-1"].pop()
+    status = await run.until_phase(Phase.READY)
+    assert status.vms[0].state is MigrationState.SHUT_OFF
+    await run.leave()
+    assert world.places("vm-1") == ["kvm-1"]
+
+
+async def test_only_the_kept_vm_that_is_named_moves_after_all(begin: Begin) -> None:
+    world = three_hosts(running("vm-1", memory_mib=2000), running("vm-2", memory_mib=2000))
+    run = await begin(world, on_blocker=OnBlocker.KEEP)
+    while world.state is not R.ERROR_IN_MAINTENANCE:
+        await asyncio.sleep(0.02)
+    world.memory_mib = 4096
+    await run.resolve("vm-1", VmAction.RETRY)
+    await run.until(lambda now: world.places("vm-1") != ["kvm-1"])
+    await run.until(lambda now: "kept on purpose: vm-2" in now.message)
+    assert world.places("vm-2") == ["kvm-1"]
+    await run.leave()

@@ -71,6 +71,7 @@ class World:
         requests: every migration that was asked for.
         silent: kvm-1 does not answer when it is asked for its VMs.
         mute: kvm-1 does not answer when it is surveyed.
+        absent: destinations that do not answer.
         dead: UUIDs of VMs that had crashed.
         ahead: hosts that are out, or come first; it is kvm-1's turn when it is empty.
         out: host to the operation for which it is out of service.
@@ -101,6 +102,7 @@ class World:
     silent: bool = False
     mute: bool = False
     dead: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
     ahead: tuple[str, ...] = ()
     out: dict[str, str] = field(default_factory=dict)
     outdated: int = 0
@@ -284,11 +286,17 @@ class World:
             self.states.append(target)
         self.reasons.append(reason)
 
+    def _unsuitable(self, name: str) -> str | None:
+        if name in self.absent:
+            return "does not answer: no route to host"
+        return f"is out for {self.out[name]}" if name in self.out else None
+
     def _candidate(self, name: str) -> Candidate:
         used = sum(vm.memory_mib for vm in self.vms[name])
         return Candidate(
             host=name,
-            unsuitable=f"is out for {self.out[name]}" if name in self.out else None,
+            unsuitable=self._unsuitable(name),
+            absent=name in self.absent,
             out_for=self.out.get(name),
             memory_free_mib=self.memory_mib - used,
             cpus_free=8,
