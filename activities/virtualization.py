@@ -35,6 +35,7 @@ from contracts.settings import (
 )
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import (
+    STATES_OF_FATES,
     MigrateVmInput,
     MigrateVmResult,
     ShutDownVmInput,
@@ -63,11 +64,6 @@ _MIB_PER_GIB = 1024
 _NEVER_A_DESTINATION = frozenset(
     {ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED}
 )
-_ENDS = {
-    VmFate.MOVED: MigrationState.MOVED,
-    VmFate.SHUT_OFF: MigrationState.SHUT_OFF,
-    VmFate.GONE: MigrationState.GONE,
-}
 
 
 @dataclass(frozen=True)
@@ -136,9 +132,9 @@ class VirtualizationActivities:
         """Bring a VM to the destination, live.
 
         Raises MigrationRefused, MigrationAborted, DestinationFull, DestinationUnfit,
-        DestinationUnreachable, DiskInTheWay (not retryable: the workflow chooses another
-        destination), NotConverging (it escalates), MigratedByOthers, HostUnreachable (retryable),
-        LeaseLost.
+        DestinationUnreachable, DiskInTheWay, HasLocalDisks (not retryable: the workflow chooses
+        another destination), NotConverging (it escalates), MigratedByOthers, WhereaboutsUnknown
+        (it asks), HostUnreachable (retryable), LeaseLost.
         """
         lease = request.lease
         await self._inventory.leases.verify(lease)
@@ -628,7 +624,7 @@ class VirtualizationActivities:
     ) -> MigrateVmResult:
         if request.copy_storage and found.fate is VmFate.MOVED and found.host is not None:
             await self._keep_copies(request.uuid, request.vm, request.lease, source, found.host)
-        await self._departed(request, _ENDS[found.fate], None)
+        await self._departed(request, STATES_OF_FATES[found.fate], None)
         return MigrateVmResult(
             vm=request.vm,
             fate=found.fate,

@@ -10,7 +10,7 @@ from contracts.evacuation import HostEnvironment, Move, Survey
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.maintenance import MigrationMode
 from contracts.states import HostStatus, ResourceState
-from contracts.vms import Vm
+from contracts.vms import MigrationState, Vm
 
 
 class HostRef(Contract):
@@ -186,6 +186,13 @@ class VmFate(StrEnum):
     AT_SOURCE = "at source"
     SHUT_OFF = "shut off"
     GONE = "gone"
+
+
+STATES_OF_FATES = {
+    VmFate.MOVED: MigrationState.MOVED,
+    VmFate.SHUT_OFF: MigrationState.SHUT_OFF,
+    VmFate.GONE: MigrationState.GONE,
+}
 
 
 class MigrateVmResult(Contract):

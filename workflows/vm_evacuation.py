@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.maintenance import MigrationMode, OnBlocker, VmAction
     from contracts.states import Phase
     from contracts.steps import (
+        STATES_OF_FATES,
         AwaitChangeInput,
         EventInput,
         HostRef,
@@ -45,11 +46,6 @@ _TO_CONVERGE = (
     VmAction.KEEP,
 )
 _CHOICES = {OnBlocker.SHUTDOWN: VmAction.SHUTDOWN, OnBlocker.KEEP: VmAction.KEEP}
-_FATES = {
-    VmFate.MOVED: MigrationState.MOVED,
-    VmFate.SHUT_OFF: MigrationState.SHUT_OFF,
-    VmFate.GONE: MigrationState.GONE,
-}
 
 
 @dataclass
@@ -514,7 +510,7 @@ class VmEvacuation:
         self._vms.note(
             vm.name,
             vm.uuid,
-            _FATES[result.fate],
+            STATES_OF_FATES[result.fate],
             destination=result.host,
             seconds=result.seconds,
             start_again=start_again,

@@ -19,13 +19,13 @@ with workflow.unsafe.imports_passed_through():
     from contracts.leases import Lease, LeaseRef, Owner
     from contracts.states import Phase
     from contracts.steps import (
+        STATES_OF_FATES,
         AcquireLeaseInput,
         HostRef,
         MigrateVmInput,
         MovedVms,
         ReturnSurvey,
         ReturnSurveyInput,
-        VmFate,
     )
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from contracts.vms import MigrationState
@@ -35,12 +35,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.maintenance_page import return_details
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
     from workflows.vm_board import VmBoard
-
-_FATES = {
-    VmFate.MOVED: MigrationState.MOVED,
-    VmFate.SHUT_OFF: MigrationState.SHUT_OFF,
-    VmFate.GONE: MigrationState.GONE,
-}
 
 
 @workflow.defn(name="VmReturn")
@@ -184,7 +178,7 @@ class VmReturn:
                     move, MigrationState.STAYED, destination=survey.host, error=explain(error)
                 )
             else:
-                self._note(move, _FATES[result.fate], destination=result.host)
+                self._note(move, STATES_OF_FATES[result.fate], destination=result.host)
 
     async def _release(self, lease: LeaseRef) -> None:
         await workflow.execute_activity_method(
