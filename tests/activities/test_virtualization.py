@@ -13,6 +13,7 @@ from activities.holders import Holders
 from activities.survey import SurveyActivities
 from activities.virtualization import (
     DestinationUnreachable,
+    HasLocalDisks,
     MigratedByOthers,
     NotConverging,
     ShutdownTimedOut,
@@ -178,6 +179,7 @@ async def test_the_next_attempt_puts_right_what_a_dead_client_left(
 async def test_memory_that_may_be_out_of_date_is_never_gone_on_from(
     make: Make,
     activities: VirtualizationActivities,
+    inventory: Inventory,
     tapped: TappedShell,
     lease: LeaseRef,
     vm: str,
@@ -197,6 +199,8 @@ async def test_memory_that_may_be_out_of_date_is_never_gone_on_from(
         with pytest.raises(Failed, match=f"paused on {SOURCE} .* not running on {DESTINATION}"):
             await work
     assert (await lab.virsh(SOURCE, "domstate", GUEST)).stdout.strip() == "paused"
+    # Until somebody has decided, the record says where it may be.
+    assert await inventory.vm_migrations.unfinished(SOURCE, GUEST) == {OPERATION: DESTINATION}
 
 
 @pytest.mark.usefixtures("slow")
@@ -437,6 +441,8 @@ async def test_local_disks_move_along_and_leave_an_old_copy(
     try:
         survey = await run(survey_activities.survey_host, SurveyInput(host=SOURCE, only=uuid))
         assert survey.vms[0].local_disks == (path,)
+        with pytest.raises(HasLocalDisks, match=path):
+            await run(activities.migrate_vm, request(lease, uuid))
         await lab.exec(DESTINATION, "touch", path)
         with pytest.raises(DiskInTheWay, match=path):
             await run(activities.migrate_vm, request(lease, uuid, copy_storage=True))
@@ -466,3 +472,34 @@ async def test_what_was_shut_down_starts_again_where_it_is(
     await lab.virsh(SOURCE, "undefine", GUEST)
     with pytest.raises(Failed, match=f"{SOURCE} does not have it any more"):
         await run(activities.start_vm, order)
+
+
+async def test_disks_that_hostler_has_not_copied_are_nobodys_old_copies(
+    activities: VirtualizationActivities,
+    hypervisor: LibvirtHypervisor,
+    shell: AsyncSshShell,
+    lease: LeaseRef,
+    lab: Lab,
+) -> None:
+    """Somebody else has moved the VM, with its disk, before Hostler came to it."""
+    await lab.remove_guest(GUEST)
+    uuid = await lab.start_guest(GUEST, on=SOURCE, disk_local=True)
+    path = f"/var/lib/libvirt/images/{GUEST}.raw"
+    source, there = await lab.access(SOURCE), await lab.access(DESTINATION)
+    try:
+        (image,) = await hypervisor.disks(source, uuid, [path])
+        await ShellDisks(shell).prepare(there, image, "somebody")
+        await hypervisor.migrate(
+            source,
+            there,
+            uuid,
+            MigrationOptions(there.address, copy_disks=(image.target,)),
+            lambda _: None,
+        )
+        moved = await run(activities.migrate_vm, request(lease, uuid, copy_storage=True))
+        assert (moved.fate, moved.host) == (VmFate.MOVED, DESTINATION)
+        await lab.exec(SOURCE, "test", "-e", path)
+        await assert_runs_only_at(lab, DESTINATION)
+    finally:
+        await lab.remove_guest(GUEST)
+        await lab.exec(DESTINATION, "rm", "-f", f"{path}.hostler")
