@@ -1,35 +1,11 @@
-"""How activities run: heartbeats beside the work, and work that a cancel must not tear apart."""
+"""Work in activities that a cancel must not tear apart."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TypeVar
 
-from temporalio import activity
-
 T = TypeVar("T")
-
-
-@asynccontextmanager
-async def beating() -> AsyncIterator[None]:
-    """Heartbeat three times per heartbeat time-out until the block ends."""
-    limit = activity.info().heartbeat_timeout
-    if limit is None:
-        yield
-        return
-
-    async def beat() -> None:
-        while True:
-            activity.heartbeat()
-            await asyncio.sleep(limit.total_seconds() / 3)
-
-    beats = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beats.cancel()
-        with suppress(asyncio.CancelledError):
-            await beats
 
 
 async def uninterrupted(work: Coroutine[None, None, T]) -> T:

@@ -3,7 +3,7 @@
 from temporalio import activity
 
 from activities.directory import HostDirectory
-from activities.execution import beating, uninterrupted
+from activities.execution import uninterrupted
 from contracts.leases import LeaseRef
 from contracts.steps import FenceInput
 from drivers.errors import FenceFailed
@@ -44,8 +44,7 @@ class FencingActivities:
             await self._fence.take_down(access, lease.epoch)
             await self._prove_down(access)
 
-        async with beating():
-            await uninterrupted(install())
+        await uninterrupted(install())
 
     @activity.defn(name="put_up_fence")
     async def put_up_fence(self, request: FenceInput) -> None:
@@ -61,8 +60,7 @@ class FencingActivities:
             await self._fence.put_up(access, request.operation, lease.epoch)
             await self._prove_up(access, request.operation)
 
-        async with beating():
-            await uninterrupted(put_up())
+        await uninterrupted(put_up())
 
     @activity.defn(name="want_fence")
     async def want_fence(self, request: FenceInput) -> None:
@@ -94,8 +92,7 @@ class FencingActivities:
                 await self._fence.take_down(access, lease.closing_epoch)
             await self._inventory.hosts.want_fence(lease.host, None, lease.epoch, lease=lease)
 
-        async with beating():
-            await uninterrupted(take_down())
+        await uninterrupted(take_down())
 
     async def _prove_up(self, access: HostAccess, operation: str) -> None:
         refusal = await self._hypervisor.start_probe(access)

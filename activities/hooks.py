@@ -11,7 +11,6 @@ from typing import TypeVar
 from temporalio import activity
 
 from activities.directory import HostDirectory
-from activities.execution import beating
 from contracts.cluster_maintenance import (
     MAX_OUTPUT_BYTES,
     BootId,
@@ -74,25 +73,23 @@ class HookActivities:
         an outcome. Raises HostSilent, UnsafeHook, Conflict (not ready in its maintenance).
         """
         access = await self._directory.access(request.host)
-        async with beating():
-            name = _job_name(request)
-            state = await self._look(access, name, request.unreachable_timeout)
-            if not state.started:
-                command = await self._command(access, request)
-                if command is None:
-                    return RunHookResult(outcome=None)
-                await self._begin(access, request, name, command)
-            state = await self._until_ended(access, request, name)
-            return RunHookResult(outcome=await self._keep(access, request, name, state))
+        name = _job_name(request)
+        state = await self._look(access, name, request.unreachable_timeout)
+        if not state.started:
+            command = await self._command(access, request)
+            if command is None:
+                return RunHookResult(outcome=None)
+            await self._begin(access, request, name, command)
+        state = await self._until_ended(access, request, name)
+        return RunHookResult(outcome=await self._keep(access, request, name, state))
 
     @activity.defn(name="read_boot_id")
     async def read_boot_id(self, request: ReadBootIdInput) -> BootId:
         """Which boot the host is in. Raises HostSilent."""
         access = await self._directory.access(request.host)
-        async with beating():
-            boot = await _patiently(
-                lambda: self._services.boot(access), request.host, request.unreachable_timeout
-            )
+        boot = await _patiently(
+            lambda: self._services.boot(access), request.host, request.unreachable_timeout
+        )
         return BootId(boot_id=boot.boot_id)
 
     @activity.defn(name="reboot_host")
@@ -102,32 +99,31 @@ class HookActivities:
         access = await self._directory.access(request.host)
         deadline = time.monotonic() + request.timeout
         asked = False
-        async with beating():
-            while True:
-                try:
-                    boot = await self._services.boot(access)
-                    if boot.boot_id != request.boot_id and boot.complete:
-                        return BootId(boot_id=boot.boot_id)
-                    if boot.boot_id != request.boot_id:
-                        trouble = "it has booted, but not all of its services have started"
-                    elif asked:
-                        trouble = "it is still in its old boot"
-                    else:
-                        trouble = "it was not asked to yet"
-                        await self._require_ready(request.host, request.maintenance)
-                        await self._services.reboot(access, request.boot_id)
-                        asked = True
-                        # This connection ends with the boot, whenever that is noticed.
-                        await self._shell.forget(request.host)
-                except Unavailable as error:
-                    trouble = error.message
-                if time.monotonic() > deadline:
-                    raise RebootTimedOut(
-                        f"{request.host} is not back from its reboot after {request.timeout} s: "
-                        f"{trouble}",
-                        remedy="Look at its console. The setting host.reboot.timeout is the bound.",
-                    )
-                await asyncio.sleep(_LOOK_AGAIN_S)
+        while True:
+            try:
+                boot = await self._services.boot(access)
+                if boot.boot_id != request.boot_id and boot.complete:
+                    return BootId(boot_id=boot.boot_id)
+                if boot.boot_id != request.boot_id:
+                    trouble = "it has booted, but not all of its services have started"
+                elif asked:
+                    trouble = "it is still in its old boot"
+                else:
+                    trouble = "it was not asked to yet"
+                    await self._require_ready(request.host, request.maintenance)
+                    await self._services.reboot(access, request.boot_id)
+                    asked = True
+                    # This connection ends with the boot, whenever that is noticed.
+                    await self._shell.forget(request.host)
+            except Unavailable as error:
+                trouble = error.message
+            if time.monotonic() > deadline:
+                raise RebootTimedOut(
+                    f"{request.host} is not back from its reboot after {request.timeout} s: "
+                    f"{trouble}",
+                    remedy="Look at its console. The setting host.reboot.timeout is the bound.",
+                )
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _look(self, access: HostAccess, name: str, patience: float) -> JobState:
         return await _patiently(

@@ -18,7 +18,6 @@ from temporalio.client import (
 from temporalio.exceptions import FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.execution import beating
 from contracts.cluster_maintenance import (
     LeaveMaintenanceInput,
     MaintenanceProgress,
@@ -52,14 +51,13 @@ class OperationActivities:
     async def wait_for_maintenance(self, request: WaitForMaintenanceInput) -> MaintenanceProgress:
         """Until it is ready, has ended, or stands otherwise than it was seen to."""
         started = time.monotonic()
-        async with beating():
-            while True:
-                progress = await self._look(request.maintenance)
-                if progress is not None and _is_news(
-                    progress, request.seen, time.monotonic() - started
-                ):
-                    return progress
-                await asyncio.sleep(self._look_again)
+        while True:
+            progress = await self._look(request.maintenance)
+            if progress is not None and _is_news(
+                progress, request.seen, time.monotonic() - started
+            ):
+                return progress
+            await asyncio.sleep(self._look_again)
 
     @activity.defn(name="leave_maintenance")
     async def leave_maintenance(self, request: LeaveMaintenanceInput) -> None:
@@ -67,23 +65,22 @@ class OperationActivities:
 
         Raises NotLeft, with the reason, if the host stays out of service.
         """
-        async with beating():
-            try:
-                sent = await self._chain(request.maintenance).start_update(
-                    "leave",
-                    LeaveInput(return_vms=request.return_vms),
-                    id=request.request,
-                    wait_for_stage=WorkflowUpdateStage.ACCEPTED,
-                )
-                await sent.result()
-            except WorkflowUpdateFailedError as error:
-                cause = error.cause
-                reason = cause.message if isinstance(cause, FailureError) else str(cause)
-                raise NotLeft(f"{request.host} stays out of service: {reason}") from error
-            except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:
-                    raise _unanswered(request.maintenance, error) from error
-                await self._require_left(request)
+        try:
+            sent = await self._chain(request.maintenance).start_update(
+                "leave",
+                LeaveInput(return_vms=request.return_vms),
+                id=request.request,
+                wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+            )
+            await sent.result()
+        except WorkflowUpdateFailedError as error:
+            cause = error.cause
+            reason = cause.message if isinstance(cause, FailureError) else str(cause)
+            raise NotLeft(f"{request.host} stays out of service: {reason}") from error
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise _unanswered(request.maintenance, error) from error
+            await self._require_left(request)
 
     async def _require_left(self, request: LeaveMaintenanceInput) -> None:
         latest = await self._describe(request.maintenance)

@@ -15,7 +15,6 @@ from activities.capacity import (
     with_shared_storage,
 )
 from activities.directory import HostDirectory
-from activities.execution import beating
 from activities.holders import Holders
 from contracts.errors import Conflict, Failed, Unavailable
 from contracts.evacuation import (
@@ -138,61 +137,57 @@ class SurveyActivities:
     @activity.defn(name="wait_for_arrivals")
     async def wait_for_arrivals(self, request: AwaitChangeInput) -> None:
         """Returns when no VM is on its way to the host any more, or when the time is up."""
-        async with beating():
-            deadline = time.monotonic() + request.within_s
-            while time.monotonic() < deadline and (await self._remaining(request.host)).arriving:
-                await self._holders.release_abandoned(request.host)
-                await asyncio.sleep(_LOOK_AGAIN_S)
+        deadline = time.monotonic() + request.within_s
+        while time.monotonic() < deadline and (await self._remaining(request.host)).arriving:
+            await self._holders.release_abandoned(request.host)
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     @activity.defn(name="wait_for_host")
     async def wait_for_host(self, request: AwaitChangeInput) -> bool:
         """Whether the host answers by the time that is up; returns as soon as it does."""
-        async with beating():
-            deadline = time.monotonic() + request.within_s
-            while True:
-                try:
-                    await self._remaining(request.host)
-                except Unavailable as error:
-                    activity.logger.debug("%s is not back: %s", request.host, error)
-                else:
-                    return True
-                if time.monotonic() > deadline:
-                    return False
-                await asyncio.sleep(_LOOK_AGAIN_S)
+        deadline = time.monotonic() + request.within_s
+        while True:
+            try:
+                await self._remaining(request.host)
+            except Unavailable as error:
+                activity.logger.debug("%s is not back: %s", request.host, error)
+            else:
+                return True
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     @activity.defn(name="await_room")
     async def await_room(self, request: AwaitChangeInput) -> None:
         """Returns when anything has changed in who is out and what is reserved in the cluster, or
         when the time is up."""
-        async with beating():
-            deadline = time.monotonic() + request.within_s
-            before = await self._cluster_state(request.host)
-            while time.monotonic() < deadline:
-                await asyncio.sleep(_ROOM_AGAIN_S)
-                if await self._cluster_state(request.host) != before:
-                    return
+        deadline = time.monotonic() + request.within_s
+        before = await self._cluster_state(request.host)
+        while time.monotonic() < deadline:
+            await asyncio.sleep(_ROOM_AGAIN_S)
+            if await self._cluster_state(request.host) != before:
+                return
 
     @activity.defn(name="watch_vm")
     async def watch_vm(self, request: WatchVmInput) -> VmChange:
         """Returns when the VM has left the host, or when it, or what any destination says of it,
         has changed; `none` when the time is up."""
-        async with beating():
-            deadline = time.monotonic() + request.within_s
-            before: object = None
-            while True:
-                try:
-                    seen = await self._prospects(request)
-                except Unavailable as error:
-                    activity.logger.info("%s can't be watched now: %s", request.uuid, error)
-                else:
-                    if seen is None:
-                        return VmChange.LEFT
-                    if before not in (None, seen):
-                        return VmChange.CHANGED
-                    before = seen
-                if time.monotonic() > deadline:
-                    return VmChange.NONE
-                await asyncio.sleep(_WATCH_AGAIN_S)
+        deadline = time.monotonic() + request.within_s
+        before: object = None
+        while True:
+            try:
+                seen = await self._prospects(request)
+            except Unavailable as error:
+                activity.logger.info("%s can't be watched now: %s", request.uuid, error)
+            else:
+                if seen is None:
+                    return VmChange.LEFT
+                if before not in (None, seen):
+                    return VmChange.CHANGED
+                before = seen
+            if time.monotonic() > deadline:
+                return VmChange.NONE
+            await asyncio.sleep(_WATCH_AGAIN_S)
 
     @activity.defn(name="check_host")
     async def check_host(self, request: CheckHostInput) -> None:

@@ -5,7 +5,6 @@ import time
 
 from temporalio import activity
 
-from activities.execution import beating
 from activities.holders import Holders
 from contracts.leases import LeaseRef
 from contracts.settings import MAINTENANCE_HOSTS_OUT_MAX
@@ -31,13 +30,12 @@ class TurnActivities:
     @activity.defn(name="await_ticket")
     async def await_ticket(self, request: AwaitTicketInput) -> Ticket:
         """Returns when the ticket differs from what was seen, or when the time is up."""
-        async with beating():
-            deadline = time.monotonic() + request.within_s
-            while True:
-                ticket = await self._ticket(request.lease)
-                if ticket != request.seen or time.monotonic() > deadline:
-                    return ticket
-                await asyncio.sleep(_LOOK_AGAIN_S)
+        deadline = time.monotonic() + request.within_s
+        while True:
+            ticket = await self._ticket(request.lease)
+            if ticket != request.seen or time.monotonic() > deadline:
+                return ticket
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     @activity.defn(name="begin_evacuation")
     async def begin_evacuation(self, request: BeginEvacuationInput) -> None:

@@ -21,7 +21,7 @@ from temporalio import activity
 
 from activities.capacity import Capacities, Free, migration_address, with_shared_storage
 from activities.directory import HostDirectory
-from activities.execution import beating, ended, uninterrupted
+from activities.execution import ended, uninterrupted
 from activities.holders import Holders
 from contracts.errors import Conflict, Failed, HostlerError, Unavailable
 from contracts.leases import LeaseRef
@@ -142,53 +142,52 @@ class VirtualizationActivities:
         destination = await self._directory.access(request.destination)
         host = await self._inventory.hosts.get(request.destination)
         settings = await self._inventory.settings.resolve(cluster=host.cluster)
-        async with beating():
+        try:
+            await self._outwait_others(lease, source, request, settings)
+            found = await self._settle(lease, source, request.uuid, request.destination)
+            if found.fate is not VmFate.AT_SOURCE:
+                return await self._arrived(request, source, found, None)
+            await self._expect_absent(destination, request.uuid)
+            await self._reserve(request, source, settings)
+            await self._inventory.vm_migrations.start(
+                _operation(lease),
+                request.vm,
+                source.name,
+                request.destination,
+                activity.info().attempt,
+            )
+            await self._inventory.leases.verify(lease)
+            started = time.monotonic()
             try:
-                await self._outwait_others(lease, source, request, settings)
-                found = await self._settle(lease, source, request.uuid, request.destination)
-                if found.fate is not VmFate.AT_SOURCE:
-                    return await self._arrived(request, source, found, None)
-                await self._expect_absent(destination, request.uuid)
-                await self._reserve(request, source, settings)
-                await self._inventory.vm_migrations.start(
-                    _operation(lease),
-                    request.vm,
-                    source.name,
-                    request.destination,
-                    activity.info().attempt,
-                )
-                await self._inventory.leases.verify(lease)
-                started = time.monotonic()
-                try:
-                    await self._migrate(request, source, destination, settings)
-                except asyncio.CancelledError:
-                    found = await uninterrupted(
-                        self._settle(lease, source, request.uuid, request.destination)
-                    )
-                    if found.fate is VmFate.AT_SOURCE:
-                        raise
-                except (NotConverging, HypervisorFailed):
-                    # libvirt's word on how it ended is not the last one.
-                    found = await self._settle(lease, source, request.uuid, request.destination)
-                    if found.fate is VmFate.AT_SOURCE:
-                        raise
-                else:
-                    found = await self._settle(lease, source, request.uuid, request.destination)
-                if found.fate is VmFate.AT_SOURCE:
-                    raise Failed(f"libvirt reported success, yet {request.vm} is at its source.")
-                return await self._arrived(request, source, found, time.monotonic() - started)
+                await self._migrate(request, source, destination, settings)
             except asyncio.CancelledError:
-                await uninterrupted(
-                    self._stayed(request, destination, MigrationState.CANCELED, "cancelled")
+                found = await uninterrupted(
+                    self._settle(lease, source, request.uuid, request.destination)
                 )
-                raise
-            except (Unavailable, WhereaboutsUnknown):
-                # Nobody knows yet how it ended: the next attempt looks, and until then what is
-                # recorded says where the VM may be.
-                raise
-            except HostlerError as error:
-                await self._stayed(request, destination, MigrationState.FAILED, str(error))
-                raise
+                if found.fate is VmFate.AT_SOURCE:
+                    raise
+            except (NotConverging, HypervisorFailed):
+                # libvirt's word on how it ended is not the last one.
+                found = await self._settle(lease, source, request.uuid, request.destination)
+                if found.fate is VmFate.AT_SOURCE:
+                    raise
+            else:
+                found = await self._settle(lease, source, request.uuid, request.destination)
+            if found.fate is VmFate.AT_SOURCE:
+                raise Failed(f"libvirt reported success, yet {request.vm} is at its source.")
+            return await self._arrived(request, source, found, time.monotonic() - started)
+        except asyncio.CancelledError:
+            await uninterrupted(
+                self._stayed(request, destination, MigrationState.CANCELED, "cancelled")
+            )
+            raise
+        except (Unavailable, WhereaboutsUnknown):
+            # Nobody knows yet how it ended: the next attempt looks, and until then what is
+            # recorded says where the VM may be.
+            raise
+        except HostlerError as error:
+            await self._stayed(request, destination, MigrationState.FAILED, str(error))
+            raise
 
     @activity.defn(name="settle_migrations")
     async def settle_migrations(self, lease: LeaseRef) -> None:
@@ -197,30 +196,28 @@ class VirtualizationActivities:
 
         Room that was reserved for them, also by a predecessor, is given back."""
         source = await self._directory.access(lease.host)
-        async with beating():
-            for vm in await self._hypervisor.list_vms(source):
-                if vm.incoming:  # another operation's
-                    continue
-                if await self._moved_by_others(lease, source, vm.uuid, vm.name):
-                    continue
-                await self._inventory.leases.verify(lease)
-                found = await self._settle(lease, source, vm.uuid)
-                if found.fate is VmFate.AT_SOURCE:
-                    await self._discard_copies(lease, source, vm)
-                elif found.fate is VmFate.MOVED and found.host is not None:
-                    await self._keep_copies(vm.uuid, vm.name, lease, source, found.host)
+        for vm in await self._hypervisor.list_vms(source):
+            if vm.incoming:  # another operation's
+                continue
+            if await self._moved_by_others(lease, source, vm.uuid, vm.name):
+                continue
+            await self._inventory.leases.verify(lease)
+            found = await self._settle(lease, source, vm.uuid)
+            if found.fate is VmFate.AT_SOURCE:
+                await self._discard_copies(lease, source, vm)
+            elif found.fate is VmFate.MOVED and found.host is not None:
+                await self._keep_copies(vm.uuid, vm.name, lease, source, found.host)
         await self._close_migrations(lease)
         await self._inventory.reservations.release_all(lease)
 
     @activity.defn(name="shut_down_vm")
     async def shut_down_vm(self, request: ShutDownVmInput) -> MigrateVmResult:
         """Power a VM off by ACPI, as somebody asked. Never by force. Raises ShutdownTimedOut."""
-        async with beating():
-            # A guest that has heard the button powers off whatever is cancelled meanwhile, and
-            # whoever starts it again must get to know.
-            pressing = asyncio.ensure_future(self._press_until_off(request))
-            await ended(pressing)
-            return pressing.result()
+        # A guest that has heard the button powers off whatever is cancelled meanwhile, and
+        # whoever starts it again must get to know.
+        pressing = asyncio.ensure_future(self._press_until_off(request))
+        await ended(pressing)
+        return pressing.result()
 
     async def _press_until_off(self, request: ShutDownVmInput) -> MigrateVmResult:
         access = await self._directory.access(request.lease.host)
@@ -247,25 +244,23 @@ class VirtualizationActivities:
         Raises Failed if the host does not have it any more, HypervisorFailed if it does not start.
         """
         access = await self._directory.access(request.lease.host)
-        async with beating():
-            here = await self._hypervisor.find_vm(access, request.uuid)
-            if here is None or here.state not in ACTIVE_VM_STATES:
-                there = await self._look_elsewhere(request.lease.host, request.uuid, here)
-                if there.running is not None:
-                    return MigrateVmResult(vm=request.vm, fate=VmFate.MOVED, host=there.running)
-                if there.unclear:
-                    raise Failed(
-                        f"{request.vm} was not started: it may run on {', '.join(there.unclear)}, "
-                        "which can't tell.",
-                        remedy="Start it by hand once that is known.",
-                    )
-                if here is None:
-                    raise Failed(
-                        f"{request.vm} was not started: {request.lease.host} does not have it any "
-                        "more."
-                    )
-                await self._inventory.leases.verify(request.lease)
-                await self._hypervisor.start(access, request.uuid)
+        here = await self._hypervisor.find_vm(access, request.uuid)
+        if here is None or here.state not in ACTIVE_VM_STATES:
+            there = await self._look_elsewhere(request.lease.host, request.uuid, here)
+            if there.running is not None:
+                return MigrateVmResult(vm=request.vm, fate=VmFate.MOVED, host=there.running)
+            if there.unclear:
+                raise Failed(
+                    f"{request.vm} was not started: it may run on {', '.join(there.unclear)}, "
+                    "which can't tell.",
+                    remedy="Start it by hand once that is known.",
+                )
+            if here is None:
+                raise Failed(
+                    f"{request.vm} was not started: {request.lease.host} does not have it any more."
+                )
+            await self._inventory.leases.verify(request.lease)
+            await self._hypervisor.start(access, request.uuid)
         return MigrateVmResult(vm=request.vm, fate=VmFate.AT_SOURCE, host=request.lease.host)
 
     # --- room -----------------------------------------------------------------------------------

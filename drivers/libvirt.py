@@ -349,9 +349,9 @@ class LibvirtHypervisor:
                 domain.migrate3(there.connection, parameters, flags)
 
             what = f"Migrating {vm.name} from {source.name} to {destination.name}"
-            job = asyncio.wrap_future(
-                self._threads_of(source.name).migrations.submit(_translated, what, run)
-            )
+            call = self._threads_of(source.name).migrations.submit(_translated, what, run)
+            here.call = there.call = call
+            job = asyncio.wrap_future(call)
             job.add_done_callback(look_at)
             watches = [
                 asyncio.create_task(self._watch(source, uuid, on_progress)),
@@ -696,12 +696,16 @@ class _Threads:
 
 @dataclass(eq=False)
 class _Link:
-    """An open connection to a host's libvirtd."""
+    """An open connection to a host's libvirtd.
+
+    `call` is the last one that another thread than `thread` makes with it.
+    """
 
     host: str
     tunnel: Tunnel
     connection: libvirt.virConnect
     thread: ThreadPoolExecutor = field(repr=False)
+    call: "Future[None] | None" = None
     _closed: bool = False
 
     @property
@@ -715,6 +719,13 @@ class _Link:
             return
         self._closed = True
         await self.tunnel.close()
+        if self.call is None:
+            self._free()
+        else:
+            # libvirt frees what is closed, and a call that still uses it takes the process down.
+            self.call.add_done_callback(lambda _: self._free())
+
+    def _free(self) -> None:
         with contextlib.suppress(RuntimeError):  # the threads have ended
             self.thread.submit(_close_quietly, self.connection)
 

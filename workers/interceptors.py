@@ -1,13 +1,16 @@
-"""What surrounds every activity and every workflow: typed errors, checked inputs, metrics."""
+"""What surrounds every activity and every workflow: typed errors, checked inputs, metrics,
+heartbeats."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.exceptions import FailureError, is_cancelled_exception
 from temporalio.worker import (
     ActivityInboundInterceptor,
+    ActivityOutboundInterceptor,
     ExecuteActivityInput,
     ExecuteWorkflowInput,
     HandleUpdateInput,
@@ -41,10 +44,14 @@ class HostlerInterceptor(Interceptor):
 
 
 class _Activities(ActivityInboundInterceptor):
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        super().init(_Beats(outbound))
+
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         with host_of_log(_host_of(input.args)):
             try:
-                result = await self.next.execute_activity(input)
+                async with _beating():
+                    result = await self.next.execute_activity(input)
             except HostlerError as error:
                 failure = application_error(error).with_traceback(error.__traceback__)
                 raise failure from error.__cause__
@@ -53,6 +60,38 @@ class _Activities(ActivityInboundInterceptor):
                 "hostler_migration_seconds", "Duration of one live migration", "s"
             ).record(result.seconds)
         return result
+
+
+class _Beats(ActivityOutboundInterceptor):
+    """A heartbeat that says nothing keeps what the last one said."""
+
+    _said: Sequence[Any] = ()
+
+    def heartbeat(self, *details: Any) -> None:
+        self._said = details or self._said
+        self.next.heartbeat(*self._said)
+
+
+@asynccontextmanager
+async def _beating() -> AsyncIterator[None]:
+    """Heartbeat three times per heartbeat time-out, if the call has one, until the block ends."""
+    limit = activity.info().heartbeat_timeout
+    if limit is None:
+        yield
+        return
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(limit.total_seconds() / 3)
+            activity.heartbeat()
+
+    beats = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beats.cancel()
+        with suppress(asyncio.CancelledError):
+            await beats
 
 
 class _Workflows(WorkflowInboundInterceptor):

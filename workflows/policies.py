@@ -26,6 +26,10 @@ class ActivityPolicy(TypedDict, total=False):
 # The longest a dead activity goes unnoticed; a takeover waits this long before it acts.
 HEARTBEAT_TIMEOUT = timedelta(seconds=20)
 
+# What only reads, or writes a row, may be begun again while a worker that is only slow still does
+# it. Heartbeats leave the worker at most every 5 s.
+_NOTICED_SOON = timedelta(seconds=15)
+
 _PATIENT = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2,
@@ -36,7 +40,11 @@ _PATIENT = RetryPolicy(
 _BOUNDED = dataclasses.replace(_PATIENT, maximum_attempts=8)
 
 # Not waited for when cancelled: a step that ends well in spite of its cancel would swallow it.
-RECORD = ActivityPolicy(start_to_close_timeout=timedelta(seconds=30), retry_policy=_PATIENT)
+RECORD = ActivityPolicy(
+    start_to_close_timeout=timedelta(seconds=30),
+    heartbeat_timeout=_NOTICED_SOON,
+    retry_policy=_PATIENT,
+)
 """Reads and writes of the inventory, and questions to Temporal."""
 
 FIRST_CONTACT = ActivityPolicy(
@@ -49,11 +57,16 @@ FIRST_CONTACT = ActivityPolicy(
 FIRST_LOOK = ActivityPolicy(
     start_to_close_timeout=timedelta(seconds=90),
     schedule_to_close_timeout=timedelta(minutes=3),
+    heartbeat_timeout=_NOTICED_SOON,
     retry_policy=_PATIENT,
 )
 """Reads of hosts before anything has changed: an absent host refuses the operation soon."""
 
-HOST_READ = ActivityPolicy(start_to_close_timeout=timedelta(seconds=90), retry_policy=_PATIENT)
+HOST_READ = ActivityPolicy(
+    start_to_close_timeout=timedelta(seconds=90),
+    heartbeat_timeout=_NOTICED_SOON,
+    retry_policy=_PATIENT,
+)
 """Reads of hosts while the operation is under way: they wait until the host is back."""
 
 HOST_WAIT = ActivityPolicy(
