@@ -132,11 +132,11 @@ FAULTS = (
     Fault(
         "database",
         "database",
-        "PostgreSQL ends at once before the step; started again 20 s later",
+        "PostgreSQL ends at once before the step; started again 15 s later",
         Moment.BEFORE,
         _stop_database,
         _start_database,
-        lasts_s=20,
+        lasts_s=15,
         brief_s=10,
     ),
     Fault(
@@ -162,23 +162,23 @@ FAULTS = (
     Fault(
         "source-network",
         "source's network",
-        "the cable of kvm-1 is cut before the step; mended 40 s later, in the middle of "
+        "the cable of kvm-1 is cut before the step; mended 20 s later, in the middle of "
         "migrations 120 s later",
         Moment.BEFORE,
         _cut_source,
         _heal_source,
-        lasts_s=40,
+        lasts_s=20,
         brief_s=15,
         copying_lasts_s=120,
     ),
     Fault(
         "destination-host",
         "destination host",
-        "a host that VMs go to loses its power before the step; switched on 45 s later",
+        "a host that VMs go to loses its power before the step; switched on 25 s later",
         Moment.BEFORE,
         _kill_destination,
         _boot_destination,
-        lasts_s=45,
+        lasts_s=25,
         brief_s=15,
         kills_destination=True,
     ),
