@@ -120,11 +120,18 @@ class HostMaintenance:
         """Prepare and evacuate."""
         await self._take_lease()
         await self._look()
-        if self._state.host.resource_state in MAINTENANCE_STATES:
+        adopted = self._state.host.resource_state in MAINTENANCE_STATES
+        if self._state.asked.host_is_down:
+            if not await self._answers():
+                await self._take_out_as_it_is()
+                return
+            if not adopted:
+                raise _conflict(
+                    f"{self._state.name} answers: it is not down. Start its maintenance without "
+                    "host_is_down."
+                )
+        if adopted:
             await self._adopt()
-        elif self._state.asked.host_is_down:
-            await self._take_out_as_it_is()
-            return
         else:
             await self._await_turn()
             await self._plan_and_begin()
@@ -239,7 +246,8 @@ class HostMaintenance:
         )
         if host.resource_state in MAINTENANCE_STATES:
             state.restore = host.state_before_maintenance or ResourceState.ENABLED
-            self._touched = True
+            # Somebody may be working on it: whatever goes wrong, it does not go back unasked.
+            self._touched = self._must_be_sound = True
             return
         if host.resource_state not in _IN_SERVICE:
             raise _conflict(
@@ -382,15 +390,13 @@ class HostMaintenance:
     async def _adopt(self) -> None:
         """Go on from what a predecessor left: its state, its fence, its half-done migrations."""
         state = self._state
-        # Somebody may be working on it: whatever goes wrong, it does not go back unasked.
-        self._must_be_sound = True
         await workflow.execute_activity_method(
             TurnActivities.take_ticket, state.lease, **policies.RECORD
         )
-        await state.on_host(self._settle_migrations, policies.HOST_CHANGE)
         await state.change_state(
             MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "adopted as it was found"
         )
+        await state.on_host(self._settle_migrations, policies.HOST_CHANGE)
 
     async def _put_up_fence(self) -> None:
         state = self._state
@@ -411,23 +417,20 @@ class HostMaintenance:
     async def _take_out_as_it_is(self) -> None:
         """An operator says that the host is off. Nothing of it is started elsewhere."""
         state = self._state
-        if await self._answers():
-            raise _conflict(
-                f"{state.name} answers: it is not down. Start its maintenance without host_is_down."
-            )
-        self._touched = True
+        self._touched = state.down = True
         reason = "confirmed by whoever asked for the maintenance, and it does not answer"
         if state.host.status is not HostStatus.DOWN:
             await self._set_status(HostStatus.DOWN, reason)
         await state.change_state(
-            _IN_SERVICE, ResourceState.PREPARE_FOR_MAINTENANCE, f"is down: {reason}"
+            _IN_SERVICE | MAINTENANCE_STATES,
+            ResourceState.PREPARE_FOR_MAINTENANCE,
+            f"is down: {reason}",
         )
         await workflow.execute_activity_method(
             FencingActivities.want_fence,
             FenceInput(lease=state.lease, operation=workflow.info().workflow_id),
             **policies.RECORD,
         )
-        state.down = True
         await state.change_state(MAINTENANCE_STATES, ResourceState.MAINTENANCE, "is down")
 
     async def _answers(self) -> bool:
@@ -662,9 +665,9 @@ class HostMaintenance:
         state = self._state
         if rolling_back:
             state.enter(Phase.ROLLING_BACK, "Goes back: no migration stays half done")
-            await state.on_host(self._settle_migrations, policies.HOST_CHANGE, leaving=True)
-            if self._must_be_sound:
+            if self._must_be_sound or state.down:
                 await self._require_sound()
+            await state.on_host(self._settle_migrations, policies.HOST_CHANGE, leaving=True)
         else:
             state.enter(Phase.LEAVING, "Checks the host, then takes the fence down")
             await self._require_sound()

@@ -99,6 +99,26 @@ async def test_a_stopped_worker_that_goes_on_after_a_takeover(split: System, lab
     await assert_in_service(lab, "kvm-1", await split.host("kvm-1"))
 
 
+async def test_a_worker_killed_while_vms_come_back(split: System, lab: Lab) -> None:
+    worker = await split.worker()
+    await add_hosts(split, lab)
+    await split.done("maintenance", "enter", "kvm-1")
+    await split.until_phase("kvm-1", "Ready")
+    await split.done("maintenance", "leave", "kvm-1")
+    await slow_down(split)
+    returning = asyncio.create_task(split.done("maintenance", "return", "kvm-1"))
+    # Its half of a migration that runs.
+    while not (await lab.virsh("kvm-1", "list", "--name", "--state-paused")).stdout.split():
+        await asyncio.sleep(0.1)
+    split.kill(worker)
+    await speed_up(split)
+    await split.worker()
+    assert "3 of 3" in await returning
+    assert set((await places(lab)).values()) == {"kvm-1"}
+    await assert_ticks(lab)
+    await assert_in_service(lab, "kvm-1", await split.host("kvm-1"))
+
+
 @pytest.mark.parametrize("way", ["temporal", "leave"])
 async def test_cancel_in_the_middle_of_three_migrations(
     embedded: System, lab: Lab, way: str

@@ -7,7 +7,7 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from contracts.maintenance import MigrationMode, OnBlocker, VmAction
-from contracts.states import HostStatus, Phase, ResourceState
+from contracts.states import MAINTENANCE_STATES, HostStatus, Phase, ResourceState
 from contracts.vm_return import VmReturnResult
 from contracts.vms import MigrationState, VmState
 from tests.workflows.maintenance_run import Begin
@@ -437,6 +437,50 @@ async def test_an_adopted_host_does_not_go_back_when_something_fails(begin: Begi
     world.silent = False
     await run.leave()
     assert world.state is R.ENABLED
+
+
+@pytest.mark.parametrize("found", sorted(MAINTENANCE_STATES))
+async def test_an_adopted_host_that_is_off_is_waited_for(
+    begin: Begin, found: ResourceState
+) -> None:
+    world = three_hosts()
+    world.states, world.before = [R.ENABLED, found], R.ENABLED
+    world.silent = True
+    run = await begin(world)
+    status = await run.until(lambda now: bool(now.troubles))
+    assert "kvm-1 does not answer" in status.troubles[0]
+    assert world.state is R.ERROR_IN_PREPARE_FOR_MAINTENANCE
+    world.silent = False
+    await run.until_phase(Phase.READY)
+    assert world.settled == 1
+    await run.leave()
+    assert world.state is R.ENABLED
+
+
+@pytest.mark.parametrize("found", sorted(MAINTENANCE_STATES))
+async def test_an_adopted_host_can_be_said_to_be_down(begin: Begin, found: ResourceState) -> None:
+    world = three_hosts()
+    world.states, world.before = [R.DISABLED, found], R.DISABLED
+    world.silent = True
+    run = await begin(world, host_is_down=True)
+    status = await run.until_phase(Phase.READY)
+    assert "the host is down" in status.message
+    assert world.state is R.MAINTENANCE
+    with pytest.raises(WorkflowUpdateFailedError):
+        await run.leave()
+    world.silent = False
+    await run.until(lambda now: now.message == "Ready for maintenance")
+    await run.leave()
+    assert world.state is R.DISABLED
+
+
+async def test_an_adopted_host_that_answers_is_not_down_whatever_is_said(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.states, world.before = [R.ENABLED, R.PREPARE_FOR_MAINTENANCE], R.ENABLED
+    run = await begin(world, host_is_down=True)
+    await run.until_phase(Phase.READY)
+    assert world.places("vm-1") != ["kvm-1"]
+    await run.leave()
 
 
 async def test_a_destination_that_is_away_is_no_reason_to_shut_a_vm_down(begin: Begin) -> None:

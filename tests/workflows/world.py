@@ -345,6 +345,8 @@ class World:
 
     @activity.defn(name="settle_migrations")
     async def settle_migrations(self, lease: LeaseRef) -> None:
+        if self.silent:
+            raise ApplicationError(f"{lease.host} does not answer.", type="HostUnreachable")
         self.settled += 1
 
     @activity.defn(name="shut_down_vm")
