@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, runs every check and every test, cleans up. Arguments go to pytest;
-# --matrix instead runs all of the fault matrix (two to three hours) and writes docs/fault-matrix.md.
+# --matrix instead runs all of the fault matrix (about one and a half hours) and writes docs/fault-matrix.md.
 set -euo pipefail
 # shellcheck source=deploy/install.sh
 source "$(dirname "$0")/install.sh"

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,11 +20,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run all cells of the fault matrix, and write docs/fault-matrix.md",
     )
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The fault matrix takes hours, and is a run of its own."""
-    return True if collection_path.name == "matrix" and not config.getoption("--matrix") else None
 
 
 @pytest.fixture(scope="session")
