@@ -7,6 +7,7 @@ from inventory.hosts import Hosts
 from inventory.leases import Leases
 from inventory.maintenances import Maintenances
 from inventory.placement import Placement
+from inventory.removed_hosts import RemovedHosts
 from inventory.reservations import Reservations
 from inventory.secrets import SecretBox, Secrets
 from inventory.settings import OperatorSettings
@@ -26,6 +27,7 @@ class Inventory:
         self.topology = Topology(database)
         self.settings = OperatorSettings(database)
         self.hosts = Hosts(database)
+        self.removed_hosts = RemovedHosts(database)
         self.placement = Placement(database)
         self.leases = Leases(database)
         self.reservations = Reservations(database)

@@ -11,7 +11,7 @@ from sqlmodel import col, delete, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
-from contracts.hosts import Host, HostFacts
+from contracts.hosts import Host, HostFacts, HostUsage
 from contracts.leases import LeaseRef
 from contracts.states import (
     HOST_STATUS_TRANSITIONS,
@@ -237,7 +237,8 @@ class Hosts:
             if current is not status:
                 if status not in HOST_STATUS_TRANSITIONS[current]:
                     raise Conflict(f"{name} is {current} and can't become {status}.")
-                row.status, row.updated_at = status, now()
+                row.status, row.status_reason = status, reason
+                row.status_since = row.updated_at = now()
                 session.add(row)
                 add_event(
                     session,
@@ -418,6 +419,12 @@ def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[st
             ResourceState(row.state_before_maintenance) if row.state_before_maintenance else None
         ),
         status=HostStatus(row.status),
+        status_reason=row.status_reason,
+        status_since=row.status_since,
+        checked_at=row.checked_at,
+        missed_checks=row.missed_checks,
+        closed=row.closed,
+        usage=HostUsage.model_validate(row.usage) if row.usage is not None else None,
         fence=row.fence,
         fence_generation=row.fence_generation,
         facts=HostFacts.model_validate(row.facts) if row.facts is not None else None,

@@ -13,13 +13,14 @@ from datetime import timedelta
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import ColumnElement, and_
 from sqlmodel import col, delete, select
 
 from contracts.errors import Failed, NotFound
 from inventory.database import Database
 from inventory.errors import SecretUnreadable
 from inventory.events import add_event
-from inventory.models import HostRow, SecretVersionRow, now
+from inventory.models import HostRow, RemovedHostRow, SecretVersionRow, now
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
@@ -77,12 +78,10 @@ class Secrets:
         """A new version; its id."""
         secret_id = str(uuid.uuid4())
         nonce, ciphertext = self._box.encrypt(plaintext, _identity(secret_id, kind))
-        claimed = select(HostRow.secret_id)
         async with self._database.writing() as session:
             await session.exec(
                 delete(SecretVersionRow).where(
-                    col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER,
-                    col(SecretVersionRow.id).not_in(claimed),
+                    col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER, unclaimed()
                 )
             )
             session.add(
@@ -118,14 +117,26 @@ class Secrets:
 
     async def discard(self, secret_id: str) -> None:
         """Delete a version that no host refers to; no effect if there is none."""
-        claimed = select(HostRow.secret_id)
         async with self._database.writing() as session:
             await session.exec(
-                delete(SecretVersionRow).where(
-                    col(SecretVersionRow.id) == secret_id,
-                    col(SecretVersionRow.id).not_in(claimed),
-                )
+                delete(SecretVersionRow).where(col(SecretVersionRow.id) == secret_id, unclaimed())
             )
+
+
+def unclaimed() -> ColumnElement[bool]:
+    """Of a secret version: no host, present or removed, refers to it."""
+    claims = (
+        HostRow.secret_id,
+        HostRow.staged_key_id,
+        HostRow.password_secret_id,
+        RemovedHostRow.secret_id,
+    )
+    return and_(
+        *(
+            col(SecretVersionRow.id).not_in(select(claim).where(col(claim).is_not(None)))
+            for claim in claims
+        )
+    )
 
 
 async def any_secret(database: Database) -> bool:
