@@ -223,6 +223,7 @@ def _explain(setting: Setting[Any], row: SettingRow | None) -> SettingValue:
         unit=setting.unit,
         description=setting.description,
         scopes=_scopes(setting),
+        effect=setting.effect,
         origin=str(_place(row)) if row else _DEFAULT,
         problem=problem,
         updated_at=row.updated_at if row else None,
