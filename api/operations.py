@@ -1,7 +1,7 @@
 """Operations as Temporal runs them: found, started, steered, described."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -30,6 +30,7 @@ from contracts.access import Principal
 from contracts.base import Contract
 from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
 from contracts.operations import (
     CLUSTER_KINDS,
@@ -90,14 +91,8 @@ class Operations:
         """
         lease = await self._inventory.leases.find(host)
         if lease is not None:
-            holder = await self._describe(lease.owner.workflow_id)
-            # Another chain of runs under that id means that the holder's has ended.
-            if (
-                holder is not None
-                and holder.raw_info.first_run_id == lease.owner.first_run_id
-                and is_open(holder)
-                and _KINDS.get(holder.workflow_type) in kinds
-            ):
+            holder = await self._open_run(lease.owner)
+            if holder is not None and _KINDS.get(holder.workflow_type) in kinds:
                 return holder
         for kind in kinds:
             usual = await self._describe(workflow_id(kind, host))
@@ -110,6 +105,47 @@ class Operations:
         holder = await self.running(host, *HOST_KINDS)
         if holder is not None:
             raise _held(host, holder)
+
+    async def require_unnamed(self, level: str, name: str) -> None:
+        """Raises LeaseHeld if an open operation goes by the name of that zone, pod or cluster.
+
+        Those on the hosts of a cluster carry its name along. They are found here by the search
+        attribute that they have set, which lags behind: who holds a host, its lease says.
+        """
+        # What is done to a zone, pod or cluster has that word in its kind.
+        for kind in (kind for kind in OperationKind if kind.startswith(f"{level}-")):
+            usual = await self._describe(workflow_id(kind, name))
+            if usual is not None and is_open(usual):
+                raise _held(name, usual)
+        if level == "cluster":
+            query = f"{_CLUSTER.name} = '{name}' AND ExecutionStatus = 'Running'"
+            with _translated():
+                found = [
+                    execution.id
+                    async for execution in self._client.list_workflows(query, rpc_timeout=_PATIENCE)
+                ]
+            for workflow in found:
+                holder = await self._describe(workflow)
+                if holder is not None and is_open(holder):
+                    raise _held(name, holder)
+
+    async def require_ended(self, name: str, owners: Iterable[Owner]) -> None:
+        """Raises LeaseHeld, with a link, if one of these, which work on `name`, is open."""
+        for owner in owners:
+            holder = await self._open_run(owner)
+            if holder is not None:
+                raise _held(name, holder)
+
+    async def _open_run(self, owner: Owner) -> WorkflowExecutionDescription | None:
+        """Of the owner's chain. Another chain under its id means that it has ended."""
+        latest = await self._describe(owner.workflow_id)
+        if (
+            latest is not None
+            and latest.raw_info.first_run_id == owner.first_run_id
+            and is_open(latest)
+        ):
+            return latest
+        return None
 
     async def find(self, kind: OperationKind, subject: str) -> WorkflowExecutionDescription:
         """The newest operation of that kind; `subject` may also be the workflow's own id, should

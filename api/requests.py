@@ -42,6 +42,21 @@ class Items(Contract, Generic[T]):
     items: list[T]
 
 
+class Page(Items[T]):
+    """A part of a list that is sorted by name. `next`: the `after` of the part that follows, None
+    at the end."""
+
+    next: Name | None = None
+
+
+class PageQuery(Contract):
+    """Which part of a list that is sorted by name: at most `limit` entries, of names that come
+    after `after`."""
+
+    limit: Limit = 100
+    after: Name | None = None
+
+
 class Health(Contract):
     """The API can do its work."""
 
@@ -68,10 +83,19 @@ class ClusterRequest(Contract):
     pod: Name
 
 
-class AllocationRequest(Contract):
-    """Whether a zone, pod or cluster is to take new VMs."""
+class PlaceRequest(Contract):
+    """What is to change of a zone, pod or cluster: its name, and whether it takes new VMs."""
 
-    allocation_state: AllocationState
+    name: Name | None = None
+    allocation_state: AllocationState | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "PlaceRequest":
+        if self.name is None and self.allocation_state is None:
+            raise PydanticCustomError(
+                "nothing_asked", "at least one of name and allocation_state is required"
+            )
+        return self
 
 
 class HostAdditionRequest(Contract):
@@ -175,20 +199,28 @@ class SettingQuery(Contract):
     zone: Name | None = None
 
 
-class PodQuery(Contract):
+class ZoneQuery(PageQuery):
+    """Which zones to list."""
+
+    allocation_state: AllocationState | None = None
+
+
+class PodQuery(PageQuery):
     """Which pods to list."""
 
     zone: Name | None = None
+    allocation_state: AllocationState | None = None
 
 
-class ClusterQuery(Contract):
+class ClusterQuery(PageQuery):
     """Which clusters to list."""
 
     zone: Name | None = None
     pod: Name | None = None
+    allocation_state: AllocationState | None = None
 
 
-class HostQuery(Contract):
+class HostQuery(PageQuery):
     """Which hosts to list."""
 
     cluster: Name | None = None
@@ -196,6 +228,7 @@ class HostQuery(Contract):
     pod: Name | None = None
     resource_state: ResourceState | None = None
     status: HostStatus | None = None
+    tag: Name | None = None
 
 
 class OperationQuery(Contract):

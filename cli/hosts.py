@@ -14,7 +14,7 @@ from contracts.addition import HostAdditionResult, HostAdditionStatus
 from contracts.errors import Failed, InvalidInput
 from contracts.hosts import Host
 from contracts.operations import Operation
-from contracts.states import Phase
+from contracts.states import HostStatus, Phase, ResourceState
 
 
 def register(app: typer.Typer) -> None:
@@ -107,11 +107,26 @@ def accept_key(
 
 def list_all(
     cluster: Annotated[str | None, typer.Option(help="Only of this cluster.")] = None,
+    zone: Annotated[str | None, typer.Option(help="Only of this zone.")] = None,
+    pod: Annotated[str | None, typer.Option(help="Only of this pod.")] = None,
+    resource_state: Annotated[
+        ResourceState | None, typer.Option(help="Only those that are so.")
+    ] = None,
+    status: Annotated[HostStatus | None, typer.Option(help="Only those that are seen so.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only those that have this tag.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the hosts."""
+    """List the hosts that match all that is given."""
+    filters = {
+        "cluster": cluster,
+        "zone": zone,
+        "pod": pod,
+        "resource_state": resource_state,
+        "status": status,
+        "tag": tag,
+    }
     with connect() as api:
-        items = api.items("hosts", cluster=cluster)
+        items = api.all_items("hosts", **filters)
         if as_json:
             say_json(items)
             return

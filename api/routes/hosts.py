@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query, Response, status
 from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
-from api.requests import HostAdditionRequest, HostQuery, Items
+from api.paging import page_of
+from api.requests import HostAdditionRequest, HostQuery, Page
 from contracts.addition import AcceptHostKeyInput, HostAdditionInput
 from contracts.errors import AlreadyExists, HostlerError, NotFound, Unavailable
 from contracts.hosts import Host
@@ -19,9 +20,9 @@ router = APIRouter(prefix="/v1/hosts", tags=["hosts"], dependencies=[VIEWER])
 
 
 @router.get("")
-async def list_hosts(query: Annotated[HostQuery, Query()], inventory: TheInventory) -> Items[Host]:
+async def list_hosts(query: Annotated[HostQuery, Query()], inventory: TheInventory) -> Page[Host]:
     """The hosts that match all that is given, by name."""
-    return Items(items=await inventory.hosts.list(**dict(query)))
+    return await page_of(inventory.hosts.list, query)
 
 
 @router.get("/{name}")

@@ -5,14 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 
 from api.authentication import VIEWER, Admin, actor
-from api.dependencies import NameInPath, TheInventory
+from api.dependencies import NameInPath, TheInventory, TheOperations
+from api.paging import page_of
 from api.requests import (
-    AllocationRequest,
     ClusterQuery,
     ClusterRequest,
-    Items,
+    Page,
+    PlaceRequest,
     PodQuery,
     PodRequest,
+    ZoneQuery,
     ZoneRequest,
 )
 from contracts.hosts import Cluster, Pod, Zone
@@ -21,9 +23,9 @@ router = APIRouter(prefix="/v1", tags=["topology"], dependencies=[VIEWER])
 
 
 @router.get("/zones")
-async def list_zones(inventory: TheInventory) -> Items[Zone]:
-    """All zones, by name."""
-    return Items(items=await inventory.topology.list_zones())
+async def list_zones(query: Annotated[ZoneQuery, Query()], inventory: TheInventory) -> Page[Zone]:
+    """The zones that match all that is given, by name."""
+    return await page_of(inventory.topology.list_zones, query)
 
 
 @router.post("/zones", status_code=status.HTTP_201_CREATED)
@@ -44,18 +46,36 @@ async def get_zone(name: NameInPath, inventory: TheInventory) -> Zone:
 
 @router.patch("/zones/{name}")
 async def change_zone(
-    name: NameInPath, request: AllocationRequest, caller: Admin, inventory: TheInventory
+    name: NameInPath,
+    request: PlaceRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
 ) -> Zone:
-    """Enable or disable a zone; no effect if it is so already."""
-    return await inventory.topology.set_zone_state(
-        name, request.allocation_state, actor=actor(caller)
-    )
+    """Rename a zone, enable or disable it; no effect if it is so already."""
+    if request.name is not None and request.name != name:
+        # Operations on its hosts go on: none of them goes by the zone's name.
+        await operations.require_unnamed("zone", name)
+        await inventory.topology.rename_zone(name, request.name, actor=actor(caller))
+        name = request.name
+    if request.allocation_state is not None:
+        await inventory.topology.set_zone_state(name, request.allocation_state, actor=actor(caller))
+    return await inventory.topology.get_zone(name)
+
+
+@router.delete("/zones/{name}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_zone(
+    name: NameInPath, caller: Admin, inventory: TheInventory, operations: TheOperations
+) -> None:
+    """Delete a zone that has no pods, with its settings."""
+    await operations.require_unnamed("zone", name)
+    await inventory.topology.delete_zone(name, actor=actor(caller))
 
 
 @router.get("/pods")
-async def list_pods(query: Annotated[PodQuery, Query()], inventory: TheInventory) -> Items[Pod]:
-    """All pods, or those of a zone, by name."""
-    return Items(items=await inventory.topology.list_pods(zone=query.zone))
+async def list_pods(query: Annotated[PodQuery, Query()], inventory: TheInventory) -> Page[Pod]:
+    """The pods that match all that is given, by name."""
+    return await page_of(inventory.topology.list_pods, query)
 
 
 @router.post("/pods", status_code=status.HTTP_201_CREATED)
@@ -76,20 +96,38 @@ async def get_pod(name: NameInPath, inventory: TheInventory) -> Pod:
 
 @router.patch("/pods/{name}")
 async def change_pod(
-    name: NameInPath, request: AllocationRequest, caller: Admin, inventory: TheInventory
+    name: NameInPath,
+    request: PlaceRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
 ) -> Pod:
-    """Enable or disable a pod; no effect if it is so already."""
-    return await inventory.topology.set_pod_state(
-        name, request.allocation_state, actor=actor(caller)
-    )
+    """Rename a pod, enable or disable it; no effect if it is so already."""
+    if request.name is not None and request.name != name:
+        # Operations on its hosts go on: none of them goes by the pod's name.
+        await operations.require_unnamed("pod", name)
+        await inventory.topology.rename_pod(name, request.name, actor=actor(caller))
+        name = request.name
+    if request.allocation_state is not None:
+        await inventory.topology.set_pod_state(name, request.allocation_state, actor=actor(caller))
+    return await inventory.topology.get_pod(name)
+
+
+@router.delete("/pods/{name}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_pod(
+    name: NameInPath, caller: Admin, inventory: TheInventory, operations: TheOperations
+) -> None:
+    """Delete a pod that has no clusters."""
+    await operations.require_unnamed("pod", name)
+    await inventory.topology.delete_pod(name, actor=actor(caller))
 
 
 @router.get("/clusters")
 async def list_clusters(
     query: Annotated[ClusterQuery, Query()], inventory: TheInventory
-) -> Items[Cluster]:
-    """All clusters, or those of a zone or pod, by name."""
-    return Items(items=await inventory.topology.list_clusters(zone=query.zone, pod=query.pod))
+) -> Page[Cluster]:
+    """The clusters that match all that is given, by name."""
+    return await page_of(inventory.topology.list_clusters, query)
 
 
 @router.post("/clusters", status_code=status.HTTP_201_CREATED)
@@ -112,9 +150,33 @@ async def get_cluster(name: NameInPath, inventory: TheInventory) -> Cluster:
 
 @router.patch("/clusters/{name}")
 async def change_cluster(
-    name: NameInPath, request: AllocationRequest, caller: Admin, inventory: TheInventory
+    name: NameInPath,
+    request: PlaceRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
 ) -> Cluster:
-    """Enable or disable a cluster; no effect if it is so already."""
-    return await inventory.topology.set_cluster_state(
-        name, request.allocation_state, actor=actor(caller)
-    )
+    """Rename a cluster, enable or disable it; no effect if it is so already."""
+    if request.name is not None and request.name != name:
+        holders = await inventory.topology.cluster_holders(name)
+        owners = frozenset(holder.owner for holder in holders)
+        await operations.require_ended(name, owners)
+        await operations.require_unnamed("cluster", name)
+        await inventory.topology.rename_cluster(
+            name, request.name, ended=owners, actor=actor(caller)
+        )
+        name = request.name
+    if request.allocation_state is not None:
+        await inventory.topology.set_cluster_state(
+            name, request.allocation_state, actor=actor(caller)
+        )
+    return await inventory.topology.get_cluster(name)
+
+
+@router.delete("/clusters/{name}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_cluster(
+    name: NameInPath, caller: Admin, inventory: TheInventory, operations: TheOperations
+) -> None:
+    """Delete a cluster that has no hosts, with its settings, VM policies and affinity groups."""
+    await operations.require_unnamed("cluster", name)
+    await inventory.topology.delete_cluster(name, actor=actor(caller))

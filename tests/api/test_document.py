@@ -12,11 +12,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 PATHS = {
     "/v1/zones": {"get", "post"},
-    "/v1/zones/{name}": {"get", "patch"},
+    "/v1/zones/{name}": {"get", "patch", "delete"},
     "/v1/pods": {"get", "post"},
-    "/v1/pods/{name}": {"get", "patch"},
+    "/v1/pods/{name}": {"get", "patch", "delete"},
     "/v1/clusters": {"get", "post"},
-    "/v1/clusters/{name}": {"get", "patch"},
+    "/v1/clusters/{name}": {"get", "patch", "delete"},
     "/v1/clusters/{name}/maintenance": {"get", "post"},
     "/v1/clusters/{name}/maintenance/pause": {"post"},
     "/v1/clusters/{name}/maintenance/resume": {"post"},
