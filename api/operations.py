@@ -32,11 +32,13 @@ from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
 from contracts.maintenance import MaintenanceStatus
 from contracts.operations import (
-    CLUSTER_KINDS,
     HOST_KINDS,
+    SUBJECTS,
     WORKFLOW_TYPES,
     Operation,
     OperationKind,
+    kind_of,
+    kinds_of,
     workflow_id,
 )
 from inventory import Inventory
@@ -45,9 +47,10 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(seconds=10)
 _A_MOMENT = timedelta(milliseconds=100)
-_KINDS = {workflow_type: kind for kind, workflow_type in WORKFLOW_TYPES.items()}
-_HOST = SearchAttributeKey.for_keyword("HostlerHost")
-_CLUSTER = SearchAttributeKey.for_keyword("HostlerCluster")
+_ATTRIBUTES = {
+    level: SearchAttributeKey.for_keyword(f"Hostler{level.capitalize()}")
+    for level in ("host", "cluster", "pod", "zone")
+}
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -96,7 +99,7 @@ class Operations:
                 holder is not None
                 and holder.raw_info.first_run_id == lease.owner.first_run_id
                 and is_open(holder)
-                and _KINDS.get(holder.workflow_type) in kinds
+                and any(kind in kinds for kind in kinds_of(holder.workflow_type))
             ):
                 return holder
         for kind in kinds:
@@ -116,7 +119,7 @@ class Operations:
         a person have chosen that. Raises NotFound."""
         for candidate in (workflow_id(kind, subject), subject):
             found = await self._describe(candidate)
-            if found is not None and found.workflow_type == WORKFLOW_TYPES[kind]:
+            if found is not None and _kind(found) is kind:
                 return found
         raise NotFound(
             f"There is no {kind} of {subject!r}.",
@@ -127,12 +130,17 @@ class Operations:
         self, *, kind: OperationKind | None, status: str | None, limit: int
     ) -> list[Operation]:
         """The open ones and those that Temporal still keeps, newest first, without details."""
-        types = [WORKFLOW_TYPES[kind]] if kind is not None else WORKFLOW_TYPES.values()
+        types = {WORKFLOW_TYPES[kind]} if kind is not None else set(WORKFLOW_TYPES.values())
         # A run that continues as new is no operation of its own.
         query = (
-            f"WorkflowType IN ({', '.join(map(repr, types))}) "
+            f"WorkflowType IN ({', '.join(map(repr, sorted(types)))}) "
             "AND ExecutionStatus != 'ContinuedAsNew'"
         )
+        if kind is not None and len(kinds_of(WORKFLOW_TYPES[kind])) > 1:
+            query += (
+                f" AND (WorkflowId STARTS_WITH '{workflow_id(kind, '')}'"
+                f" OR {_attribute(kind).name} IS NOT NULL)"
+            )
         if status is not None:
             query += f" AND ExecutionStatus = '{status.title().replace('_', '')}'"
         with _translated():
@@ -303,7 +311,7 @@ def as_operation(execution: WorkflowExecution) -> Operation:
     """What Temporal itself says of it."""
     status = execution.status or WorkflowExecutionStatus.RUNNING
     return Operation(
-        kind=_KINDS[execution.workflow_type],
+        kind=_kind(execution),
         subject=subject_of(execution),
         workflow_id=execution.id,
         run_id=execution.run_id,
@@ -314,27 +322,40 @@ def as_operation(execution: WorkflowExecution) -> Operation:
 
 
 def subject_of(execution: WorkflowExecution) -> str:
-    """The host or cluster: by the usual form of the id, else by the search attribute that it has
-    set."""
-    kind = _KINDS[execution.workflow_type]
+    """The host, cluster, pod or zone: by the usual form of the id, else by the search attribute
+    that it has set."""
+    kind = _kind(execution)
     usual = workflow_id(kind, "")
     if execution.id.startswith(usual):
         return execution.id.removeprefix(usual)
-    attribute = _CLUSTER if kind in CLUSTER_KINDS else _HOST
-    return execution.typed_search_attributes.get(attribute) or execution.id
+    return execution.typed_search_attributes.get(_attribute(kind)) or execution.id
 
 
 def link(execution: WorkflowExecution) -> str:
     """Where the API shows it."""
-    kind = _KINDS[execution.workflow_type]
+    kind = _kind(execution)
     subject = execution.id.removeprefix(workflow_id(kind, ""))
     return f"/v1/operations/{kind}/{quote(subject, safe='')}"
 
 
 def event_subject(execution: WorkflowExecution) -> str:
     """Its subject as the audit trail names it."""
-    level = "cluster" if _KINDS[execution.workflow_type] in CLUSTER_KINDS else "host"
-    return f"{level}/{subject_of(execution)}"
+    return f"{SUBJECTS.get(_kind(execution), 'host')}/{subject_of(execution)}"
+
+
+def _kind(execution: WorkflowExecution) -> OperationKind:
+    """Of several that its type may be, the one whose search attribute it has set; one that has not
+    begun has set none."""
+    known = kind_of(execution.workflow_type, execution.id)
+    if known is not None:
+        return known
+    kinds = kinds_of(execution.workflow_type)
+    attributes = execution.typed_search_attributes
+    return next((kind for kind in kinds if attributes.get(_attribute(kind))), kinds[0])
+
+
+def _attribute(kind: OperationKind) -> SearchAttributeKey[str]:
+    return _ATTRIBUTES[SUBJECTS.get(kind, "host")]
 
 
 def is_open(execution: WorkflowExecution) -> bool:
@@ -343,7 +364,7 @@ def is_open(execution: WorkflowExecution) -> bool:
 
 
 def _held(host: str, holder: WorkflowExecution) -> LeaseHeld:
-    known = holder.workflow_type in _KINDS
+    known = bool(kinds_of(holder.workflow_type))
     return LeaseHeld(
         f"{host} is held by {holder.id}, which is running.",
         remedy="Wait for it, end it, or, if nobody needs it any more, terminate it in Temporal.",

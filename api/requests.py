@@ -1,6 +1,6 @@
 """Bodies and queries that only the API knows, and the form of its lists."""
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -69,9 +69,18 @@ class ClusterRequest(Contract):
 
 
 class AllocationRequest(Contract):
-    """Whether a zone, pod or cluster is to take new VMs."""
+    """Whether the hosts of a zone, pod or cluster are to take new VMs."""
 
     allocation_state: AllocationState
+    reason: Reason = ""
+
+
+class HostAllocationRequest(Contract):
+    """Whether a host is to take new VMs: `Enabled` or `Disabled`. Other states have operations of
+    their own."""
+
+    resource_state: Literal[ResourceState.ENABLED, ResourceState.DISABLED]
+    reason: Reason = ""
 
 
 class HostAdditionRequest(Contract):

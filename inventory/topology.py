@@ -3,7 +3,7 @@
 from typing import NoReturn
 
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, select
+from sqlmodel import col, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, NotFound
@@ -87,22 +87,49 @@ class Topology:
         await self._create("cluster", ClusterRow(name=name, pod_id=parent.id or 0), actor)
         return await self.get_cluster(name)
 
-    async def set_zone_state(self, name: str, state: AllocationState, *, actor: str) -> Zone:
+    async def set_zone_state(
+        self,
+        name: str,
+        state: AllocationState,
+        *,
+        actor: str,
+        operation: str | None = None,
+        reason: str = "",
+    ) -> Zone:
         """Enable or disable; no effect if it is so already. Raises NotFound."""
         async with self._database.writing() as session:
-            _set_state(session, "zone", await zone_row(session, name), state, actor)
+            place = await zone_row(session, name)
+            await _set_state(session, "zone", place, state, actor, operation, reason)
         return await self.get_zone(name)
 
-    async def set_pod_state(self, name: str, state: AllocationState, *, actor: str) -> Pod:
+    async def set_pod_state(
+        self,
+        name: str,
+        state: AllocationState,
+        *,
+        actor: str,
+        operation: str | None = None,
+        reason: str = "",
+    ) -> Pod:
         """Enable or disable; no effect if it is so already. Raises NotFound."""
         async with self._database.writing() as session:
-            _set_state(session, "pod", await pod_row(session, name), state, actor)
+            place = await pod_row(session, name)
+            await _set_state(session, "pod", place, state, actor, operation, reason)
         return await self.get_pod(name)
 
-    async def set_cluster_state(self, name: str, state: AllocationState, *, actor: str) -> Cluster:
+    async def set_cluster_state(
+        self,
+        name: str,
+        state: AllocationState,
+        *,
+        actor: str,
+        operation: str | None = None,
+        reason: str = "",
+    ) -> Cluster:
         """Enable or disable; no effect if it is so already. Raises NotFound."""
         async with self._database.writing() as session:
-            _set_state(session, "cluster", await cluster_row(session, name), state, actor)
+            place = await cluster_row(session, name)
+            await _set_state(session, "cluster", place, state, actor, operation, reason)
         return await self.get_cluster(name)
 
     async def _create(self, kind: str, row: _Place, actor: str) -> None:
@@ -142,15 +169,32 @@ def _missing(kind: str, name: str) -> NoReturn:
     )
 
 
-def _set_state(
-    session: AsyncSession, kind: str, row: _Place, state: AllocationState, actor: str
+async def _set_state(
+    session: AsyncSession,
+    kind: str,
+    place: _Place,
+    state: AllocationState,
+    actor: str,
+    operation: str | None,
+    reason: str,
 ) -> None:
-    if row.allocation_state == state:
+    row = type(place)
+    written = await session.exec(
+        update(row)
+        .where(col(row.name) == place.name, col(row.allocation_state) != state)
+        .values(allocation_state=state)
+    )
+    if written.rowcount == 0:
         return
-    message = f"{row.allocation_state} -> {state}"
-    row.allocation_state = state
-    session.add(row)
-    add_event(session, f"{kind}.state", f"{kind}/{row.name}", message, actor=actor)
+    (former,) = (other for other in AllocationState if other is not state)
+    add_event(
+        session,
+        f"{kind}.state",
+        f"{kind}/{place.name}",
+        f"{former} -> {state}" + (f": {reason}" if reason else ""),
+        operation=operation,
+        actor=actor,
+    )
 
 
 def _zone(row: ZoneRow) -> Zone:

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
+from api.allocation import start_allocation
 from api.authentication import VIEWER, Admin, actor
-from api.dependencies import NameInPath, TheInventory
+from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.requests import (
     AllocationRequest,
     ClusterQuery,
@@ -15,7 +16,9 @@ from api.requests import (
     PodRequest,
     ZoneRequest,
 )
+from contracts.allocation import AllocationLevel, AllocationStateInput
 from contracts.hosts import Cluster, Pod, Zone
+from contracts.operations import Operation
 
 router = APIRouter(prefix="/v1", tags=["topology"], dependencies=[VIEWER])
 
@@ -42,13 +45,23 @@ async def get_zone(name: NameInPath, inventory: TheInventory) -> Zone:
     return await inventory.topology.get_zone(name)
 
 
-@router.patch("/zones/{name}")
+@router.patch("/zones/{name}", status_code=status.HTTP_202_ACCEPTED)
 async def change_zone(
-    name: NameInPath, request: AllocationRequest, caller: Admin, inventory: TheInventory
-) -> Zone:
-    """Enable or disable a zone; no effect if it is so already."""
-    return await inventory.topology.set_zone_state(
-        name, request.allocation_state, actor=actor(caller)
+    name: NameInPath,
+    request: AllocationRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
+    response: Response,
+) -> Operation:
+    """Enable or disable a zone, and tell its hosts: starts an AllocationState."""
+    await inventory.topology.get_zone(name)
+    return await start_allocation(
+        AllocationStateInput(level=AllocationLevel.ZONE, name=name, **dict(request)),
+        caller,
+        inventory,
+        operations,
+        response,
     )
 
 
@@ -74,13 +87,23 @@ async def get_pod(name: NameInPath, inventory: TheInventory) -> Pod:
     return await inventory.topology.get_pod(name)
 
 
-@router.patch("/pods/{name}")
+@router.patch("/pods/{name}", status_code=status.HTTP_202_ACCEPTED)
 async def change_pod(
-    name: NameInPath, request: AllocationRequest, caller: Admin, inventory: TheInventory
-) -> Pod:
-    """Enable or disable a pod; no effect if it is so already."""
-    return await inventory.topology.set_pod_state(
-        name, request.allocation_state, actor=actor(caller)
+    name: NameInPath,
+    request: AllocationRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
+    response: Response,
+) -> Operation:
+    """Enable or disable a pod, and tell its hosts: starts an AllocationState."""
+    await inventory.topology.get_pod(name)
+    return await start_allocation(
+        AllocationStateInput(level=AllocationLevel.POD, name=name, **dict(request)),
+        caller,
+        inventory,
+        operations,
+        response,
     )
 
 
@@ -110,11 +133,21 @@ async def get_cluster(name: NameInPath, inventory: TheInventory) -> Cluster:
     return await inventory.topology.get_cluster(name)
 
 
-@router.patch("/clusters/{name}")
+@router.patch("/clusters/{name}", status_code=status.HTTP_202_ACCEPTED)
 async def change_cluster(
-    name: NameInPath, request: AllocationRequest, caller: Admin, inventory: TheInventory
-) -> Cluster:
-    """Enable or disable a cluster; no effect if it is so already."""
-    return await inventory.topology.set_cluster_state(
-        name, request.allocation_state, actor=actor(caller)
+    name: NameInPath,
+    request: AllocationRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
+    response: Response,
+) -> Operation:
+    """Enable or disable a cluster, and tell its hosts: starts an AllocationState."""
+    await inventory.topology.get_cluster(name)
+    return await start_allocation(
+        AllocationStateInput(level=AllocationLevel.CLUSTER, name=name, **dict(request)),
+        caller,
+        inventory,
+        operations,
+        response,
     )

@@ -55,7 +55,9 @@ class SimulatedSystem:
         for kind, parent in (("zone", None), ("pod", "zone"), ("cluster", "pod")):
             above = {} if parent is None else {parent: f"{parent}-1"}
             await self._ask("POST", f"/v1/{kind}s", json={"name": f"{kind}-1", **above})
-            await self._ask("PATCH", f"/v1/{kind}s/{kind}-1", json={"allocation_state": "Enabled"})
+            enabled = {"allocation_state": "Enabled"}
+            await self._ask("PATCH", f"/v1/{kind}s/{kind}-1", json=enabled)
+            await self._completed(f"{kind}-allocation", f"{kind}-1")
         some = asyncio.Semaphore(_ADDITIONS_AT_A_TIME)
 
         async def add(number: int) -> None:
@@ -93,7 +95,10 @@ class SimulatedSystem:
                 "host_key_sha256": SimulatedHost(name, address).key.sha256,
             },
         )
-        path = f"/v1/operations/addition/{name}"
+        await self._completed("addition", name)
+
+    async def _completed(self, kind: str, subject: str) -> None:
+        path = f"/v1/operations/{kind}/{subject}"
         while (operation := await self._ask("GET", path))["status"] == "RUNNING":
             await asyncio.sleep(_PAUSE_S)
         assert operation["status"] == "COMPLETED", operation
