@@ -99,10 +99,13 @@ class AllocationActivities:
             # All before it are done.
             activity.heartbeat(finished.index(False) if False in finished else len(finished))
 
-        async with asyncio.TaskGroup() as group:
-            for number, host in enumerate(request.hosts):
-                if not finished[number]:
-                    group.create_task(tell(number, host))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, host in enumerate(request.hosts):
+                    if not finished[number]:
+                        group.create_task(tell(number, host))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
         return TellHostsResult(
             told=tuple(host for host in request.hosts if outcomes.get(host, "") is None),
             untold=tuple(

@@ -91,8 +91,22 @@ class LocalHost:
     ) -> subprocess.CompletedProcess[str]:
         """As libvirt calls it."""
         text = importlib.resources.files("drivers.hooks").joinpath("hostler").read_text()
+        return self._call([*shell, "-c", self._here(text), "hostler"], xml, operation)
+
+    def installed_hook(self, xml: str) -> str | None:
+        """What the hook that is in place says on stderr when it refuses a start; None: it does not,
+        or is not there."""
+        path = self._file("etc/libvirt/hooks/qemu.d/hostler")
+        if not path.exists():
+            return None
+        done = self._call([str(path)], xml, "prepare")
+        return done.stderr if done.returncode else None
+
+    def _call(
+        self, command: Sequence[str], xml: str, operation: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*shell, "-c", self._here(text), "hostler", "vm", operation, "begin", "-"],
+            [*command, "vm", operation, "begin", "-"],
             input=xml,
             capture_output=True,
             text=True,
