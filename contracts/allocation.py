@@ -3,9 +3,6 @@ its activities take and give."""
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
-
-from pydantic import Field
 
 from contracts.base import Contract, Name, Reason
 from contracts.states import AllocationState, Phase
@@ -94,7 +91,7 @@ class HostsBelow(Contract):
 class TellHostsInput(Contract):
     """Which hosts to tell; what, each look into the inventory says."""
 
-    hosts: Annotated[tuple[Name, ...], Field(max_length=MAX_LISTED)]
+    hosts: tuple[Name, ...]
 
 
 class TellHostsResult(Contract):

@@ -6,7 +6,7 @@ from contracts.hosts import Cluster, Pod, Zone
 from contracts.states import AllocationState
 from tests.cli.conftest import Answer, FakeApi, hostler, items, ok
 
-ENABLED, DISABLED = AllocationState.ENABLED, AllocationState.DISABLED
+DISABLED = AllocationState.DISABLED
 ZONE = Zone(name="zone-1", allocation_state=DISABLED)
 POD = Pod(name="pod-1", zone="zone-1", allocation_state=DISABLED)
 CLUSTER = Cluster(name="cluster-1", pod="pod-1", zone="zone-1", allocation_state=DISABLED)
@@ -42,15 +42,6 @@ def test_create(
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{arguments[0]} {made.name} is Disabled.\n"
     assert api.bodies(route) == [body]
-
-
-@pytest.mark.parametrize(("verb", "state"), [("enable", ENABLED), ("disable", DISABLED)])
-def test_enable_and_disable(api: FakeApi, verb: str, state: AllocationState) -> None:
-    route = "PATCH /v1/clusters/cluster-1"
-    api.on(route, ok(CLUSTER.model_copy(update={"allocation_state": state})))
-    done = hostler("cluster", verb, "cluster-1")
-    assert done.stdout == f"cluster cluster-1 is {state}.\n"
-    assert api.bodies(route) == [{"allocation_state": state}]
 
 
 def test_list(api: FakeApi) -> None:
