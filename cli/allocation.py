@@ -59,7 +59,7 @@ def _allocate(
     if result.not_told > len(result.untold):
         note(f"Neither could {result.not_told - len(result.untold)} more.")
     if result.not_told:
-        note("Hosts that could not be told are when they answer again.")
+        note("Hosts that could not be told now will be when they answer again.")
 
 
 def _wait(api: Api, started: Operation, look: str) -> AllocationStateResult:

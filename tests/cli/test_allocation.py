@@ -74,7 +74,7 @@ def test_it_names_who_could_not_be_told(api: FakeApi) -> None:
         "kvm-1 could not be told: does not; answer",
         "kvm-2 could not be told: does not; answer",
         "Neither could 3 more.",
-        "Hosts that could not be told are when they answer again.",
+        "Hosts that could not be told now will be when they answer again.",
     ]
 
 
