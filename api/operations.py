@@ -33,11 +33,13 @@ from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound
 from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
 from contracts.operations import (
-    CLUSTER_KINDS,
     HOST_KINDS,
+    SUBJECTS,
     WORKFLOW_TYPES,
     Operation,
     OperationKind,
+    kind_of,
+    kinds_of,
     workflow_id,
 )
 from inventory import Inventory
@@ -46,9 +48,10 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(seconds=10)
 _A_MOMENT = timedelta(milliseconds=100)
-_KINDS = {workflow_type: kind for kind, workflow_type in WORKFLOW_TYPES.items()}
-_HOST = SearchAttributeKey.for_keyword("HostlerHost")
-_CLUSTER = SearchAttributeKey.for_keyword("HostlerCluster")
+_ATTRIBUTES = {
+    level: SearchAttributeKey.for_keyword(f"Hostler{level.capitalize()}")
+    for level in ("host", "cluster", "pod", "zone")
+}
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -92,7 +95,7 @@ class Operations:
         lease = await self._inventory.leases.find(host)
         if lease is not None:
             holder = await self._open_run(lease.owner)
-            if holder is not None and _KINDS.get(holder.workflow_type) in kinds:
+            if holder is not None and any(kind in kinds for kind in kinds_of(holder.workflow_type)):
                 return holder
         for kind in kinds:
             usual = await self._describe(workflow_id(kind, host))
@@ -118,7 +121,7 @@ class Operations:
             if usual is not None and is_open(usual):
                 raise _held(name, usual)
         if level == "cluster":
-            query = f"{_CLUSTER.name} = '{name}' AND ExecutionStatus = 'Running'"
+            query = f"{_ATTRIBUTES['cluster'].name} = '{name}' AND ExecutionStatus = 'Running'"
             with _translated():
                 found = [
                     execution.id
@@ -152,7 +155,7 @@ class Operations:
         a person have chosen that. Raises NotFound."""
         for candidate in (workflow_id(kind, subject), subject):
             found = await self._describe(candidate)
-            if found is not None and found.workflow_type == WORKFLOW_TYPES[kind]:
+            if found is not None and _kind(found) is kind:
                 return found
         raise NotFound(
             f"There is no {kind} of {subject!r}.",
@@ -163,12 +166,17 @@ class Operations:
         self, *, kind: OperationKind | None, status: str | None, limit: int
     ) -> list[Operation]:
         """The open ones and those that Temporal still keeps, newest first, without details."""
-        types = [WORKFLOW_TYPES[kind]] if kind is not None else WORKFLOW_TYPES.values()
+        types = {WORKFLOW_TYPES[kind]} if kind is not None else set(WORKFLOW_TYPES.values())
         # A run that continues as new is no operation of its own.
         query = (
-            f"WorkflowType IN ({', '.join(map(repr, types))}) "
+            f"WorkflowType IN ({', '.join(map(repr, sorted(types)))}) "
             "AND ExecutionStatus != 'ContinuedAsNew'"
         )
+        if kind is not None and len(kinds_of(WORKFLOW_TYPES[kind])) > 1:
+            query += (
+                f" AND (WorkflowId STARTS_WITH '{workflow_id(kind, '')}'"
+                f" OR {_attribute(kind).name} IS NOT NULL)"
+            )
         if status is not None:
             query += f" AND ExecutionStatus = '{status.title().replace('_', '')}'"
         with _translated():
@@ -339,7 +347,7 @@ def as_operation(execution: WorkflowExecution) -> Operation:
     """What Temporal itself says of it."""
     status = execution.status or WorkflowExecutionStatus.RUNNING
     return Operation(
-        kind=_KINDS[execution.workflow_type],
+        kind=_kind(execution),
         subject=subject_of(execution),
         workflow_id=execution.id,
         run_id=execution.run_id,
@@ -350,27 +358,40 @@ def as_operation(execution: WorkflowExecution) -> Operation:
 
 
 def subject_of(execution: WorkflowExecution) -> str:
-    """The host or cluster: by the usual form of the id, else by the search attribute that it has
-    set."""
-    kind = _KINDS[execution.workflow_type]
+    """The host, cluster, pod or zone: by the usual form of the id, else by the search attribute
+    that it has set."""
+    kind = _kind(execution)
     usual = workflow_id(kind, "")
     if execution.id.startswith(usual):
         return execution.id.removeprefix(usual)
-    attribute = _CLUSTER if kind in CLUSTER_KINDS else _HOST
-    return execution.typed_search_attributes.get(attribute) or execution.id
+    return execution.typed_search_attributes.get(_attribute(kind)) or execution.id
 
 
 def link(execution: WorkflowExecution) -> str:
     """Where the API shows it."""
-    kind = _KINDS[execution.workflow_type]
+    kind = _kind(execution)
     subject = execution.id.removeprefix(workflow_id(kind, ""))
     return f"/v1/operations/{kind}/{quote(subject, safe='')}"
 
 
 def event_subject(execution: WorkflowExecution) -> str:
     """Its subject as the audit trail names it."""
-    level = "cluster" if _KINDS[execution.workflow_type] in CLUSTER_KINDS else "host"
-    return f"{level}/{subject_of(execution)}"
+    return f"{SUBJECTS.get(_kind(execution), 'host')}/{subject_of(execution)}"
+
+
+def _kind(execution: WorkflowExecution) -> OperationKind:
+    """Of several that its type may be, the one whose search attribute it has set; one that has not
+    begun has set none."""
+    known = kind_of(execution.workflow_type, execution.id)
+    if known is not None:
+        return known
+    kinds = kinds_of(execution.workflow_type)
+    attributes = execution.typed_search_attributes
+    return next((kind for kind in kinds if attributes.get(_attribute(kind))), kinds[0])
+
+
+def _attribute(kind: OperationKind) -> SearchAttributeKey[str]:
+    return _ATTRIBUTES[SUBJECTS.get(kind, "host")]
 
 
 def is_open(execution: WorkflowExecution) -> bool:
@@ -379,7 +400,7 @@ def is_open(execution: WorkflowExecution) -> bool:
 
 
 def _held(host: str, holder: WorkflowExecution) -> LeaseHeld:
-    known = holder.workflow_type in _KINDS
+    known = bool(kinds_of(holder.workflow_type))
     return LeaseHeld(
         f"{host} is held by {holder.id}, which is running.",
         remedy="Wait for it, end it, or, if nobody needs it any more, terminate it in Temporal.",

@@ -1,6 +1,6 @@
 """Bodies and queries that only the API knows, and the form of its lists."""
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -84,18 +84,28 @@ class ClusterRequest(Contract):
 
 
 class PlaceRequest(Contract):
-    """What is to change of a zone, pod or cluster: its name, and whether it takes new VMs."""
+    """What is to change of a zone, pod or cluster: either its name, or whether its hosts take new
+    VMs; `reason` goes with the latter."""
 
     name: Name | None = None
     allocation_state: AllocationState | None = None
+    reason: Reason = ""
 
     @model_validator(mode="after")
-    def _something(self) -> "PlaceRequest":
-        if self.name is None and self.allocation_state is None:
+    def _one_change(self) -> "PlaceRequest":
+        if (self.name is None) == (self.allocation_state is None):
             raise PydanticCustomError(
-                "nothing_asked", "at least one of name and allocation_state is required"
+                "one_change", "exactly one of name and allocation_state is required"
             )
         return self
+
+
+class HostAllocationRequest(Contract):
+    """Whether a host is to take new VMs: `Enabled` or `Disabled`. Other states have operations of
+    their own."""
+
+    resource_state: Literal[ResourceState.ENABLED, ResourceState.DISABLED]
+    reason: Reason = ""
 
 
 class HostAdditionRequest(Contract):

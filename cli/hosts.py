@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import allocation
 from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.addition import HostAdditionResult, HostAdditionStatus
+from contracts.allocation import AllocationLevel
 from contracts.errors import Failed, InvalidInput
 from contracts.hosts import Host
 from contracts.operations import Operation
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
     commands.command("list")(list_all)
     commands.command("show")(show)
     commands.command("tag")(tag)
+    allocation.register(commands, AllocationLevel.HOST)
     app.add_typer(commands)
 
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from cli import cluster_maintenance
+from cli import allocation, cluster_maintenance
 from cli.arguments import JsonOption, NameArgument, check_name
 from cli.client import connect
 from cli.output import say, say_fields, say_json, say_table
+from contracts.allocation import AllocationLevel
 from contracts.hosts import Cluster, Pod, Zone
 from contracts.states import AllocationState
 
@@ -144,19 +145,5 @@ def _commands(
             api.delete(level.path, name)
         say(f"{level.noun} {name} is deleted.")
 
-    @commands.command("enable", help=f"Let VMs come to the {level.noun}'s hosts.")
-    def _enable(name: NameArgument) -> None:
-        _allocate(level, name, AllocationState.ENABLED)
-
-    @commands.command("disable", help=f"Keep VMs from coming to the {level.noun}'s hosts.")
-    def _disable(name: NameArgument) -> None:
-        _allocate(level, name, AllocationState.DISABLED)
-
+    allocation.register(commands, AllocationLevel(level.noun))
     return commands
-
-
-def _allocate(level: _Level, name: str, state: AllocationState) -> None:
-    with connect() as api:
-        answer = api.patch(level.path, name, body={"allocation_state": state})
-        changed = api.read(level.model, answer)
-    say(f"{level.noun} {changed.name} is {changed.allocation_state}.")

@@ -19,6 +19,7 @@ from contracts.states import (
     ResourceState,
     may_change_to,
 )
+from inventory.closings import untold
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.leases import verify_lease
@@ -92,6 +93,11 @@ class Hosts:
             tagged = select(HostTagRow.host).where(col(HostTagRow.tag) == tag)
             conditions.append(col(HostRow.name).in_(tagged))
         return await _select(self._database, *conditions, limit=limit, after=after)
+
+    async def untold(self) -> Sequence[str]:
+        """Those that are `Up` and have last been told otherwise than is wanted now: to refuse VMs
+        that were not there before, or to let them in again. By name."""
+        return await untold(self._database)
 
     async def login(self, name: str) -> "Login":
         """How to log in. Raises NotFound."""

@@ -6,7 +6,7 @@ from typing import NoReturn, TypeVar
 
 from sqlalchemy import ColumnElement
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, func, select
+from sqlmodel import col, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, LeaseHeld, NotFound
@@ -190,22 +190,49 @@ class Topology:
             row = await cluster_row(session, name, lock=True)
             await _delete(session, row, HostRow, col(HostRow.cluster_id) == row.id, actor)
 
-    async def set_zone_state(self, name: str, state: AllocationState, *, actor: str) -> Zone:
+    async def set_zone_state(
+        self,
+        name: str,
+        state: AllocationState,
+        *,
+        actor: str,
+        operation: str | None = None,
+        reason: str = "",
+    ) -> Zone:
         """Enable or disable; no effect if it is so already. Raises NotFound."""
         async with self._database.writing() as session:
-            _set_state(session, "zone", await zone_row(session, name), state, actor)
+            place = await zone_row(session, name)
+            await _set_state(session, "zone", place, state, actor, operation, reason)
         return await self.get_zone(name)
 
-    async def set_pod_state(self, name: str, state: AllocationState, *, actor: str) -> Pod:
+    async def set_pod_state(
+        self,
+        name: str,
+        state: AllocationState,
+        *,
+        actor: str,
+        operation: str | None = None,
+        reason: str = "",
+    ) -> Pod:
         """Enable or disable; no effect if it is so already. Raises NotFound."""
         async with self._database.writing() as session:
-            _set_state(session, "pod", await pod_row(session, name), state, actor)
+            place = await pod_row(session, name)
+            await _set_state(session, "pod", place, state, actor, operation, reason)
         return await self.get_pod(name)
 
-    async def set_cluster_state(self, name: str, state: AllocationState, *, actor: str) -> Cluster:
+    async def set_cluster_state(
+        self,
+        name: str,
+        state: AllocationState,
+        *,
+        actor: str,
+        operation: str | None = None,
+        reason: str = "",
+    ) -> Cluster:
         """Enable or disable; no effect if it is so already. Raises NotFound."""
         async with self._database.writing() as session:
-            _set_state(session, "cluster", await cluster_row(session, name), state, actor)
+            place = await cluster_row(session, name)
+            await _set_state(session, "cluster", place, state, actor, operation, reason)
         return await self.get_cluster(name)
 
     @asynccontextmanager
@@ -320,15 +347,32 @@ def _missing(kind: str, name: str) -> NoReturn:
     )
 
 
-def _set_state(
-    session: AsyncSession, kind: str, row: Place, state: AllocationState, actor: str
+async def _set_state(
+    session: AsyncSession,
+    kind: str,
+    place: Place,
+    state: AllocationState,
+    actor: str,
+    operation: str | None,
+    reason: str,
 ) -> None:
-    if row.allocation_state == state:
+    row = type(place)
+    written = await session.exec(
+        update(row)
+        .where(col(row.name) == place.name, col(row.allocation_state) != state)
+        .values(allocation_state=state)
+    )
+    if written.rowcount == 0:
         return
-    message = f"{row.allocation_state} -> {state}"
-    row.allocation_state = state
-    session.add(row)
-    add_event(session, f"{kind}.state", f"{kind}/{row.name}", message, actor=actor)
+    (former,) = (other for other in AllocationState if other is not state)
+    add_event(
+        session,
+        f"{kind}.state",
+        f"{kind}/{place.name}",
+        f"{former} -> {state}" + (f": {reason}" if reason else ""),
+        operation=operation,
+        actor=actor,
+    )
 
 
 def _zone(row: ZoneRow) -> Zone:

@@ -9,6 +9,7 @@ from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
+from activities.allocation import AllocationActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
@@ -75,6 +76,7 @@ def build_worker(
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
             AdditionActivities(shell),
+            AllocationActivities(inventory, directory, fence, hypervisor),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),

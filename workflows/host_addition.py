@@ -1,6 +1,7 @@
 """HostAddition: bring a host into the inventory, its key pinned, its fence proven.
 
-connect -> accept the host key -> register -> read facts -> install the fence -> in service
+connect -> accept the host key -> register -> read facts -> install the fence -> in service,
+closed if it is in something that is Disabled
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.addition import AdditionActivities
+    from activities.allocation import AllocationActivities
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
     from activities.records import RecordActivities
@@ -21,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.allocation import TellHostsInput
     from contracts.hosts import Host, HostFacts
     from contracts.leases import Lease, LeaseRef, Owner
     from contracts.states import HostStatus, Phase, ResourceState
@@ -89,6 +92,8 @@ class HostAddition:
         facts = await self._read_facts()
         await self._install_fence()
         host = await self._put_into_service(host)
+        if workflow.patched("tell-allocation"):
+            await self._tell_allocation(host)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
         return HostAdditionResult(
@@ -213,6 +218,16 @@ class HostAddition:
             **policies.RECORD,
         )
         return added
+
+    async def _tell_allocation(self, host: Host) -> None:
+        """A host of something `Disabled` is closed. One that does not answer just now is told by
+        its checks."""
+        await workflow.execute_activity_method(
+            AllocationActivities.tell_hosts,
+            TellHostsInput(hosts=(host.name,)),
+            summary="Whether it takes new VMs",
+            **policies.HOST_SWEEP,
+        )
 
     async def _undo(self) -> None:
         if self._lease is None:

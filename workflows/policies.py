@@ -84,6 +84,14 @@ HOST_CHANGE = ActivityPolicy(
 )
 """Short changes on a host: the fence, a restart of libvirtd, cleaning up after a migration."""
 
+HOST_SWEEP = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""Short changes on many hosts, each with bounds of its own: those that do not answer are in the
+result. A next attempt goes on where the last one stopped."""
+
 HOST_JOB = ActivityPolicy(
     start_to_close_timeout=timedelta(days=60),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,

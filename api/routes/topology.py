@@ -1,11 +1,13 @@
 """Zones, pods, clusters."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response, status
 
+from api.allocation import start_allocation
 from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
+from api.operations import Operations
 from api.paging import page_of
 from api.requests import (
     ClusterQuery,
@@ -17,9 +19,17 @@ from api.requests import (
     ZoneQuery,
     ZoneRequest,
 )
+from contracts.access import Principal
+from contracts.allocation import AllocationLevel, AllocationStateInput
 from contracts.hosts import Cluster, Pod, Zone
+from contracts.operations import Operation
+from inventory import Inventory
 
 router = APIRouter(prefix="/v1", tags=["topology"], dependencies=[VIEWER])
+
+_STARTED: dict[int | str, dict[str, Any]] = {
+    status.HTTP_202_ACCEPTED: {"model": Operation, "description": "An operation was started."}
+}
 
 
 @router.get("/zones")
@@ -44,23 +54,26 @@ async def get_zone(name: NameInPath, inventory: TheInventory) -> Zone:
     return await inventory.topology.get_zone(name)
 
 
-@router.patch("/zones/{name}")
+@router.patch("/zones/{name}", responses=_STARTED)
 async def change_zone(
     name: NameInPath,
     request: PlaceRequest,
     caller: Admin,
     inventory: TheInventory,
     operations: TheOperations,
-) -> Zone:
-    """Rename a zone, enable or disable it; no effect if it is so already."""
-    if request.name is not None and request.name != name:
+    response: Response,
+) -> Zone | Operation:
+    """Rename a zone; or enable or disable it, and tell its hosts: starts an AllocationState."""
+    found = await inventory.topology.get_zone(name)
+    if request.name == name:
+        return found
+    if request.name is not None:
         # Operations on its hosts go on: none of them goes by the zone's name.
         await operations.require_unnamed("zone", name)
-        await inventory.topology.rename_zone(name, request.name, actor=actor(caller))
-        name = request.name
-    if request.allocation_state is not None:
-        await inventory.topology.set_zone_state(name, request.allocation_state, actor=actor(caller))
-    return await inventory.topology.get_zone(name)
+        return await inventory.topology.rename_zone(name, request.name, actor=actor(caller))
+    return await _allocate(
+        AllocationLevel.ZONE, name, request, caller, inventory, operations, response
+    )
 
 
 @router.delete("/zones/{name}", status_code=status.HTTP_204_NO_CONTENT)
@@ -94,23 +107,26 @@ async def get_pod(name: NameInPath, inventory: TheInventory) -> Pod:
     return await inventory.topology.get_pod(name)
 
 
-@router.patch("/pods/{name}")
+@router.patch("/pods/{name}", responses=_STARTED)
 async def change_pod(
     name: NameInPath,
     request: PlaceRequest,
     caller: Admin,
     inventory: TheInventory,
     operations: TheOperations,
-) -> Pod:
-    """Rename a pod, enable or disable it; no effect if it is so already."""
-    if request.name is not None and request.name != name:
+    response: Response,
+) -> Pod | Operation:
+    """Rename a pod; or enable or disable it, and tell its hosts: starts an AllocationState."""
+    found = await inventory.topology.get_pod(name)
+    if request.name == name:
+        return found
+    if request.name is not None:
         # Operations on its hosts go on: none of them goes by the pod's name.
         await operations.require_unnamed("pod", name)
-        await inventory.topology.rename_pod(name, request.name, actor=actor(caller))
-        name = request.name
-    if request.allocation_state is not None:
-        await inventory.topology.set_pod_state(name, request.allocation_state, actor=actor(caller))
-    return await inventory.topology.get_pod(name)
+        return await inventory.topology.rename_pod(name, request.name, actor=actor(caller))
+    return await _allocate(
+        AllocationLevel.POD, name, request, caller, inventory, operations, response
+    )
 
 
 @router.delete("/pods/{name}", status_code=status.HTTP_204_NO_CONTENT)
@@ -148,29 +164,30 @@ async def get_cluster(name: NameInPath, inventory: TheInventory) -> Cluster:
     return await inventory.topology.get_cluster(name)
 
 
-@router.patch("/clusters/{name}")
+@router.patch("/clusters/{name}", responses=_STARTED)
 async def change_cluster(
     name: NameInPath,
     request: PlaceRequest,
     caller: Admin,
     inventory: TheInventory,
     operations: TheOperations,
-) -> Cluster:
-    """Rename a cluster, enable or disable it; no effect if it is so already."""
-    if request.name is not None and request.name != name:
+    response: Response,
+) -> Cluster | Operation:
+    """Rename a cluster; or enable or disable it, and tell its hosts: starts an AllocationState."""
+    found = await inventory.topology.get_cluster(name)
+    if request.name == name:
+        return found
+    if request.name is not None:
         holders = await inventory.topology.cluster_holders(name)
         owners = frozenset(holder.owner for holder in holders)
         await operations.require_ended(name, owners)
         await operations.require_unnamed("cluster", name)
-        await inventory.topology.rename_cluster(
+        return await inventory.topology.rename_cluster(
             name, request.name, ended=owners, actor=actor(caller)
         )
-        name = request.name
-    if request.allocation_state is not None:
-        await inventory.topology.set_cluster_state(
-            name, request.allocation_state, actor=actor(caller)
-        )
-    return await inventory.topology.get_cluster(name)
+    return await _allocate(
+        AllocationLevel.CLUSTER, name, request, caller, inventory, operations, response
+    )
 
 
 @router.delete("/clusters/{name}", status_code=status.HTTP_204_NO_CONTENT)
@@ -180,3 +197,29 @@ async def delete_cluster(
     """Delete a cluster that has no hosts, with its settings, VM policies and affinity groups."""
     await operations.require_unnamed("cluster", name)
     await inventory.topology.delete_cluster(name, actor=actor(caller))
+
+
+async def _allocate(
+    level: AllocationLevel,
+    name: str,
+    request: PlaceRequest,
+    caller: Principal,
+    inventory: Inventory,
+    operations: Operations,
+    response: Response,
+) -> Operation:
+    if request.allocation_state is None:
+        raise AssertionError("the validator lets no request through without a change")
+    response.status_code = status.HTTP_202_ACCEPTED
+    return await start_allocation(
+        AllocationStateInput(
+            level=level,
+            name=name,
+            allocation_state=request.allocation_state,
+            reason=request.reason,
+        ),
+        caller,
+        inventory,
+        operations,
+        response,
+    )

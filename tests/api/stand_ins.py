@@ -10,6 +10,11 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.allocation import (
+        AllocationStateInput,
+        AllocationStateResult,
+        AllocationStateStatus,
+    )
     from contracts.cluster_maintenance import (
         ClusterMaintenanceInput,
         ClusterMaintenanceOutcome,
@@ -33,7 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.states import Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
-    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME
+    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE
 
 SHOWN_KEY = "SHA256:" + "k" * 43
 
@@ -240,4 +245,49 @@ class StandInAddition:
         )
 
 
-WORKFLOWS = (StandInClusterMaintenance, StandInMaintenance, StandInReturn, StandInAddition)
+@workflow.defn(name="AllocationState")
+class StandInAllocation:
+    """Waits for the signal `go`, if its reason is to wait."""
+
+    def __init__(self) -> None:
+        self._request: AllocationStateInput | None = None
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: AllocationStateInput) -> AllocationStateResult:
+        self._request = request
+        attribute = {"host": HOST_NAME, "cluster": HOST_CLUSTER, "pod": HOST_POD, "zone": HOST_ZONE}
+        workflow.upsert_search_attributes([attribute[request.level].value_set(request.name)])
+        if request.reason == "wait":
+            await workflow.wait_condition(lambda: self._go)
+        return AllocationStateResult(
+            level=request.level,
+            name=request.name,
+            allocation_state=request.allocation_state,
+            told=3,
+            not_told=0,
+            untold=(),
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> AllocationStateStatus:
+        assert self._request
+        return AllocationStateStatus(
+            **dict(self._request),
+            phase=Phase.TELLING,
+            message="",
+            since=workflow.info().start_time,
+        )
+
+
+WORKFLOWS = (
+    StandInAllocation,
+    StandInClusterMaintenance,
+    StandInMaintenance,
+    StandInReturn,
+    StandInAddition,
+)

@@ -28,7 +28,7 @@ PATHS = {
     "/v1/clusters/{name}/affinity-groups": {"get"},
     "/v1/clusters/{name}/affinity-groups/{group}": {"get", "put", "delete"},
     "/v1/hosts": {"get", "post"},
-    "/v1/hosts/{name}": {"get"},
+    "/v1/hosts/{name}": {"get", "patch"},
     "/v1/hosts/{name}/host-key": {"post"},
     "/v1/hosts/{name}/tags": {"put"},
     "/v1/hosts/{name}/maintenance": {"get", "post", "delete"},

@@ -12,7 +12,7 @@ from tests.api.conftest import TASK_QUEUE, Api, new_name, problem
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
-async def test_they_are_created_disabled_and_enabled(api: Api) -> None:
+async def test_they_are_created_disabled(api: Api) -> None:
     for path, body, model in (
         ("zones", {"name": "zone-2"}, Zone),
         ("pods", {"name": "pod-2", "zone": "zone-2"}, Pod),
@@ -22,20 +22,10 @@ async def test_they_are_created_disabled_and_enabled(api: Api) -> None:
         assert created.status_code == 201
         assert created.headers["location"] == f"/v1/{path}/{body['name']}"
         assert model.model_validate(created.json()).allocation_state == "Disabled"
-        for _ in range(2):
-            changed = await api.admin.patch(
-                created.headers["location"], json={"allocation_state": "Enabled"}
-            )
-            assert changed.status_code == 200
-            assert changed.json() == {**created.json(), "allocation_state": "Enabled"}
-        assert (await api.viewer.get(created.headers["location"])).json() == changed.json()
-        assert changed.json() in (await api.viewer.get(f"/v1/{path}")).json()["items"]
-    # Each was enabled once, by whoever holds the token.
+        assert (await api.viewer.get(created.headers["location"])).json() == created.json()
+        assert created.json() in (await api.viewer.get(f"/v1/{path}")).json()["items"]
     events = await api.inventory.events.list(subject="cluster/cluster-2")
-    assert [(event.kind, event.actor) for event in events] == [
-        ("cluster.state", "token:anna"),
-        ("cluster.created", "token:anna"),
-    ]
+    assert [(event.kind, event.actor) for event in events] == [("cluster.created", "token:anna")]
 
 
 async def test_lists_are_filtered(api: Api) -> None:
@@ -83,15 +73,15 @@ async def test_they_are_renamed(api: Api) -> None:
         for _ in range(2):
             renamed = await api.admin.patch(f"/v1/{noun}s/{noun}-1", json={"name": f"{noun}-1"})
             assert (renamed.status_code, renamed.json()) == (200, before)
-        body = {"name": f"{noun}-new", "allocation_state": "Enabled"}
+        body = {"name": f"{noun}-new"}
         renamed = await api.admin.patch(f"/v1/{noun}s/{noun}-1", json=body)
         assert renamed.status_code == 200, renamed.text
         assert renamed.json().items() >= body.items()
+        assert renamed.json()["allocation_state"] == before["allocation_state"]
         problem(await api.viewer.get(f"/v1/{noun}s/{noun}-1"), 404, "NotFound")
         problem(await api.admin.patch(f"/v1/{noun}s/{noun}-1", json=body), 404, "NotFound")
         events = await api.inventory.events.list(subject=f"{noun}/{noun}-new")
         assert [(event.kind, event.message, event.actor) for event in events] == [
-            (f"{noun}.state", "Disabled -> Enabled", "token:anna"),
             (f"{noun}.renamed", f"was {noun}-1", "token:anna"),
         ]
     path = "/v1/settings/hook.timeout?cluster=cluster-new"
@@ -101,9 +91,9 @@ async def test_they_are_renamed(api: Api) -> None:
 async def test_a_change_names_what_is_to_change(api: Api) -> None:
     before = api.rows()
     for path in ("/v1/zones/zone-1", "/v1/pods/pod-1", "/v1/clusters/cluster-1"):
-        for body in ({}, {"name": None}):
+        for body in ({}, {"name": None}, {"name": "new", "allocation_state": "Enabled"}):
             found = problem(await api.admin.patch(path, json=body), 422, "InvalidInput")
-            assert "at least one of name and allocation_state is required" in found["detail"]
+            assert "exactly one of name and allocation_state is required" in found["detail"]
         found = problem(await api.admin.patch(path, json={"name": "a b"}), 422, "InvalidInput")
         assert [error["field"] for error in found["errors"]] == ["name"]
         problem(await api.operator.patch(path, json={"name": "new"}), 403, "Refused")
@@ -114,7 +104,7 @@ async def test_a_change_names_what_is_to_change(api: Api) -> None:
 async def test_a_name_is_taken(api: Api) -> None:
     await api.admin.post("/v1/zones", json={"name": "zone-2"})
     before = api.rows()
-    body = {"name": "zone-2", "allocation_state": "Enabled"}
+    body = {"name": "zone-2"}
     problem(await api.admin.patch("/v1/zones/zone-1", json=body), 409, "AlreadyExists")
     assert api.rows() == before
 
@@ -145,7 +135,7 @@ async def test_they_are_deleted_when_they_are_empty(api: Api, host: str) -> None
 async def test_a_cluster_keeps_its_name_while_an_operation_holds_a_host(
     api: Api, host: str
 ) -> None:
-    path, body = "/v1/clusters/cluster-1", {"name": f"of-{host}", "allocation_state": "Enabled"}
+    path, body = "/v1/clusters/cluster-1", {"name": f"of-{host}"}
     handle = await api.by_hand(f"mine/{host}", host)
     before = api.rows()
     found = problem(await api.admin.patch(path, json=body), 409, "LeaseHeld")
@@ -182,7 +172,7 @@ async def test_a_cluster_in_maintenance_is_neither_renamed_nor_deleted(
         assert workflow_id in problem(refused, 409, "LeaseHeld")["detail"]
     # To enable it is no matter of its name.
     enabled = await api.admin.patch(f"/v1/clusters/{cluster}", json={"allocation_state": "Enabled"})
-    assert enabled.status_code == 200
+    assert enabled.status_code == 202
     await handle.terminate()
     assert (await api.admin.delete(f"/v1/clusters/{cluster}")).status_code == 204
 

@@ -6,7 +6,7 @@ from contracts.hosts import Cluster, Pod, Zone
 from contracts.states import AllocationState
 from tests.cli.conftest import Answer, FakeApi, hostler, items, ok, problem
 
-ENABLED, DISABLED = AllocationState.ENABLED, AllocationState.DISABLED
+DISABLED = AllocationState.DISABLED
 ZONE = Zone(name="zone-1", allocation_state=DISABLED)
 POD = Pod(name="pod-1", zone="zone-1", allocation_state=DISABLED)
 CLUSTER = Cluster(name="cluster-1", pod="pod-1", zone="zone-1", allocation_state=DISABLED)
@@ -44,15 +44,6 @@ def test_create(
     assert api.bodies(route) == [body]
 
 
-@pytest.mark.parametrize(("verb", "state"), [("enable", ENABLED), ("disable", DISABLED)])
-def test_enable_and_disable(api: FakeApi, verb: str, state: AllocationState) -> None:
-    route = "PATCH /v1/clusters/cluster-1"
-    api.on(route, ok(CLUSTER.model_copy(update={"allocation_state": state})))
-    done = hostler("cluster", verb, "cluster-1")
-    assert done.stdout == f"cluster cluster-1 is {state}.\n"
-    assert api.bodies(route) == [{"allocation_state": state}]
-
-
 def test_list(api: FakeApi) -> None:
     api.on("GET /v1/pods?limit=1000", items(POD))
     header, row = (line.split() for line in hostler("pod", "list").stdout.splitlines())
@@ -82,7 +73,9 @@ def test_lists_are_filtered(api: FakeApi, arguments: tuple[str, ...], path: str)
 
 
 def test_list_fetches_all_pages(api: FakeApi) -> None:
-    zones = [Zone(name=f"zone-{number}", allocation_state=ENABLED) for number in range(3)]
+    zones = [
+        Zone(name=f"zone-{number}", allocation_state=AllocationState.ENABLED) for number in range(3)
+    ]
     for number, query in enumerate(("", "&after=zone-0", "&after=zone-1")):
         following = f"zone-{number}" if number < 2 else None
         api.on(

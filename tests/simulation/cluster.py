@@ -11,6 +11,7 @@ follows from the seed and the VM's name, so that two runs with one seed are alik
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
 import json
 import random
@@ -19,12 +20,15 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from contracts.evacuation import HostEnvironment
 from contracts.hosts import HostFacts
 from contracts.vms import Vm, VmState
 from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
+    CLOSED,
+    FENCED,
     Capacity,
     CommandResult,
     DiskImage,
@@ -286,7 +290,9 @@ class SimulatedHypervisor:
     async def start_probe(self, access: HostAccess) -> str | None:
         """Refused by the fence, or not."""
         fence = (await self._reach(access)).fence
-        return None if fence.operation is None else f"host is fenced by {fence.operation}"
+        if fence.operation is not None:
+            return f"{FENCED}{fence.operation}"
+        return None if fence.closed is None else f"{CLOSED}{fence.closed}"
 
     async def forget(self, host: str) -> None:
         """Nothing is open."""
@@ -313,12 +319,22 @@ class SimulatedFence:
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """From now on migrations to the host and probes are refused."""
         await self.read(access)
-        self._cluster.host(access).fence = FenceState(operation=operation, epoch=epoch)
+        self._set(access, operation=operation, epoch=epoch)
 
     async def take_down(self, access: HostAccess, epoch: int) -> None:
         """They are not any more."""
         await self.read(access)
-        self._cluster.host(access).fence = FenceState(operation=None, epoch=epoch)
+        self._set(access, operation=None, epoch=epoch)
+
+    async def close(self, access: HostAccess, because: str, generation: int) -> None:
+        """From now on probes are refused."""
+        await self.read(access)
+        self._set(access, closed=because)
+
+    async def reopen(self, access: HostAccess, generation: int) -> None:
+        """They are not any more."""
+        await self.read(access)
+        self._set(access, closed=None)
 
     async def read(self, access: HostAccess) -> FenceState:
         """As it is."""
@@ -328,6 +344,10 @@ class SimulatedFence:
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """There is none."""
         await self.read(access)
+
+    def _set(self, access: HostAccess, **changes: Any) -> None:
+        host = self._cluster.host(access)
+        host.fence = dataclasses.replace(host.fence, **changes)
 
 
 def address_of(number: int) -> str:
