@@ -30,15 +30,18 @@ from contracts.access import Principal
 from contracts.base import Contract
 from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.host_import import HostImportStatus
 from contracts.maintenance import MaintenanceStatus
 from contracts.operations import (
     CLUSTER_KINDS,
     HOST_KINDS,
+    IMPORT_KINDS,
     WORKFLOW_TYPES,
     Operation,
     OperationKind,
     workflow_id,
 )
+from contracts.states import Phase
 from inventory import Inventory
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ _A_MOMENT = timedelta(milliseconds=100)
 _KINDS = {workflow_type: kind for kind, workflow_type in WORKFLOW_TYPES.items()}
 _HOST = SearchAttributeKey.for_keyword("HostlerHost")
 _CLUSTER = SearchAttributeKey.for_keyword("HostlerCluster")
+_PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -144,6 +148,31 @@ class Operations:
             ]
         return sorted(found, key=lambda operation: operation.started_at, reverse=True)
 
+    async def open_import(self, name: str) -> WorkflowExecutionDescription | None:
+        """The import of that name, while it runs."""
+        found = await self._describe(workflow_id(OperationKind.IMPORT, name))
+        return found if found is not None and is_open(found) else None
+
+    async def require_no_import(self, name: str) -> None:
+        """Raises LeaseHeld, with a link, while an import of that name runs."""
+        running = await self.open_import(name)
+        if running is not None:
+            raise _held(f"The import {name}", running)
+
+    async def addition_phases(self) -> dict[str, Phase]:
+        """Of the additions that run, by host, as far as Temporal's index knows them yet."""
+        query = (
+            f"WorkflowType = '{WORKFLOW_TYPES[OperationKind.ADDITION]}' "
+            "AND ExecutionStatus = 'Running'"
+        )
+        phases = {}
+        with _translated():
+            async for execution in self._client.list_workflows(query, rpc_timeout=_PATIENCE):
+                phase = execution.typed_search_attributes.get(_PHASE)
+                if phase is not None:
+                    phases[subject_of(execution)] = Phase(phase)
+        return phases
+
     # --- describe -------------------------------------------------------------------------------
 
     async def show(self, execution: WorkflowExecutionDescription) -> Operation:
@@ -169,6 +198,17 @@ class Operations:
         """What the maintenance of a cluster answers to its query `status`."""
         answer: ClusterMaintenanceStatus = await self._query(execution, ClusterMaintenanceStatus)
         return answer
+
+    async def import_status(self, execution: WorkflowExecution) -> HostImportStatus:
+        """What the import answers to its query `status`."""
+        answer: HostImportStatus = await self._query(execution, HostImportStatus)
+        return answer
+
+    async def shown_host_key(self, host: str) -> str | None:
+        """The fingerprint that the addition of the host waits for somebody to accept."""
+        addition = await self.running(host, OperationKind.ADDITION)
+        details = await self._details(addition) if addition is not None else None
+        return (details or {}).get("host_key_sha256")
 
     async def _details(self, execution: WorkflowExecution) -> dict[str, Any] | None:
         """Temporal knows the operation even while no worker can answer for it."""
@@ -333,7 +373,8 @@ def link(execution: WorkflowExecution) -> str:
 
 def event_subject(execution: WorkflowExecution) -> str:
     """Its subject as the audit trail names it."""
-    level = "cluster" if _KINDS[execution.workflow_type] in CLUSTER_KINDS else "host"
+    kind = _KINDS[execution.workflow_type]
+    level = "cluster" if kind in CLUSTER_KINDS else kind if kind in IMPORT_KINDS else "host"
     return f"{level}/{subject_of(execution)}"
 
 

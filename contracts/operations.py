@@ -16,6 +16,7 @@ class OperationKind(StrEnum):
     ADDITION = "addition"
     RETURN = "return"
     CLUSTER_MAINTENANCE = "cluster-maintenance"
+    IMPORT = "import"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -23,11 +24,13 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.ADDITION: "HostAddition",
     OperationKind.RETURN: "VmReturn",
     OperationKind.CLUSTER_MAINTENANCE: "ClusterMaintenance",
+    OperationKind.IMPORT: "HostImport",
 }
 
-# What is done to a cluster; the subject of all others is a host.
+# What is done to a cluster; an import has a name of its own; the subject of all others is a host.
 CLUSTER_KINDS = frozenset({OperationKind.CLUSTER_MAINTENANCE})
-HOST_KINDS = tuple(kind for kind in OperationKind if kind not in CLUSTER_KINDS)
+IMPORT_KINDS = frozenset({OperationKind.IMPORT})
+HOST_KINDS = tuple(kind for kind in OperationKind if kind not in CLUSTER_KINDS | IMPORT_KINDS)
 
 
 def workflow_id(kind: OperationKind, subject: str) -> str:

@@ -48,8 +48,8 @@ async def cancel_operation(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Ask an operation to take back what it did and end. An addition is its admin's."""
-    if kind is OperationKind.ADDITION:
+    """Ask an operation to take back what it did and end. An addition or import is its admin's."""
+    if kind in (OperationKind.ADDITION, OperationKind.IMPORT):
         require_role(caller, Role.ADMIN)
     execution = await operations.find(kind, subject)
     await operations.cancel(execution, caller)
