@@ -30,6 +30,7 @@ from contracts.access import Principal
 from contracts.base import Contract
 from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.host_import import HostImportStatus
 from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
 from contracts.operations import (
@@ -42,6 +43,7 @@ from contracts.operations import (
     kinds_of,
     workflow_id,
 )
+from contracts.states import Phase
 from inventory import Inventory
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ _ATTRIBUTES = {
     level: SearchAttributeKey.for_keyword(f"Hostler{level.capitalize()}")
     for level in ("host", "cluster", "pod", "zone")
 }
+_PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -188,6 +191,31 @@ class Operations:
             ]
         return sorted(found, key=lambda operation: operation.started_at, reverse=True)
 
+    async def open_import(self, name: str) -> WorkflowExecutionDescription | None:
+        """The import of that name, while it runs."""
+        found = await self._describe(workflow_id(OperationKind.IMPORT, name))
+        return found if found is not None and is_open(found) else None
+
+    async def require_no_import(self, name: str) -> None:
+        """Raises LeaseHeld, with a link, while an import of that name runs."""
+        running = await self.open_import(name)
+        if running is not None:
+            raise _held(f"The import {name}", running)
+
+    async def addition_phases(self) -> dict[str, Phase]:
+        """Of the additions that run, by host, as far as Temporal's index knows them yet."""
+        query = (
+            f"WorkflowType = '{WORKFLOW_TYPES[OperationKind.ADDITION]}' "
+            "AND ExecutionStatus = 'Running'"
+        )
+        phases = {}
+        with _translated():
+            async for execution in self._client.list_workflows(query, rpc_timeout=_PATIENCE):
+                phase = execution.typed_search_attributes.get(_PHASE)
+                if phase is not None:
+                    phases[subject_of(execution)] = Phase(phase)
+        return phases
+
     # --- describe -------------------------------------------------------------------------------
 
     async def show(self, execution: WorkflowExecutionDescription) -> Operation:
@@ -213,6 +241,17 @@ class Operations:
         """What the maintenance of a cluster answers to its query `status`."""
         answer: ClusterMaintenanceStatus = await self._query(execution, ClusterMaintenanceStatus)
         return answer
+
+    async def import_status(self, execution: WorkflowExecution) -> HostImportStatus:
+        """What the import answers to its query `status`."""
+        answer: HostImportStatus = await self._query(execution, HostImportStatus)
+        return answer
+
+    async def shown_host_key(self, host: str) -> str | None:
+        """The fingerprint that the addition of the host waits for somebody to accept."""
+        addition = await self.running(host, OperationKind.ADDITION)
+        details = await self._details(addition) if addition is not None else None
+        return (details or {}).get("host_key_sha256")
 
     async def _details(self, execution: WorkflowExecution) -> dict[str, Any] | None:
         """Temporal knows the operation even while no worker can answer for it."""
@@ -391,7 +430,7 @@ def _kind(execution: WorkflowExecution) -> OperationKind:
 
 
 def _attribute(kind: OperationKind) -> SearchAttributeKey[str]:
-    return _ATTRIBUTES[SUBJECTS.get(kind, "host")]
+    return _ATTRIBUTES.get(SUBJECTS.get(kind, "host"), _ATTRIBUTES["host"])
 
 
 def is_open(execution: WorkflowExecution) -> bool:

@@ -18,6 +18,7 @@ from contracts.addition import Fingerprint, Port, UserName
 from contracts.base import Contract, Name, Reason, VmName
 from contracts.cluster_maintenance import ClusterMaintenanceChoices
 from contracts.evacuation import AffinityKind
+from contracts.host_import import MAX_HOSTS, Parallel
 from contracts.maintenance import OnBlocker, VmAction
 from contracts.operations import OperationKind
 from contracts.states import AllocationState, HostStatus, ResourceState
@@ -144,6 +145,21 @@ class HostAdditionRequest(Contract):
         if self.private_key is not None:
             return "private_key", self.private_key.get_secret_value()
         raise AssertionError("the validator lets no request through without a credential")
+
+
+class HostImportRequest(Contract):
+    """Many hosts: each as in HostAdditionRequest, once `defaults` has filled in what it lacks.
+
+    Attributes:
+        name: of the import; None: one is made up.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    name: Name | None = None
+    parallel: Parallel = 20
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    hosts: Annotated[list[Any], Field(min_length=1, max_length=MAX_HOSTS)]
 
 
 class HostMaintenanceRequest(Contract):

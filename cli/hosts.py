@@ -9,6 +9,7 @@ import typer
 from cli import allocation
 from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
+from cli.host_import import import_hosts
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.addition import HostAdditionResult, HostAdditionStatus
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     commands = typer.Typer(name="host", help="Hypervisor hosts.", no_args_is_help=True)
     commands.command("add")(add)
+    commands.command("import")(import_hosts)
     commands.command("accept-key")(accept_key)
     commands.command("list")(list_all)
     commands.command("show")(show)

@@ -17,6 +17,7 @@ class OperationKind(StrEnum):
     ADDITION = "addition"
     RETURN = "return"
     CLUSTER_MAINTENANCE = "cluster-maintenance"
+    IMPORT = "import"
     HOST_ALLOCATION = "host-allocation"
     CLUSTER_ALLOCATION = "cluster-allocation"
     POD_ALLOCATION = "pod-allocation"
@@ -32,6 +33,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.CLUSTER_ALLOCATION: "AllocationState",
     OperationKind.POD_ALLOCATION: "AllocationState",
     OperationKind.ZONE_ALLOCATION: "AllocationState",
+    OperationKind.IMPORT: "HostImport",
 }
 
 ALLOCATION_KINDS = {
@@ -41,10 +43,12 @@ ALLOCATION_KINDS = {
     AllocationLevel.ZONE: OperationKind.ZONE_ALLOCATION,
 }
 
-# What is done to a cluster, pod or zone; the subject of all others is a host.
-SUBJECTS = {OperationKind.CLUSTER_MAINTENANCE: "cluster"} | {
-    kind: level.value for level, kind in ALLOCATION_KINDS.items()
-}
+# What is done to a cluster, pod or zone; an import has a name of its own; the subject of all others
+# is a host.
+SUBJECTS = {
+    OperationKind.CLUSTER_MAINTENANCE: "cluster",
+    OperationKind.IMPORT: "import",
+} | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What holds a host's lease: one at a time on each.
 HOST_KINDS = tuple(kind for kind in OperationKind if kind not in SUBJECTS)
 

@@ -1,6 +1,6 @@
 """Hosts: what is known of them, and the one place where their states change."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -66,6 +66,10 @@ class Hosts:
         """The host, or None."""
         found = await _select(self._database, col(HostRow.name) == name)
         return found[0] if found else None
+
+    async def among(self, names: Collection[str]) -> Sequence[Host]:
+        """Those of that name, by name; some hundreds at most."""
+        return await _select(self._database, col(HostRow.name).in_(names))
 
     async def list(
         self,

@@ -15,6 +15,7 @@ from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.hooks import HookActivities
+from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.records import RecordActivities
@@ -80,6 +81,7 @@ def build_worker(
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
+            ImportActivities(inventory, client),
             LeaseActivities(inventory, holders),
             OperationActivities(client),
             RecordActivities(inventory),

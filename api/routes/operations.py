@@ -24,6 +24,7 @@ Subject = Annotated[
 _ADMINS = frozenset(
     {
         OperationKind.ADDITION,
+        OperationKind.IMPORT,
         OperationKind.ZONE_ALLOCATION,
         OperationKind.POD_ALLOCATION,
         OperationKind.CLUSTER_ALLOCATION,
@@ -58,8 +59,8 @@ async def cancel_operation(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Ask an operation to take back what it did and end. An addition, and the allocation of a zone,
-    pod or cluster, is its admin's."""
+    """Ask an operation to take back what it did and end. An addition or import, and the allocation
+    of a zone, pod or cluster, is its admin's."""
     if kind in _ADMINS:
         require_role(caller, Role.ADMIN)
     execution = await operations.find(kind, subject)

@@ -25,6 +25,13 @@ with workflow.unsafe.imports_passed_through():
         ResumeInput,
         StopInput,
     )
+    from contracts.host_import import (
+        HostImportInput,
+        HostImportResult,
+        HostImportStatus,
+        ImportedHost,
+        ImportState,
+    )
     from contracts.maintenance import (
         HostMaintenanceInput,
         HostMaintenanceResult,
@@ -38,7 +45,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.states import Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
-    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE
+    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE, PHASE
 
 SHOWN_KEY = "SHA256:" + "k" * 43
 
@@ -210,7 +217,7 @@ class StandInClusterMaintenance:
 
 @workflow.defn(name="HostAddition")
 class StandInAddition:
-    """Waits until its host key is accepted."""
+    """Waits until its host key is accepted; the signal `ask` lets Temporal's index know that."""
 
     def __init__(self) -> None:
         self._accepted: str | None = None
@@ -226,6 +233,10 @@ class StandInAddition:
             host_key_sha256=SHOWN_KEY,
             facts=FACTS,
         )
+
+    @workflow.signal(name="ask")
+    def ask(self) -> None:
+        workflow.upsert_search_attributes([PHASE.value_set(Phase.QUESTION)])
 
     @workflow.update(name="accept_host_key")
     async def accept_host_key(self, answer: AcceptHostKeyInput) -> None:
@@ -284,10 +295,49 @@ class StandInAllocation:
         )
 
 
+@workflow.defn(name="HostImport")
+class StandInImport:
+    """Adds its first two hosts for ever, until the signal `go`."""
+
+    def __init__(self) -> None:
+        self._request: HostImportInput | None = None
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: HostImportInput) -> HostImportResult:
+        self._request = request
+        await workflow.wait_condition(lambda: self._go)
+        return HostImportResult(
+            name=request.name,
+            hosts=tuple(
+                ImportedHost(host=host.name, state=ImportState.ADDED) for host in request.hosts
+            ),
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> HostImportStatus:
+        assert self._request
+        return HostImportStatus(
+            name=self._request.name,
+            message="",
+            since=workflow.info().start_time,
+            parallel=2,
+            total=len(self._request.hosts),
+            counts={ImportState.ADDING: 2},
+            adding=tuple(host.name for host in self._request.hosts[:2]),
+            failed=(),
+        )
+
+
 WORKFLOWS = (
     StandInAllocation,
     StandInClusterMaintenance,
     StandInMaintenance,
     StandInReturn,
     StandInAddition,
+    StandInImport,
 )

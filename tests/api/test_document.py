@@ -34,6 +34,8 @@ PATHS = {
     "/v1/hosts/{name}/maintenance": {"get", "post", "delete"},
     "/v1/hosts/{name}/maintenance/return": {"post"},
     "/v1/hosts/{name}/maintenance/vms/{vm}": {"post"},
+    "/v1/imports": {"post"},
+    "/v1/imports/{name}": {"get"},
     "/v1/settings": {"get"},
     "/v1/settings/{name}": {"get", "put", "delete"},
     "/v1/operations": {"get"},
