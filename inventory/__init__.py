@@ -3,6 +3,7 @@
 from inventory.database import Database
 from inventory.events import Events
 from inventory.hook_runs import HookRuns
+from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
 from inventory.leases import Leases
 from inventory.maintenances import Maintenances
@@ -27,6 +28,7 @@ class Inventory:
         self.topology = Topology(database)
         self.settings = OperatorSettings(database)
         self.hosts = Hosts(database)
+        self.host_checks = HostChecks(database)
         self.removed_hosts = RemovedHosts(database)
         self.placement = Placement(database)
         self.leases = Leases(database)

@@ -62,7 +62,7 @@ class Hosts:
 
     async def find(self, name: str) -> Host | None:
         """The host, or None."""
-        found = await _select(self._database, col(HostRow.name) == name)
+        found = await select_hosts(self._database, col(HostRow.name) == name)
         return found[0] if found else None
 
     async def list(
@@ -82,7 +82,7 @@ class Hosts:
             (HostRow.resource_state, resource_state),
             (HostRow.status, status),
         )
-        return await _select(
+        return await select_hosts(
             self._database, *(col(column) == value for column, value in wanted if value is not None)
         )
 
@@ -340,7 +340,10 @@ async def change_state(
     return True
 
 
-async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[Host]:
+async def select_hosts(
+    database: Database, *conditions: ColumnElement[bool], most: int | None = None
+) -> list[Host]:
+    """Those for which all conditions hold, by name, `most` at the most."""
     query = (
         select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
         .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
@@ -348,6 +351,7 @@ async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[
         .join(ZoneRow, col(ZoneRow.id) == col(PodRow.zone_id))
         .where(*conditions)
         .order_by(col(HostRow.name))
+        .limit(most)
     )
     async with database.reading() as session:
         found = (await session.exec(query)).all()
