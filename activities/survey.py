@@ -275,12 +275,14 @@ class SurveyActivities:
     async def _candidate(self, host: Host, cluster: _Cluster) -> Candidate:
         unsuitable = _unsuitable(host, cluster.disabled)
         absent = False
+        if unsuitable is None and host.status is not HostStatus.UP:
+            unsuitable, absent = f"is {host.status}", True
         try:
             if unsuitable is None:
                 return await self._suitable(host, cluster)
             names = await self._names_at(host) if cluster.groups else frozenset()
         except (Unavailable, Failed) as error:
-            absent = unsuitable is None
+            absent = absent or unsuitable is None
             unsuitable = unsuitable or f"does not answer: {error.message}"
             names = frozenset()
         out_for = await self._out_for(host, cluster.disabled)
@@ -399,11 +401,9 @@ class SurveyActivities:
 
 
 def _unsuitable(host: Host, disabled: str | None) -> str | None:
-    """Why no VM may go to `host`, from what the inventory knows."""
+    """Why no VM is to go to `host`, answer or not, from what the inventory knows."""
     if host.resource_state is not ResourceState.ENABLED:
         return f"is {host.resource_state}"
-    if host.status is not HostStatus.UP:
-        return f"is {host.status}"
     if host.fence is not None:
         return f"is fenced by {host.fence}"
     return disabled
