@@ -20,12 +20,14 @@ from temporalio.worker import (
 )
 
 from contracts.errors import HostlerError, InvalidInput
+from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE
 from contracts.operations import WORKFLOW_TYPES
 from contracts.steps import MigrateVmResult
 from workers.converter import application_error
 from workers.logs import host_of_log
 
 _KINDS = {workflow_type: kind.value for kind, workflow_type in WORKFLOW_TYPES.items()}
+_KINDS[HOST_CHECK] = HOST_CHECK_SCHEDULE
 
 
 class HostlerInterceptor(Interceptor):

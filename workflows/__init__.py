@@ -2,7 +2,8 @@
 
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
+from workflows.host_check import HostCheck
 from workflows.host_maintenance import HostMaintenance
 from workflows.vm_return import VmReturn
 
-WORKFLOWS = (ClusterMaintenance, HostAddition, HostMaintenance, VmReturn)
+WORKFLOWS = (ClusterMaintenance, HostAddition, HostCheck, HostMaintenance, VmReturn)

@@ -100,6 +100,13 @@ LIVE_MIGRATION = ActivityPolicy(
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
 
+SWEEP = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=2),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""Many hosts, each with a time-out of its own. A next attempt goes on where the last one ended."""
+
 _LONGEST_ABSENCE = 240  # attempts: about an hour
 
 
