@@ -27,9 +27,10 @@ from workers.settings import load_settings
 
 M = TypeVar("M", bound=BaseModel)
 
-# A question to a workflow may take the API ten seconds.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_TIMEOUT = httpx.Timeout(30, connect=5)
+_CONNECT_WITHIN_S = 5.0
+# A question to a workflow may take the API ten seconds.
+_ANSWER_WITHIN_S = 30.0
 
 _ERRORS: Mapping[int, type[HostlerError]] = {
     401: Refused,
@@ -78,9 +79,11 @@ class Api:
         items: list[Any] = answer["items"]
         return items
 
-    def post(self, *path: str, body: Mapping[str, object]) -> Any:
+    def post(
+        self, *path: str, body: Mapping[str, object], within_s: float = _ANSWER_WITHIN_S
+    ) -> Any:
         """The answer, None if it is empty."""
-        return self._request("POST", path, body=body)
+        return self._request("POST", path, body=body, within_s=within_s)
 
     def put(self, *path: str, body: Mapping[str, object], **query: object) -> Any:
         """The answer."""
@@ -108,6 +111,7 @@ class Api:
         *,
         query: Mapping[str, object] | None = None,
         body: Mapping[str, object] | None = None,
+        within_s: float = _ANSWER_WITHIN_S,
     ) -> Any:
         try:
             response = self._http.request(
@@ -115,6 +119,7 @@ class Api:
                 "/v1/" + "/".join(quote(part, safe="") for part in path),
                 params={k: str(v) for k, v in (query or {}).items() if v is not None},
                 json=body,
+                timeout=httpx.Timeout(within_s, connect=_CONNECT_WITHIN_S),
             )
         except httpx.TransportError as error:
             raise Unavailable(
@@ -157,7 +162,6 @@ def connect() -> Iterator[Api]:
         http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
-            timeout=_TIMEOUT,
             # The way to this machine itself needs no proxy, which would read the token.
             trust_env=url.host not in _LOOPBACK,
         )
