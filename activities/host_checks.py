@@ -11,7 +11,7 @@ from zlib import crc32
 from temporalio import activity
 
 from activities.directory import HostDirectory
-from contracts.errors import Failed, NotFound, Unavailable
+from contracts.errors import Conflict, Failed, NotFound, Unavailable
 from contracts.host_checks import HostSighting, Look, RoundPlan, SweepInput, Swept
 from contracts.host_status import PeerWord, Reach, Seen
 from contracts.hosts import Host, HostFacts
@@ -27,6 +27,7 @@ from contracts.steps import HostRef
 from drivers.errors import HostKeyChanged, LoginRefused
 from drivers.protocols import Fence, HostAccess, Hypervisor, Neighbours, RemoteShell
 from inventory import Inventory
+from inventory.host_checks import NOT_CHECKED
 
 T = TypeVar("T")
 
@@ -100,10 +101,14 @@ class HostCheckActivities:
         hosts = await self._inventory.host_checks.absent(
             plan.missed_max, plan.started_at, request.after, plan.batch
         )
+        peers = {
+            cluster: await self._peers(cluster, plan)
+            for cluster in {host.cluster for host in hosts}
+        }
         changed: list[str] = []
 
         async def investigate(host: Host) -> list[str]:
-            return await self._investigate(host, plan)
+            return await self._investigate(host, peers[host.cluster], plan)
 
         async with aclosing(_in_parallel(investigate, hosts, plan.concurrency)) as ready:
             async for several in ready:
@@ -114,8 +119,10 @@ class HostCheckActivities:
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
         """Look at one host, out of turn and in full. A miss is told and not counted. Raises
-        NotFound."""
+        NotFound, Conflict (an addition is at work on it, or has failed)."""
         host = await self._inventory.hosts.get(request.host)
+        if host.resource_state in NOT_CHECKED:
+            raise Conflict(f"{host.name} is {host.resource_state}: it is not checked.")
         look = await self._look(host, (await self._plan()).timeout, in_full=True)
         if look is None:
             raise NotFound(f"There is no host {request.host!r}.")
@@ -212,7 +219,7 @@ class HostCheckActivities:
 
     # --- what the neighbours say ----------------------------------------------------------------
 
-    async def _investigate(self, host: Host, plan: RoundPlan) -> list[str]:
+    async def _investigate(self, host: Host, peers: Sequence[Host], plan: RoundPlan) -> list[str]:
         """Names of hosts whose status is another one now."""
         began_at = datetime.now(UTC)
         try:
@@ -223,7 +230,7 @@ class HostCheckActivities:
         if problem is None:
             return []
         words = await asyncio.gather(
-            *(self._ask(peer, host, plan) for peer in await self._peers(host, plan))
+            *(self._ask(peer, host, plan) for peer in _asked_about(host, peers))
         )
         changes = await self._inventory.host_checks.conclude(
             host, problem, words, began_at=began_at, operation=_operation()
@@ -240,18 +247,15 @@ class HostCheckActivities:
             activity.logger.info("%s is not absent: %s", access.name, error)
         return None
 
-    async def _peers(self, host: Host, plan: RoundPlan) -> list[Host]:
-        """Who is asked about the host; not always the same ones."""
-        peers = [
+    async def _peers(self, cluster: str, plan: RoundPlan) -> list[Host]:
+        """Who may be asked: hosts of the cluster that are Up and answered in this round."""
+        return [
             peer
-            for peer in await self._inventory.hosts.list(cluster=host.cluster, status=HostStatus.UP)
-            if peer.name != host.name
-            and peer.missed_checks == 0
+            for peer in await self._inventory.hosts.list(cluster=cluster, status=HostStatus.UP)
+            if peer.missed_checks == 0
             and peer.checked_at is not None
             and peer.checked_at >= plan.started_at
         ]
-        peers.sort(key=lambda peer: crc32(f"{host.name}/{peer.name}".encode()))
-        return peers[:_PEERS_ASKED]
 
     async def _ask(self, peer: Host, host: Host, plan: RoundPlan) -> PeerWord:
         try:
@@ -261,6 +265,13 @@ class HostCheckActivities:
             activity.logger.info("%s can't tell of %s: %s", peer.name, host.name, error)
             reach = Reach.UNKNOWN
         return PeerWord(peer=peer.name, reach=reach)
+
+
+def _asked_about(host: Host, peers: Sequence[Host]) -> list[Host]:
+    """For each host others, so that not all ask the same two."""
+    others = [peer for peer in peers if peer.name != host.name]
+    others.sort(key=lambda peer: crc32(f"{host.name}/{peer.name}".encode()))
+    return others[:_PEERS_ASKED]
 
 
 async def _in_parallel(

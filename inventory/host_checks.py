@@ -18,7 +18,7 @@ from inventory.hosts import host_row, select_hosts
 from inventory.models import HostRow, now
 
 # Nobody is to see these: an addition or a removal is at work, or there is nothing to see.
-_NOT_CHECKED = (ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED)
+NOT_CHECKED = (ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED)
 # The text of these only changes with what they tell.
 _DEFINITE = (Seen.LOGIN_REFUSED, Seen.KEY_CHANGED, Seen.UUID_CHANGED)
 
@@ -45,7 +45,7 @@ class HostChecks:
         return await select_hosts(
             self._database,
             col(HostRow.name) > after,
-            col(HostRow.resource_state).not_in(_NOT_CHECKED),
+            col(HostRow.resource_state).not_in(NOT_CHECKED),
             most=most,
         )
 
@@ -55,7 +55,7 @@ class HostChecks:
         return await select_hosts(
             self._database,
             col(HostRow.name) > after,
-            col(HostRow.resource_state).not_in((*_NOT_CHECKED, ResourceState.MAINTENANCE)),
+            col(HostRow.resource_state).not_in((*NOT_CHECKED, ResourceState.MAINTENANCE)),
             col(HostRow.missed_checks) >= missed_max,
             col(HostRow.checked_at) >= since,
             most=most,
@@ -64,11 +64,15 @@ class HostChecks:
     async def record(
         self, looks: Sequence[Look], *, operation: str, counts: bool = True
     ) -> list[Change]:
-        """Write what was seen, in one transaction; hosts that are gone are left out."""
+        """Write what was seen, in one transaction; hosts that are gone, or not
+        checked any more, are left out."""
         by_host = {look.host: look for look in looks}
         query = (
             select(HostRow)
-            .where(col(HostRow.name).in_(by_host))
+            .where(
+                col(HostRow.name).in_(by_host),
+                col(HostRow.resource_state).not_in(NOT_CHECKED),
+            )
             .order_by(col(HostRow.name))
             .with_for_update()
         )

@@ -14,7 +14,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.directory import HostDirectory
 from activities.host_checks import HostCheckActivities
-from contracts.errors import NotFound
+from contracts.errors import Conflict, NotFound
 from contracts.host_checks import RoundPlan, SweepInput, Swept
 from contracts.host_status import Reach, Seen
 from contracts.hosts import Host, HostFacts, HostUsage
@@ -31,7 +31,7 @@ from drivers.protocols import (
 )
 from inventory import Database, Inventory, SecretBox
 from tests.activities.conftest import change_state, run
-from tests.inventory.conftest import enabled
+from tests.inventory.conftest import enabled, register
 from tests.samples import FACTS
 
 HANGS = 30.0
@@ -393,6 +393,9 @@ async def test_one_host_out_of_turn(
     assert sighting.missed_checks == 0
     with pytest.raises(NotFound):
         await run(activities.look_at_host, HostRef(host="kvm-9"))
+    await register(inventory, 4)
+    with pytest.raises(Conflict, match="kvm-4 is Creating"):
+        await run(activities.look_at_host, HostRef(host="kvm-4"))
 
 
 async def test_a_credential_that_cannot_be_read_costs_that_host_alone(
