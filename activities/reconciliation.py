@@ -1,6 +1,7 @@
 """What hosts and ended operations have left that is not as the inventory wants it."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from temporalio import activity
@@ -9,12 +10,13 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from contracts.errors import Failed, LeaseLost, NotFound, Unavailable
 from contracts.host_checks import RoundPlan, SweepInput, Swept
-from contracts.hosts import Host
+from contracts.hosts import Event, Host
 from contracts.states import HostStatus
 from drivers.protocols import Fence, FenceState, HostAccess, Hypervisor
 from inventory import Inventory
 
 _DIFFERS, _AGREES, _RESTORED = "fence.differs", "fence.agrees", "fence.restored"
+_KINDS = (_DIFFERS, _AGREES, _RESTORED)
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,18 @@ class ReconciliationActivities:
         told, once. Hosts at which an operation is working are left to it."""
         plan = request.plan
         hosts = await self._inventory.host_checks.page(request.after, plan.batch)
+        due = [host for host in hosts if _is_due(host, plan)]
+        said = await self._inventory.events.latest([_subject(host.name) for host in due], _KINDS)
         slots = asyncio.Semaphore(plan.concurrency)
 
         async def reconcile(host: Host) -> _Finding | None:
+            before = said.get(_subject(host.name))
+            doubted = before is not None and before.kind == _DIFFERS
             async with slots:
-                return await self._reconcile(host, plan.timeout)
+                return await self._reconcile(host, plan.timeout, doubted=doubted)
 
-        found = await asyncio.gather(*(reconcile(host) for host in hosts if _is_due(host, plan)))
-        told = await self._tell([finding for finding in found if finding is not None])
+        found = await asyncio.gather(*(reconcile(host) for host in due))
+        told = await self._tell([finding for finding in found if finding is not None], said)
         return Swept(
             last=hosts[-1].name if len(hosts) == plan.batch else None,
             hosts=len(hosts),
@@ -73,15 +79,14 @@ class ReconciliationActivities:
                 if not await self._holders.runs(queued.owner):
                     await self._inventory.maintenances.give_up_turn(queued.host, queued.owner)
 
-    async def _reconcile(self, host: Host, seconds: int) -> _Finding | None:
-        """None: nothing can be said now."""
+    async def _reconcile(self, host: Host, seconds: int, *, doubted: bool) -> _Finding | None:
+        """None: nothing is to be said now. `doubted`: that it was wrong was said last."""
         try:
             access = await self._directory.access(host.name)
             async with asyncio.timeout(seconds):
                 found = await self._fence.read(access)
             if found.operation == host.fence:
-                agrees = f"as wanted again: {_name(host.fence)}"
-                return _Finding(host.name, _AGREES, agrees)
+                return await self._agree(host, access) if doubted else None
             if await self._is_in_work(host):
                 return None
             if host.fence is None:
@@ -95,6 +100,13 @@ class ReconciliationActivities:
         except (Unavailable, Failed, NotFound, TimeoutError) as error:
             activity.logger.info("the fence of %s can't be compared: %s", host.name, error)
             return None
+
+    async def _agree(self, host: Host, access: HostAccess) -> _Finding:
+        """What was wrong may have been the hook."""
+        problem = await self._doubt(access, host.fence) if host.fence is not None else None
+        if problem is not None:
+            return _Finding(host.name, _DIFFERS, problem)
+        return _Finding(host.name, _AGREES, f"as wanted again: {_name(host.fence)}")
 
     async def _is_in_work(self, host: Host) -> bool:
         """Whether an operation may be changing the fence, or has done so since it was looked up."""
@@ -113,37 +125,34 @@ class ReconciliationActivities:
         try:
             await self._fence.put_up(access, wanted, host.fence_generation)
         except LeaseLost as error:
-            return _Finding(host.name, _DIFFERS, f"VMs can start: {difference}. {error}")
+            return _Finding(host.name, _DIFFERS, f"{difference}. {error}")
         problem = await self._doubt(access, wanted)
         if problem is not None:
-            return _Finding(host.name, _DIFFERS, f"VMs can start: {difference}. {problem}")
+            return _Finding(host.name, _DIFFERS, problem)
         return _Finding(host.name, _RESTORED, f"put up again: {difference}")
 
     async def _doubt(self, access: HostAccess, wanted: str) -> str | None:
-        """Why a fence that was put up again may not hold, by libvirt's own word."""
+        """Why a fence that is up may not hold, by libvirt's own word."""
         try:
             refusal = await self._hypervisor.start_probe(access)
         except (Unavailable, Failed) as error:
-            return f"It was put up again, and libvirt does not say whether it holds: {error}"
+            return f"the fence for {wanted} is up, libvirt does not say whether it holds: {error}"
         if refusal is not None and wanted in refusal:
             return None
         return (
-            "It was put up again and does not hold: see whether "
-            "/etc/libvirt/hooks/qemu.d/hostler is there and executable, then restart libvirtd."
+            f"VMs can start: the fence for {wanted} is up and does not hold. See whether "
+            "/etc/libvirt/hooks/qemu.d/hostler is there and executable, then restart libvirtd"
         )
 
-    async def _tell(self, findings: list[_Finding]) -> list[str]:
-        """Names of the hosts for which there is news."""
-        subjects = {f"host/{finding.host}": finding for finding in findings}
-        said = await self._inventory.events.latest(subjects, (_DIFFERS, _AGREES, _RESTORED))
+    async def _tell(self, findings: list[_Finding], said: Mapping[str, Event]) -> list[str]:
+        """Names of the hosts for which there is news; a difference is told once."""
         told = []
-        for subject, finding in subjects.items():
+        operation = activity.info().workflow_id
+        for finding in findings:
+            subject = _subject(finding.host)
             before = said.get(subject)
-            if finding.kind == _AGREES and (before is None or before.kind != _DIFFERS):
-                continue
             if before is not None and (before.kind, before.message) == (_DIFFERS, finding.message):
                 continue
-            operation = activity.info().workflow_id
             await self._inventory.events.record(
                 finding.kind, subject, finding.message, operation=operation, actor=str(operation)
             )
@@ -155,6 +164,10 @@ def _is_due(host: Host, plan: RoundPlan) -> bool:
     seen = host.checked_at is not None and host.checked_at >= plan.started_at
     up = host.status is HostStatus.UP and seen
     return up and (host.fence is not None or plan.is_full_for(host.name))
+
+
+def _subject(host: str) -> str:
+    return f"host/{host}"
 
 
 def _name(fence: str | None) -> str:

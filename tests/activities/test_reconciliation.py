@@ -159,11 +159,16 @@ async def test_a_fence_that_does_not_hold(
 ) -> None:
     await want(inventory)
     hosts.hook = False
-    await reconcile(activities, inventory)
+    for _ in range(3):  # the file is there from the second round on
+        await reconcile(activities, inventory)
     ((kind, message),) = await told(inventory)
     assert kind == "fence.differs"
     assert "VMs can start" in message
     assert "does not hold" in message
+    hosts.hook = True
+    for _ in range(2):
+        await reconcile(activities, inventory)
+    assert (await told(inventory))[1:] == [("fence.agrees", f"as wanted again: {OPERATION}")]
 
 
 async def test_a_fence_that_nobody_wants_is_told_and_left(
