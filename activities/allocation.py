@@ -9,6 +9,7 @@ from activities.execution import uninterrupted
 from contracts.allocation import (
     AllocationLevel,
     HostsBelow,
+    HostsUntold,
     SetAllocationInput,
     TellHostsInput,
     TellHostsResult,
@@ -72,6 +73,11 @@ class AllocationActivities:
             )
         below = await self._inventory.closings.hosts_below(request.level, request.name)
         return HostsBelow(hosts=tuple(below))
+
+    @activity.defn(name="list_untold_hosts")
+    async def list_untold_hosts(self) -> HostsUntold:
+        """Hosts that were away when they were to be told, and are Up now."""
+        return HostsUntold(hosts=tuple(await self._inventory.hosts.untold()))
 
     @activity.defn(name="tell_hosts")
     async def tell_hosts(self, request: TellHostsInput) -> TellHostsResult:

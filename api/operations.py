@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from temporalio import exceptions
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
@@ -30,6 +31,7 @@ from contracts.access import Principal
 from contracts.base import Contract
 from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.host_checks import HOST_CHECK, HostCheckInput, HostCheckResult, HostSighting
 from contracts.host_import import HostImportStatus
 from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
@@ -55,6 +57,8 @@ _ATTRIBUTES = {
     for level in ("host", "cluster", "pod", "zone")
 }
 _PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
+# libvirt and SSH one after the other, each with its time-out, and a worker that has much to do.
+_LONGEST_LOOK = timedelta(seconds=90)
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -334,6 +338,35 @@ class Operations:
                 rpc_timeout=_PATIENCE,
             )
             await _raise_refusal(sent)
+
+    # --- look -----------------------------------------------------------------------------------
+
+    async def check_host(self, host: str, caller: Principal) -> HostSighting:
+        """Have a worker look at the host now; callers at the same time share one look."""
+        handle: WorkflowHandle[Any, HostCheckResult]
+        with _translated():
+            handle = await self._client.start_workflow(
+                HOST_CHECK,
+                HostCheckInput(host=host),
+                id=f"check/{host}",
+                task_queue=self._task_queue,
+                result_type=HostCheckResult,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=_LONGEST_LOOK,
+                static_summary=f"Look at {host} for {caller.name}",
+                memo=_memo(caller),
+                rpc_timeout=_PATIENCE,
+            )
+            try:
+                result = await handle.result(rpc_timeout=_LONGEST_LOOK)
+            except WorkflowFailureError as failure:
+                if isinstance(failure.cause, exceptions.TimeoutError):
+                    raise _no_worker() from failure
+                raise _refusal(failure.cause) from failure
+        if result.sighting is None:
+            raise Failed(f"The check of {host} says nothing of it.")
+        return result.sighting
 
     # --- steer ----------------------------------------------------------------------------------
 

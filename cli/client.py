@@ -30,8 +30,9 @@ M = TypeVar("M", bound=BaseModel)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The most that the API gives at a time.
 _PAGE = 1000
+_CONNECT_WITHIN_S = 5.0
 # A question to a workflow may take the API ten seconds.
-_TIMEOUT = httpx.Timeout(30, connect=5)
+_ANSWER_WITHIN_S = 30.0
 
 _ERRORS: Mapping[int, type[HostlerError]] = {
     401: Refused,
@@ -86,9 +87,11 @@ class Api:
             if after is None:
                 return items
 
-    def post(self, *path: str, body: Mapping[str, object]) -> Any:
+    def post(
+        self, *path: str, body: Mapping[str, object], within_s: float = _ANSWER_WITHIN_S
+    ) -> Any:
         """The answer, None if it is empty."""
-        return self._request("POST", path, body=body)
+        return self._request("POST", path, body=body, within_s=within_s)
 
     def put(self, *path: str, body: Mapping[str, object], **query: object) -> Any:
         """The answer."""
@@ -123,6 +126,7 @@ class Api:
         *,
         query: Mapping[str, object] | None = None,
         body: Mapping[str, object] | None = None,
+        within_s: float = _ANSWER_WITHIN_S,
     ) -> Any:
         try:
             response = self._http.request(
@@ -130,6 +134,7 @@ class Api:
                 "/v1/" + "/".join(quote(part, safe="") for part in path),
                 params={k: str(v) for k, v in (query or {}).items() if v is not None},
                 json=body,
+                timeout=httpx.Timeout(within_s, connect=_CONNECT_WITHIN_S),
             )
         except httpx.TransportError as error:
             raise Unavailable(
@@ -172,7 +177,6 @@ def connect() -> Iterator[Api]:
         http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
-            timeout=_TIMEOUT,
             # The way to this machine itself needs no proxy, which would read the token.
             trust_env=url.host not in _LOOPBACK,
         )

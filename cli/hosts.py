@@ -15,9 +15,14 @@ from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.addition import HostAdditionResult, HostAdditionStatus
 from contracts.allocation import AllocationLevel
 from contracts.errors import Failed, InvalidInput
-from contracts.hosts import Host
+from contracts.host_checks import HostSighting
+from contracts.host_status import Seen
+from contracts.hosts import Host, HostUsage
 from contracts.operations import Operation
 from contracts.states import HostStatus, Phase, ResourceState
+
+# What the API gives a worker, and a little more.
+_LOOK_WITHIN_S = 100.0
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +35,7 @@ def register(app: typer.Typer) -> None:
     commands.command("show")(show)
     commands.command("tag")(tag)
     allocation.register(commands, AllocationLevel.HOST)
+    commands.command("check")(check)
     app.add_typer(commands)
 
 
@@ -137,7 +143,10 @@ def list_all(
             return
         hosts = [api.read(Host, item) for item in items]
     say_table(
-        ["NAME", "CLUSTER", "ADDRESS", "STATE", "STATUS", "CPUS", "MEMORY MIB", "FENCED FOR"],
+        [
+            *("NAME", "CLUSTER", "ADDRESS", "STATE", "STATUS", "CPUS", "MEMORY MIB", "VMS"),
+            *("FENCED FOR", "WHY NOT UP"),
+        ],
         [
             [
                 host.name,
@@ -147,7 +156,9 @@ def list_all(
                 host.status,
                 host.facts.cpus if host.facts else None,
                 host.facts.memory_mib if host.facts else None,
+                host.usage.vms if host.usage else None,
                 host.fence,
+                None if host.status is HostStatus.UP else host.status_reason,
             ]
             for host in hosts
         ],
@@ -162,8 +173,14 @@ def show(name: HostArgument, as_json: JsonOption = False) -> None:
             say_json(answer)
             return
         host = api.read(Host, answer)
-    fields = [(field, value) for field, value in host if field != "facts" and value != frozenset()]
+    parts = ("facts", "usage")
+    fields = [
+        (field, value)
+        for field, value in host
+        if field not in parts and value not in ("", frozenset())
+    ]
     fields += list(host.facts) if host.facts else []
+    fields += _usage(host.usage) if host.usage else []
     say_fields((field.replace("_", " "), value) for field, value in fields)
 
 
@@ -178,6 +195,30 @@ def tag(
     with connect() as api:
         host = api.read(Host, api.put("hosts", name, "tags", body={"tags": tags or []}))
     say(f"The tags of {host.name}: {', '.join(sorted(host.tags)) or 'none'}.")
+
+
+def check(name: HostArgument, as_json: JsonOption = False) -> None:
+    """Look at a host now: whether it answers, and what runs there."""
+    with connect() as api:
+        answer = api.post("hosts", name, "check", body={}, within_s=_LOOK_WITHIN_S)
+        sighting = api.read(HostSighting, answer)
+    if as_json:
+        say_json(answer)
+    elif sighting.usage is not None:
+        used = ", ".join(f"{field} {value}" for field, value in _usage(sighting.usage))
+        say(f"{name} answers and is {sighting.status}: {used}.")
+    if sighting.seen is not Seen.ANSWERED:
+        raise Failed(
+            f"{name}: {sighting.seen}: {sighting.problem}. Its status is {sighting.status}."
+        )
+
+
+def _usage(usage: HostUsage) -> list[tuple[str, object]]:
+    return [
+        ("vms", usage.vms),
+        ("memory used mib", usage.memory_used_mib),
+        ("cpus used", usage.cpus_used),
+    ]
 
 
 def _credential(

@@ -88,6 +88,12 @@ class HostsBelow(Contract):
     hosts: tuple[Name, ...]
 
 
+class HostsUntold(Contract):
+    """The hosts that were last told otherwise than is wanted now, by name."""
+
+    hosts: tuple[Name, ...]
+
+
 class TellHostsInput(Contract):
     """Which hosts to tell; what, each look into the inventory says."""
 

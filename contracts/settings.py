@@ -323,6 +323,45 @@ HOST_REBOOT_TIMEOUT = Setting[int](
     effect=Effect.NEXT_OPERATION,
 )
 
+HOST_CHECK_INTERVAL = Setting[int](
+    "host.check.interval",
+    Annotated[int, Field(ge=10, le=3_600), BeforeValidator(_no_boolean)],
+    60,
+    "Between two rounds in which every host is looked at; each round sets it for the next.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_TIMEOUT = Setting[int](
+    "host.check.timeout",
+    Annotated[int, Field(ge=1, le=300), BeforeValidator(_no_boolean)],
+    15,
+    "How long a host has to answer when it is looked at: libvirt first, then SSH.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_BATCH = Setting[int](
+    "host.check.batch",
+    Annotated[int, Field(ge=10, le=2_000), BeforeValidator(_no_boolean)],
+    200,
+    "Hosts per step of a round.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_CONCURRENCY = Setting[int](
+    "host.check.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    50,
+    "Hosts of a step that are looked at at a time.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_MISSED_MAX = Setting[int](
+    "host.check.missed.max",
+    Annotated[int, Field(ge=2, le=100), BeforeValidator(_no_boolean)],
+    3,
+    "Checks in a row that a host misses until other hosts of its cluster are asked for it: if they "
+    "can't reach it either, it is Down.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+
 SETTINGS: Mapping[str, Setting[Any]] = {
     setting.name: setting
     for setting in sorted(

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from contracts.evacuation import HostEnvironment
-from contracts.hosts import HostFacts
+from contracts.host_status import Reach
+from contracts.hosts import HostFacts, HostUsage
 from contracts.vms import Vm
 
 
@@ -151,6 +152,9 @@ class Hypervisor(Protocol):
     async def capacity(self, access: HostAccess) -> Capacity:
         """Memory and CPUs, and what active domains take of them (their maxima)."""
 
+    async def usage(self, access: HostAccess) -> HostUsage:
+        """Active VMs, and the maxima of what they take, in a single call: whether it answers."""
+
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         """All active domains (running, paused, ...), in one snapshot, by name."""
 
@@ -263,6 +267,14 @@ class Fence(Protocol):
 
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """Restart the daemon (VMs run on) and wait until it answers."""
+
+
+class Neighbours(Protocol):
+    """What hosts say of each other."""
+
+    async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
+        """What comes of a TCP connection from `peer`, which has so many seconds. Raises
+        HostUnreachable, CallTimedOut, CommandFailed, HostKeyChanged, LoginRefused: of `peer`."""
 
 
 class LocalDisks(Protocol):

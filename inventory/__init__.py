@@ -4,6 +4,7 @@ from inventory.closings import Closings
 from inventory.database import Database
 from inventory.events import Events
 from inventory.hook_runs import HookRuns
+from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
 from inventory.leases import Leases
 from inventory.maintenances import Maintenances
@@ -29,6 +30,7 @@ class Inventory:
         self.settings = OperatorSettings(database)
         self.hosts = Hosts(database)
         self.closings = Closings(database)
+        self.host_checks = HostChecks(database)
         self.removed_hosts = RemovedHosts(database)
         self.placement = Placement(database)
         self.leases = Leases(database)

@@ -64,12 +64,12 @@ class Hosts:
 
     async def find(self, name: str) -> Host | None:
         """The host, or None."""
-        found = await _select(self._database, col(HostRow.name) == name)
+        found = await select_hosts(self._database, col(HostRow.name) == name)
         return found[0] if found else None
 
     async def among(self, names: Collection[str]) -> Sequence[Host]:
         """Those of that name, by name; some hundreds at most."""
-        return await _select(self._database, col(HostRow.name).in_(names))
+        return await select_hosts(self._database, col(HostRow.name).in_(names))
 
     async def list(
         self,
@@ -96,7 +96,7 @@ class Hosts:
         if tag is not None:
             tagged = select(HostTagRow.host).where(col(HostTagRow.tag) == tag)
             conditions.append(col(HostRow.name).in_(tagged))
-        return await _select(self._database, *conditions, limit=limit, after=after)
+        return await select_hosts(self._database, *conditions, limit=limit, after=after)
 
     async def untold(self) -> Sequence[str]:
         """Those that are `Up` and have last been told otherwise than is wanted now: to refuse VMs
@@ -357,12 +357,13 @@ async def change_state(
     return True
 
 
-async def _select(
+async def select_hosts(
     database: Database,
     *conditions: ColumnElement[bool],
     limit: int | None = None,
     after: str | None = None,
 ) -> list[Host]:
+    """Those for which all conditions hold, by name: `limit` at the most, behind `after`."""
     query = (
         select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
         .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))

@@ -15,16 +15,20 @@ from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.hooks import HookActivities
+from activities.host_checks import HostCheckActivities
 from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
+from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
+from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
+from drivers.neighbours import ShellNeighbours
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
 from inventory import Inventory
@@ -81,10 +85,15 @@ def build_worker(
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
+            HostCheckActivities(
+                inventory, directory, hypervisor, shell, fence, ShellNeighbours(shell)
+            ),
             ImportActivities(inventory, client),
             LeaseActivities(inventory, holders),
             OperationActivities(client),
+            ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
+            ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),

@@ -3,6 +3,7 @@
 from workflows.allocation_state import AllocationState
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
+from workflows.host_check import HostCheck
 from workflows.host_import import HostImport
 from workflows.host_maintenance import HostMaintenance
 from workflows.vm_return import VmReturn
@@ -11,6 +12,7 @@ WORKFLOWS = (
     AllocationState,
     ClusterMaintenance,
     HostAddition,
+    HostCheck,
     HostImport,
     HostMaintenance,
     VmReturn,

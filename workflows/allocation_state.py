@@ -105,7 +105,7 @@ class AllocationState:
             AllocationActivities.tell_hosts,
             TellHostsInput(hosts=hosts),
             summary=f"{hosts[0]}" if len(hosts) == 1 else f"{hosts[0]} to {hosts[-1]}",
-            **policies.HOST_SWEEP,
+            **policies.SWEEP,
         )
         self._told += len(result.told)
         self._not_told += len(result.untold)

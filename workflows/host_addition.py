@@ -226,7 +226,7 @@ class HostAddition:
             AllocationActivities.tell_hosts,
             TellHostsInput(hosts=(host.name,)),
             summary="Whether it takes new VMs",
-            **policies.HOST_SWEEP,
+            **policies.SWEEP,
         )
 
     async def _undo(self) -> None:

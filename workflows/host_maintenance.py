@@ -257,7 +257,8 @@ class HostMaintenance:
         if host.status is not HostStatus.UP and not state.asked.host_is_down:
             raise _conflict(
                 f"{host.name} is {host.status}: its VMs can't be moved while it is not Up. If it "
-                "is known to be off, take it out as it is with host_is_down."
+                f"answers again, say so with `hostler host check {host.name}`; if it is known to "
+                "be off, take it out as it is with host_is_down."
             )
         state.restore = host.resource_state
 

@@ -84,14 +84,6 @@ HOST_CHANGE = ActivityPolicy(
 )
 """Short changes on a host: the fence, a restart of libvirtd, cleaning up after a migration."""
 
-HOST_SWEEP = ActivityPolicy(
-    start_to_close_timeout=timedelta(hours=1),
-    heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    retry_policy=_PATIENT,
-)
-"""Short changes on many hosts, each with bounds of its own: those that do not answer are in the
-result. A next attempt goes on where the last one stopped."""
-
 HOST_JOB = ActivityPolicy(
     start_to_close_timeout=timedelta(days=60),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
@@ -107,6 +99,13 @@ LIVE_MIGRATION = ActivityPolicy(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
+
+SWEEP = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=2),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""Many hosts, each with a time-out of its own. A next attempt goes on where the last one ended."""
 
 _LONGEST_ABSENCE = 240  # attempts: about an hour
 

@@ -13,6 +13,7 @@ from api.requests import HostAdditionRequest, HostAllocationRequest, HostQuery, 
 from contracts.addition import AcceptHostKeyInput, HostAdditionInput
 from contracts.allocation import AllocationLevel, AllocationStateInput
 from contracts.errors import AlreadyExists, HostlerError, NotFound, Unavailable
+from contracts.host_checks import HostSighting
 from contracts.hosts import Host
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.states import AllocationState, ResourceState
@@ -123,6 +124,16 @@ async def accept_host_key(
         operation=addition.id,
         actor=actor(caller),
     )
+
+
+@router.post("/{name}/check")
+async def check_host(
+    name: NameInPath, caller: Operator, inventory: TheInventory, operations: TheOperations
+) -> HostSighting:
+    """Have a worker look at the host now, out of turn, and answer what it has shown. A host that
+    does not answer is told, and not counted: the status follows the checks of the schedule."""
+    await inventory.hosts.get(name)
+    return await operations.check_host(name, caller)
 
 
 async def _require_new(inventory: Inventory, name: str) -> None:

@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
         ResumeInput,
         StopInput,
     )
+    from contracts.host_checks import HostCheckInput, HostCheckResult, HostSighting
     from contracts.host_import import (
         HostImportInput,
         HostImportResult,
@@ -32,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
         ImportedHost,
         ImportState,
     )
+    from contracts.host_status import Seen
     from contracts.maintenance import (
         HostMaintenanceInput,
         HostMaintenanceResult,
@@ -42,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
         ResolveVmInput,
         VmAction,
     )
-    from contracts.states import Phase, ResourceState
+    from contracts.states import HostStatus, Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE, PHASE
@@ -333,6 +335,38 @@ class StandInImport:
         )
 
 
+@workflow.defn(name="HostCheck")
+class StandInCheck:
+    """Sees that the host is silent. Waits for the signal `go` if its name begins with "slow"; fails
+    if it begins with "gone"."""
+
+    def __init__(self) -> None:
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: HostCheckInput) -> HostCheckResult:
+        host = str(request.host)
+        if host.startswith("slow"):
+            await workflow.wait_condition(lambda: self._go)
+        if host.startswith("gone"):
+            raise ApplicationError(f"There is no host {host!r}.", type="NotFound")
+        sighting = HostSighting(
+            host=host,
+            seen=Seen.LIBVIRT_SILENT,
+            problem="timed out",
+            status=HostStatus.UP,
+            status_reason="added",
+            missed_checks=1,
+            checked_at=workflow.now(),
+            usage=None,
+        )
+        return HostCheckResult(hosts=1, seen={sighting.seen: 1}, sighting=sighting)
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+
 WORKFLOWS = (
     StandInAllocation,
     StandInClusterMaintenance,
@@ -340,4 +374,5 @@ WORKFLOWS = (
     StandInReturn,
     StandInAddition,
     StandInImport,
+    StandInCheck,
 )

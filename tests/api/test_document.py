@@ -30,6 +30,7 @@ PATHS = {
     "/v1/hosts": {"get", "post"},
     "/v1/hosts/{name}": {"get", "patch"},
     "/v1/hosts/{name}/host-key": {"post"},
+    "/v1/hosts/{name}/check": {"post"},
     "/v1/hosts/{name}/tags": {"put"},
     "/v1/hosts/{name}/maintenance": {"get", "post", "delete"},
     "/v1/hosts/{name}/maintenance/return": {"post"},

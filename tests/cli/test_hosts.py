@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from contracts.addition import HostAdditionResult, HostAdditionStatus
+from contracts.host_checks import HostSighting
+from contracts.host_status import Seen
+from contracts.hosts import HostUsage
 from contracts.operations import Operation, OperationKind
-from contracts.states import Phase, ResourceState
+from contracts.states import HostStatus, Phase, ResourceState
 from tests.cli.answers import operation
 from tests.cli.conftest import (
     NOT_FOUND,
@@ -20,13 +23,14 @@ from tests.cli.conftest import (
     problem,
     process,
 )
-from tests.samples import FACTS, FINGERPRINT, host
+from tests.samples import FACTS, FINGERPRINT, WHEN, host
 
 SECRET = "canary-password-91ab"
 ADD = ("host", "add", "kvm-1", "--cluster", "cluster-1", "--address", "198.18.0.11")
 POST = "POST /v1/hosts"
 LOOK = "GET /v1/operations/addition/kvm-1"
 KEY = "POST /v1/hosts/kvm-1/host-key"
+CHECK = "POST /v1/hosts/kvm-1/check"
 
 
 def addition(status: str = "RUNNING", details: Any = None, error: str | None = None) -> Operation:
@@ -284,6 +288,16 @@ def test_list_is_filtered_and_fetches_all_pages(api: FakeApi) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
+def test_list_says_what_runs_there_and_why_one_is_not_up(api: FakeApi) -> None:
+    usage = HostUsage(vms=3, memory_used_mib=288, cpus_used=3, at=WHEN)
+    lost = host("kvm-2", status=HostStatus.DISCONNECTED, status_reason="no answer to Hostler")
+    api.on("GET /v1/hosts?limit=1000", items(host(usage=usage, status_reason="added"), lost))
+    head, up, away = hostler("host", "list").stdout.splitlines()
+    assert head.split()[-6:] == ["VMS", "FENCED", "FOR", "WHY", "NOT", "UP"]
+    assert up.split()[-4:] == ["Up", "2", "512", "3"]
+    assert away.endswith("no answer to Hostler")
+
+
 def test_list_json(api: FakeApi) -> None:
     api.on("GET /v1/hosts?limit=1000", items(host()))
     assert json.loads(hostler("host", "list", "--json").stdout) == [host().model_dump(mode="json")]
@@ -296,3 +310,47 @@ def test_show(api: FakeApi) -> None:
     assert f"host key sha256      {FINGERPRINT}\n" in shown
     assert "libvirt version      9.0.0\n" in shown
     assert "2026-11-24 09:30:00 UTC" in shown
+
+
+def test_show_has_what_was_seen_last(api: FakeApi) -> None:
+    usage = HostUsage(vms=3, memory_used_mib=288, cpus_used=4, at=WHEN)
+    seen = host(usage=usage, status_reason="it answers again", checked_at=WHEN)
+    api.on("GET /v1/hosts/kvm-1", ok(seen))
+    shown = hostler("host", "show", "kvm-1").stdout
+    for field, value in (
+        ("status reason", "it answers again"),
+        ("checked at", "2026-11-24 09:30:00 UTC"),
+        ("vms", "3"),
+        ("memory used mib", "288"),
+        ("cpus used", "4"),
+    ):
+        assert f"{field:19}  {value}\n" in shown
+
+
+def sighting(seen: Seen, status: HostStatus, usage: HostUsage | None, problem: str) -> HostSighting:
+    return HostSighting(
+        host="kvm-1",
+        seen=seen,
+        problem=problem,
+        status=status,
+        status_reason="added",
+        missed_checks=0,
+        checked_at=WHEN,
+        usage=usage,
+    )
+
+
+def test_check_of_a_host_that_answers(api: FakeApi) -> None:
+    usage = HostUsage(vms=3, memory_used_mib=288, cpus_used=4, at=WHEN)
+    api.on(CHECK, ok(sighting(Seen.ANSWERED, HostStatus.UP, usage, "")))
+    done = hostler("host", "check", "kvm-1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "kvm-1 answers and is Up: vms 3, memory used mib 288, cpus used 4.\n"
+    assert json.loads(hostler("host", "check", "kvm-1", "--json").stdout)["seen"] == "answered"
+
+
+def test_check_of_one_that_does_not(api: FakeApi) -> None:
+    api.on(CHECK, ok(sighting(Seen.UNREACHABLE, HostStatus.UP, None, "it timed out")))
+    done = hostler("host", "check", "kvm-1")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "hostler: kvm-1: unreachable: it timed out. Its status is Up.\n"

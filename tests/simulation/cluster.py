@@ -4,9 +4,11 @@
     SimulatedShell        RemoteShell
     SimulatedHypervisor   Hypervisor
     SimulatedFence        Fence
+    SimulatedNeighbours   Neighbours
 
-Nothing fails here, and every call takes a moment, as over a network. How long each migration takes
-follows from the seed and the VM's name, so that two runs with one seed are alike.
+Nothing fails here but what a Trouble says, and every call takes a moment, as over a network. How
+long each migration takes follows from the seed and the VM's name, so that two runs with one seed
+are alike.
 """
 
 import asyncio
@@ -17,13 +19,17 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from contracts.evacuation import HostEnvironment
-from contracts.hosts import HostFacts
+from contracts.host_status import Reach
+from contracts.hosts import HostFacts, HostUsage
 from contracts.vms import Vm, VmState
 from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
@@ -63,6 +69,17 @@ _CPU_XML = (
 )
 
 
+class Trouble(StrEnum):
+    """What is wrong with a host, if anything is."""
+
+    AWAY = "away"
+    """Nobody reaches it."""
+    HIDDEN = "hidden"
+    """Other hosts reach it, Hostler does not."""
+    HANGING = "hanging"
+    """SSH answers; a call of libvirt never returns."""
+
+
 @dataclass
 class SimulatedHost:
     """A host: its VMs by UUID, those on their way to it, its fence."""
@@ -72,6 +89,7 @@ class SimulatedHost:
     vms: dict[str, Vm] = field(default_factory=dict)
     arriving: dict[str, Vm] = field(default_factory=dict)
     fence: FenceState = field(default_factory=lambda: FenceState(operation=None, epoch=0))
+    trouble: Trouble | None = None
 
     @property
     def key(self) -> HostKey:
@@ -86,16 +104,27 @@ class SimulatedHost:
 class Cluster:
     """`hosts` hosts, sim-1 and up; all `vms` VMs, vm-1 and up, run on the first one.
 
+    `troubles`: how many hosts have which; see `troubled`.
     `journal` gets one line per migration that ended well: VM, source, destination, seconds.
     """
 
-    def __init__(self, *, hosts: int, vms: int, seed: int, journal: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        hosts: int,
+        vms: int,
+        seed: int,
+        journal: Path | None = None,
+        troubles: Mapping[Trouble, int] | None = None,
+    ) -> None:
         self._seed = seed
         self._journal = journal
         self.hosts = {
             f"sim-{number}": SimulatedHost(f"sim-{number}", address_of(number))
             for number in range(1, hosts + 1)
         }
+        for name, trouble in troubled(hosts, troubles or {}).items():
+            self.hosts[name].trouble = trouble
         for vm in (_vm(number) for number in range(1, vms + 1)):
             self.hosts["sim-1"].vms[vm.uuid] = vm
 
@@ -105,10 +134,14 @@ class Cluster:
 
     def at(self, address: str) -> SimulatedHost:
         """The one at that address. Raises HostUnreachable."""
-        for host in self.hosts.values():
-            if host.address == address:
-                return host
-        raise HostUnreachable(f"Nothing answers at {address}.")
+        host = self.find(address)
+        if host is None or host.trouble in (Trouble.AWAY, Trouble.HIDDEN):
+            raise HostUnreachable(f"Nothing answers at {address}.")
+        return host
+
+    def find(self, address: str) -> SimulatedHost | None:
+        """The one at that address, whoever reaches it."""
+        return next((host for host in self.hosts.values() if host.address == address), None)
 
     def seconds_for(self, vm: Vm) -> float:
         """How long its migration takes."""
@@ -188,6 +221,16 @@ class SimulatedHypervisor:
             memory_used_mib=sum(vm.memory_mib for vm in vms),
             cpus_used=sum(vm.vcpus for vm in vms),
             vm_uuids=frozenset(vm.uuid for vm in vms),
+        )
+
+    async def usage(self, access: HostAccess) -> HostUsage:
+        """What its VMs and those on their way take."""
+        capacity = await self.capacity(access)
+        return HostUsage(
+            vms=len(capacity.vm_uuids),
+            memory_used_mib=capacity.memory_used_mib,
+            cpus_used=capacity.cpus_used,
+            at=datetime.now(UTC),
         )
 
     async def list_vms(self, access: HostAccess) -> list[Vm]:
@@ -302,7 +345,10 @@ class SimulatedHypervisor:
 
     async def _reach(self, access: HostAccess) -> SimulatedHost:
         await asyncio.sleep(_CALL_S)
-        return self._cluster.host(access)
+        host = self._cluster.host(access)
+        if host.trouble is Trouble.HANGING:
+            await asyncio.Event().wait()
+        return host
 
 
 class SimulatedFence:
@@ -350,10 +396,31 @@ class SimulatedFence:
         host.fence = dataclasses.replace(host.fence, **changes)
 
 
+class SimulatedNeighbours:
+    """Neighbours."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
+        """Hosts reach each other, unless one is away."""
+        await asyncio.sleep(_CALL_S)
+        self._cluster.host(peer)
+        host = self._cluster.find(address)
+        away = host is None or host.trouble is Trouble.AWAY
+        return Reach.NO_ANSWER if away else Reach.CONNECTED
+
+
+def troubled(hosts: int, troubles: Mapping[Trouble, int]) -> dict[str, Trouble]:
+    """Which of the hosts sim-1 to sim-`hosts` have which trouble: the last ones."""
+    names = [f"sim-{number}" for number in range(hosts, 0, -1)]
+    kinds = [trouble for trouble in Trouble for _ in range(troubles.get(trouble, 0))]
+    return dict(zip(names, kinds, strict=False))
+
+
 def address_of(number: int) -> str:
     """The address of sim-`number`."""
-    prefix, _, last = FIRST_ADDRESS.rpartition(".")
-    return f"{prefix}.{int(last) + number - 1}"
+    return str(ip_address(FIRST_ADDRESS) + number - 1)
 
 
 def _vm(number: int) -> Vm:

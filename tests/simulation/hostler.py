@@ -1,20 +1,28 @@
 """The `hostler` command on simulated hosts: `python -m tests.simulation.hostler up`.
 
-Everything is as in `hostler`, except that the three drivers of `workers.worker` lead to a Cluster
-in this process. It is described by SIMULATION_HOSTS, SIMULATION_VMS, SIMULATION_SEED and
-SIMULATION_JOURNAL (a file that gets one line per migration).
+Everything is as in `hostler`, except that the drivers of `workers.worker` lead to a Cluster
+in this process. It is described by SIMULATION_HOSTS, SIMULATION_VMS, SIMULATION_SEED,
+SIMULATION_JOURNAL (a file that gets one line per migration), and SIMULATION_TROUBLES (JSON: how
+many hosts have which trouble; none, if it is not there).
 
 With SIMULATION_SSH, the directory of `tests.simulation.ssh_hosts`, hosts are SSH servers: shell and
 fence are the real ones then, and libvirt alone is simulated.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from cli.main import main
-from tests.simulation.cluster import Cluster, SimulatedFence, SimulatedHypervisor, SimulatedShell
+from tests.simulation.cluster import (
+    Cluster,
+    SimulatedFence,
+    SimulatedHypervisor,
+    SimulatedNeighbours,
+    SimulatedShell,
+)
 from tests.simulation.ssh_hypervisor import SshHypervisor, ssh_cluster
 
 
@@ -31,12 +39,14 @@ def simulated_drivers() -> Any:
         vms=int(os.environ["SIMULATION_VMS"]),
         seed=int(os.environ["SIMULATION_SEED"]),
         journal=Path(os.environ["SIMULATION_JOURNAL"]),
+        troubles=json.loads(os.environ.get("SIMULATION_TROUBLES", "{}")),
     )
     return mock.patch.multiple(
         "workers.worker",
         AsyncSshShell=lambda **_: SimulatedShell(cluster),
         LibvirtHypervisor=lambda _shell, **_: SimulatedHypervisor(cluster),
         HookFence=lambda _shell, **_: SimulatedFence(cluster),
+        ShellNeighbours=lambda _shell: SimulatedNeighbours(cluster),
     )
 
 
