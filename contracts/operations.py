@@ -16,6 +16,7 @@ class OperationKind(StrEnum):
     ADDITION = "addition"
     RETURN = "return"
     CLUSTER_MAINTENANCE = "cluster-maintenance"
+    REMOVAL = "removal"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -23,6 +24,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.ADDITION: "HostAddition",
     OperationKind.RETURN: "VmReturn",
     OperationKind.CLUSTER_MAINTENANCE: "ClusterMaintenance",
+    OperationKind.REMOVAL: "HostRemoval",
 }
 
 # What is done to a cluster; the subject of all others is a host.

@@ -47,6 +47,8 @@ class Phase(StrEnum):
     RETURNING = "Returning"
     CONNECTING = "Connecting"
     INSTALLING = "Installing"
+    CLEANING = "Cleaning"
+    REMOVING = "Removing"
     DONE = "Done"
 
 

@@ -17,12 +17,14 @@ from activities.hooks import HookActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.records import RecordActivities
+from activities.removal import RemovalActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
+from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
 from inventory import Inventory
@@ -81,6 +83,7 @@ def build_worker(
             LeaseActivities(inventory, holders),
             OperationActivities(client),
             RecordActivities(inventory),
+            RemovalActivities(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),

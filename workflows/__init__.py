@@ -3,6 +3,7 @@
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_maintenance import HostMaintenance
+from workflows.host_removal import HostRemoval
 from workflows.vm_return import VmReturn
 
-WORKFLOWS = (ClusterMaintenance, HostAddition, HostMaintenance, VmReturn)
+WORKFLOWS = (ClusterMaintenance, HostAddition, HostMaintenance, HostRemoval, VmReturn)

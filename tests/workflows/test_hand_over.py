@@ -17,7 +17,6 @@ from contracts.maintenance import (
 from contracts.states import Phase, ResourceState
 from tests.workflows.maintenance_run import Begin, Run
 from tests.workflows.world import running, three_hosts
-from workflows.host_maintenance import HostMaintenance
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -25,9 +24,10 @@ SUCCESSOR = "removal/kvm-1"
 
 
 async def hand_over(run: Run) -> HandOverResult:
-    return await run.handle.execute_update(
-        HostMaintenance.hand_over, HandOverInput(successor=SUCCESSOR)
+    result: HandOverResult = await run.handle.execute_update(
+        "hand_over", HandOverInput(successor=SUCCESSOR), result_type=HandOverResult
     )
+    return result
 
 
 async def refusal_of(run: Run) -> ApplicationError:
@@ -119,11 +119,12 @@ async def test_of_leave_and_hand_over_only_one_has_its_way(begin: Begin) -> None
     world = three_hosts()
     run = await begin(world)
     await run.until_phase(Phase.READY)
-    left, handed = await asyncio.gather(
-        run.handle.execute_update(HostMaintenance.leave, LeaveInput()),
+    both: list[object] = await asyncio.gather(
+        run.handle.execute_update("leave", LeaveInput()),
         hand_over(run),
         return_exceptions=True,
     )
+    left, handed = both
     outcome = (await run.result()).outcome
     assert isinstance(left, WorkflowUpdateFailedError) is (
         outcome is MaintenanceOutcome.HANDED_OVER
