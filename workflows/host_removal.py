@@ -85,10 +85,11 @@ class HostRemoval:
             except asyncio.CancelledError:
                 self._cancel(work)
         failure: BaseException | None = work.exception() if not work.cancelled() else None
-        if failure is not None or work.cancelled():
+        ended_early = failure is not None or work.cancelled()
+        if ended_early:
             await self._give_back()
         await workflow.wait_condition(workflow.all_handlers_finished)
-        if work.cancelled() or isinstance(failure, asyncio.CancelledError):
+        if ended_early and self._canceled:
             raise asyncio.CancelledError("the removal was cancelled before anything was cleaned")
         if isinstance(failure, ActivityError):
             failure = as_application_error(failure)

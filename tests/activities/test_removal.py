@@ -22,7 +22,7 @@ from activities.removal import HostNotEmpty, RemovalActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
-from contracts.errors import Conflict, HostlerError, LeaseLost, NotFound
+from contracts.errors import Conflict, HostlerError, LeaseLost, NotFound, Unavailable
 from contracts.hosts import RemovedHost
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.removal import BeginRemovalInput, HostRemoved, RemoveHostInput
@@ -642,3 +642,57 @@ async def test_whatever_is_still_queued_for_it_fails_for_good(
 
 # These change nothing on a host, and end well or say otherwise that there is none.
 NO_COMMAND = frozenset({"list_moved_vms", "release_lease", "forget_host"})
+
+
+class HalfMigrated(Untouchable):
+    """kvm-1 with vm-1 paused by a migration whose end nobody saw."""
+
+    def __init__(self) -> None:
+        self.resumed = False
+
+    async def list_vms(self, access: HostAccess) -> list[Vm]:
+        return [await self.find_vm(access, "uuid-1")]
+
+    async def find_vm(self, access: HostAccess, uuid: str) -> Vm:
+        return Vm(
+            name="vm-1",
+            uuid="uuid-1",
+            state=VmState.PAUSED,
+            memory_mib=1,
+            vcpus=1,
+            paused_by_migration=True,
+        )
+
+    async def migration_progress(self, access: HostAccess, uuid: str) -> None:
+        return None
+
+    async def resume(self, access: HostAccess, uuid: str) -> None:
+        self.resumed = True
+
+
+@pytest.mark.parametrize("forced", [True, False])
+async def test_a_vm_that_may_run_on_a_lost_host_is_not_resumed(
+    on: Make, inventory: Inventory, forced: bool
+) -> None:
+    await register(inventory, "kvm-2", "198.18.0.12")
+    gone = ref(await inventory.leases.acquire("kvm-2", LeaseScope.PLACEMENT, OWNER, "removal"))
+    await inventory.hosts.set_status("kvm-2", HostStatus.DOWN, actor="test", reason="is off")
+    await inventory.vm_migrations.start("maintenance/kvm-1#run-9", "vm-1", HOST, "kvm-2", 1)
+    request = RemoveHostInput(lease=gone, reason="lost", forced=forced, vms=(), cleaned=False)
+    await run(on(Machine(silent=True)).remove_host, request)
+    own = Owner(workflow_id="maintenance/kvm-1", first_run_id="run-9")
+    lease = ref(await inventory.leases.acquire(HOST, LeaseScope.PLACEMENT, own, "maintenance"))
+    hypervisor, nothing = HalfMigrated(), cast("Any", Untouchable())
+    activities = VirtualizationActivities(
+        inventory,
+        HostDirectory(inventory),
+        cast("Hypervisor", hypervisor),
+        nothing,
+        Holders(inventory, nothing),
+    )
+    if forced:
+        with pytest.raises(Unavailable, match=r"kvm-2 \(removed while it did not answer"):
+            await run(activities.settle_migrations, lease)
+    else:
+        await run(activities.settle_migrations, lease)
+    assert hypervisor.resumed is not forced
