@@ -18,6 +18,7 @@ from api.routes import (
     maintenance,
     operations,
     placement,
+    removal,
     settings,
     topology,
 )
@@ -53,6 +54,7 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
     for routes in (
         topology,
         hosts,
+        removal,
         placement,
         maintenance,
         cluster_maintenance,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import removal
 from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
 from cli.output import note, say, say_fields, say_json, say_table
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     commands.command("list")(list_all)
     commands.command("show")(show)
     commands.command("tag")(tag)
+    removal.register(commands)
     app.add_typer(commands)
 
 
