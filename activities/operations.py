@@ -32,6 +32,7 @@ from contracts.steps import HandedOver, HandOverMaintenanceInput
 
 _LOOK_AGAIN_S = 2.0
 _SAME_NEWS_S = 60.0
+_PUT_BACK = "somebody has put the host back into service"
 
 
 class NotLeft(Failed):
@@ -122,7 +123,7 @@ class OperationActivities:
             return
         if (
             latest.status is WorkflowExecutionStatus.COMPLETED
-            and await self._successor(request.maintenance) is None
+            and await self._ending(request.maintenance) == _PUT_BACK
         ):
             return
         raise NotLeft(
@@ -171,7 +172,7 @@ class OperationActivities:
             raise _unanswered(maintenance, error) from error
         if successor is not None:
             return f"it was handed over to {successor}"
-        return "somebody has put the host back into service"
+        return _PUT_BACK
 
     async def _successor(self, maintenance: Owner) -> str | None:
         """The operation that it was handed over to, when it has completed. Raises

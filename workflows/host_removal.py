@@ -4,7 +4,7 @@
 
 Until `begin` a cancel leaves the host as it is then: in maintenance, if it was or was put there.
 After that there is no way back: it says so, and goes on. A host that does not answer is cleaned
-when it ever does again.
+when it ever does again. Certificates of a host are to be revoked between `clean` and `delete`.
 """
 
 import asyncio

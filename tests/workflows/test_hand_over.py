@@ -5,8 +5,11 @@ import asyncio
 import pytest
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from contracts.leases import LeaseScope
+from activities.operations import NotLeft, OperationActivities
+from contracts.cluster_maintenance import LeaveMaintenanceInput, WaitForMaintenanceInput
+from contracts.leases import LeaseScope, Owner
 from contracts.maintenance import (
     HandOverInput,
     HandOverResult,
@@ -52,6 +55,24 @@ async def test_it_completes_at_once_and_leaves_all_as_it_is(begin: Begin) -> Non
     assert world.lease is not None
     assert (done.host, done.lease.owner) == ("kvm-1", world.lease)
     assert done.lease.scope is LeaseScope.PLACEMENT
+
+
+async def test_whoever_waits_for_it_gets_to_know_that_the_host_is_not_back(begin: Begin) -> None:
+    run = await begin(three_hosts())
+    await run.until_phase(Phase.READY)
+    first = (await run.handle.describe()).raw_info.first_run_id
+    maintenance = Owner(workflow_id=run.handle.id, first_run_id=first)
+    await hand_over(run)
+    await run.result()
+    activities = OperationActivities(run.client)
+    waiting = WaitForMaintenanceInput(host="kvm-1", maintenance=maintenance)
+    ended = await ActivityEnvironment().run(activities.wait_for_maintenance, waiting)
+    assert ended.ended == "it was handed over to removal/kvm-1"
+    leaving = LeaveMaintenanceInput(
+        host="kvm-1", maintenance=maintenance, request="1", return_vms=False
+    )
+    with pytest.raises(NotLeft, match="it was handed over to removal/kvm-1"):
+        await ActivityEnvironment().run(activities.leave_maintenance, leaving)
 
 
 async def test_elsewhere_it_is_refused(begin: Begin) -> None:
