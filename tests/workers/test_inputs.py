@@ -96,7 +96,7 @@ async def test_an_unknown_type_fails_at_once(client: Client, inputs: list[Any]) 
     assert error.type == "NotFound"
     assert error.message == (
         "There is no workflow type 'HostMaintenence'. Start one of: ClusterMaintenance, "
-        "HostAddition, HostMaintenance, VmReturn."
+        "HostAddition, HostMaintenance, HostRemoval, VmReturn."
     )
 
 
