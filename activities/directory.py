@@ -1,7 +1,9 @@
 """From a host's name to how to reach it: the one place where a credential is decrypted."""
 
+from contracts.hosts import RemovedHost
 from drivers.protocols import HostAccess
 from inventory import Inventory
+from inventory.hosts import Login
 
 
 class HostDirectory:
@@ -13,7 +15,25 @@ class HostDirectory:
     async def access(self, name: str) -> HostAccess:
         """How to reach the host `name`. Raises NotFound, Failed (secret not readable)."""
         login = await self._inventory.hosts.login(name)
-        credential = await self._inventory.secrets.reveal(login.secret_id)
+        return await self._access(name, login, login.secret_id)
+
+    async def access_by_password(self, name: str) -> HostAccess | None:
+        """The same with the password that is kept beside a key; None if there is none."""
+        login = await self._inventory.hosts.login(name)
+        if login.password_secret_id is None or login.password_secret_id == login.secret_id:
+            return None
+        return await self._access(name, login, login.password_secret_id)
+
+    async def access_to_removed(self, removed: RemovedHost) -> HostAccess:
+        """How to reach a removed host that is not clean yet; its name says that it is one. Raises
+        NotFound, Failed."""
+        login = await self._inventory.removed_hosts.login(removed.id)
+        return await self._access(
+            f"{removed.name} (removed host {removed.id})", login, login.secret_id
+        )
+
+    async def _access(self, name: str, login: Login, secret_id: str) -> HostAccess:
+        credential = await self._inventory.secrets.reveal(secret_id)
         return HostAccess(
             name=name,
             address=login.address,

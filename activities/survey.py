@@ -16,7 +16,7 @@ from activities.capacity import (
 )
 from activities.directory import HostDirectory
 from activities.holders import Holders
-from contracts.errors import Conflict, Failed, Unavailable
+from contracts.errors import Conflict, Failed, NotFound, Unavailable
 from contracts.evacuation import (
     AffinityGroup,
     BlockerKind,
@@ -120,7 +120,7 @@ class SurveyActivities:
                 continue
             try:
                 active = await self._hypervisor.list_vms(await self._directory.access(other.name))
-            except (Unavailable, Failed) as error:
+            except (Unavailable, Failed, NotFound) as error:  # it may have just been removed
                 activity.logger.info("%s does not tell of its VMs: %s", other.name, error)
                 unseen.append(other.name)
                 continue
@@ -294,7 +294,7 @@ class SurveyActivities:
             if unsuitable is None:
                 return await self._suitable(host, cluster)
             names = await self._names_at(host) if cluster.groups else frozenset()
-        except (Unavailable, Failed) as error:
+        except (Unavailable, Failed, NotFound) as error:  # it may have just been removed
             absent = absent or unsuitable is None
             unsuitable = unsuitable or f"does not answer: {error.message}"
             names = frozenset()

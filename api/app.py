@@ -19,6 +19,7 @@ from api.routes import (
     maintenance,
     operations,
     placement,
+    removal,
     settings,
     topology,
 )
@@ -55,6 +56,7 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
         topology,
         hosts,
         imports,
+        removal,
         placement,
         maintenance,
         cluster_maintenance,

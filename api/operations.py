@@ -110,9 +110,10 @@ class Operations:
                 return usual
         return None
 
-    async def require_free(self, host: str) -> None:
-        """Raises LeaseHeld, with a link to the operation that is open on the host."""
-        holder = await self.running(host, *HOST_KINDS)
+    async def require_free(self, host: str, *, but: OperationKind | None = None) -> None:
+        """Raises LeaseHeld, with a link to the operation that is open on the host; one of the kind
+        `but` may be."""
+        holder = await self.running(host, *(kind for kind in HOST_KINDS if kind is not but))
         if holder is not None:
             raise _held(host, holder)
 

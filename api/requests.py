@@ -21,6 +21,7 @@ from contracts.evacuation import AffinityKind
 from contracts.host_import import MAX_HOSTS, Parallel
 from contracts.maintenance import OnBlocker, VmAction
 from contracts.operations import OperationKind
+from contracts.removal import check_choices
 from contracts.states import AllocationState, HostStatus, ResourceState
 
 T = TypeVar("T")
@@ -269,6 +270,24 @@ class OperationQuery(Contract):
         | None
     ) = None
     limit: Limit = 100
+
+
+class RemovalQuery(Contract):
+    """HostRemovalInput for the host that the path names."""
+
+    reason: Reason = ""
+    after_maintenance: bool = False
+    forced: bool = False
+    leave_vms: bool = False
+    dry_run: bool = False
+    on_blocker: OnBlocker = OnBlocker.REFUSE
+    max_parallel: Annotated[int, Field(ge=1, le=64)] | None = None
+    queue: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> "RemovalQuery":
+        check_choices(self)
+        return self
 
 
 class EventQuery(Contract):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import allocation
+from cli import allocation, removal
 from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
 from cli.host_import import import_hosts
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     commands.command("tag")(tag)
     allocation.register(commands, AllocationLevel.HOST)
     commands.command("check")(check)
+    removal.register(commands)
     app.add_typer(commands)
 
 

@@ -22,6 +22,7 @@ class OperationKind(StrEnum):
     CLUSTER_ALLOCATION = "cluster-allocation"
     POD_ALLOCATION = "pod-allocation"
     ZONE_ALLOCATION = "zone-allocation"
+    REMOVAL = "removal"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -34,6 +35,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.POD_ALLOCATION: "AllocationState",
     OperationKind.ZONE_ALLOCATION: "AllocationState",
     OperationKind.IMPORT: "HostImport",
+    OperationKind.REMOVAL: "HostRemoval",
 }
 
 ALLOCATION_KINDS = {

@@ -48,6 +48,8 @@ class Phase(StrEnum):
     CONNECTING = "Connecting"
     INSTALLING = "Installing"
     TELLING = "Telling"
+    CLEANING = "Cleaning"
+    REMOVING = "Removing"
     DONE = "Done"
 
 

@@ -257,3 +257,18 @@ class SetStatusInput(Contract):
     lease: LeaseRef
     status: HostStatus
     reason: str
+
+
+class HandOverMaintenanceInput(Contract):
+    """Take the host over from its maintenance. `request`: the same for every attempt."""
+
+    host: Name
+    holder: Owner
+    successor: str
+    request: str
+
+
+class HandedOver(Contract):
+    """Whether it was a maintenance that has ended for its successor just now."""
+
+    handed_over: bool

@@ -240,6 +240,15 @@ class LibvirtHypervisor:
         except VmNotFound:
             return None
 
+    async def defined_vms(self, access: HostAccess) -> list[str]:
+        """Names of the domains that are defined persistently, active or not."""
+
+        def read(connection: libvirt.virConnect) -> list[str]:
+            domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+            return sorted(domain.name() for domain in domains)
+
+        return await self._ask(access, "which VMs are defined", read)
+
     async def environment(self, access: HostAccess) -> HostEnvironment:
         """What the host offers to VMs beside memory and CPUs."""
 

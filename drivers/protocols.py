@@ -161,6 +161,9 @@ class Hypervisor(Protocol):
     async def find_vm(self, access: HostAccess, uuid: str) -> Vm | None:
         """The domain with that UUID, active or only defined, or None."""
 
+    async def defined_vms(self, access: HostAccess) -> list[str]:
+        """Names of the domains that are defined persistently, active or not."""
+
     async def environment(self, access: HostAccess) -> HostEnvironment:
         """What the host offers to VMs beside memory and CPUs."""
 
@@ -275,6 +278,21 @@ class Neighbours(Protocol):
     async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
         """What comes of a TCP connection from `peer`, which has so many seconds. Raises
         HostUnreachable, CallTimedOut, CommandFailed, HostKeyChanged, LoginRefused: of `peer`."""
+
+
+class HostCleaner(Protocol):
+    """What Hostler has put on a host under the name `host`, and its removal. `epoch` is the lease's
+    (see Fence), or None: the host is nobody's any more. Every method may be called many times, may
+    be killed at any moment and called again, and raises CommandFailed if something stays."""
+
+    async def look(self, access: HostAccess, host: str) -> list[str]:
+        """What of Hostler's is there, one line each ("file /etc/hostler/fence")."""
+
+    async def remove_files(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
+        """Remove all but the key that logs in; what was there. Raises EpochRefused."""
+
+    async def remove_key(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
+        """Remove Hostler's own key, which comes last; what was there. Raises EpochRefused."""
 
 
 class LocalDisks(Protocol):

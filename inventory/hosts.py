@@ -48,6 +48,7 @@ class Login:
     user: str
     host_key_line: str
     secret_id: str
+    password_secret_id: str | None = None
 
 
 class Hosts:
@@ -112,6 +113,7 @@ class Hosts:
             user=row.user,
             host_key_line=row.host_key_line,
             secret_id=row.secret_id,
+            password_secret_id=row.password_secret_id,
         )
 
     async def register(

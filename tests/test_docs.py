@@ -18,6 +18,7 @@ from api.routes import (
     maintenance,
     operations,
     placement,
+    removal,
     settings,
     topology,
 )
@@ -163,7 +164,7 @@ def test_the_readme_shows_every_way_of_a_maintenance() -> None:
 @every_document
 def test_every_path_of_the_api_exists(document: Path) -> None:
     routers = (
-        *(events, health, hosts, imports, maintenance, operations, placement, settings),
+        *(events, health, hosts, imports, maintenance, operations, placement, removal, settings),
         topology,
     )
     known = [route for routes in routers for route in routes.router.routes]

@@ -21,6 +21,7 @@ from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
+from activities.removal import RemovalActivities
 from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
@@ -29,6 +30,7 @@ from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
 from drivers.neighbours import ShellNeighbours
+from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
 from inventory import Inventory
@@ -93,6 +95,7 @@ def build_worker(
             OperationActivities(client),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
+            RemovalActivities(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
             ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),

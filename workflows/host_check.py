@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.allocation import AllocationActivities
     from activities.host_checks import HostCheckActivities
     from activities.reconciliation import ReconciliationActivities
+    from activities.removal import RemovalActivities
     from activities.schedules import ScheduleActivities
     from contracts.allocation import HostsUntold, TellHostsInput
     from contracts.host_checks import (
@@ -118,7 +119,8 @@ class HostCheck:
                 workflow.continue_as_new(HostCheckInput(continued=self._round))
 
     async def _tidy(self) -> None:
-        """What operations that have ended still hold, and what hosts that are back do not know."""
+        """What operations that have ended still hold, what hosts that are back do not know, and
+        what removed ones that are back still have."""
         await workflow.execute_activity_method(
             ReconciliationActivities.free_abandoned,
             summary="Room and turns of ended operations",
@@ -137,6 +139,11 @@ class HostCheck:
                 summary="Whether they take new VMs",
                 **policies.SWEEP,
             )
+        await workflow.execute_activity_method(
+            RemovalActivities.clean_removed,
+            summary="Removed hosts that were not clean yet",
+            **policies.SWEEP,
+        )
         self._show()
 
     def _show(self) -> None:

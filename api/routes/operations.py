@@ -3,12 +3,14 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response, status
+from temporalio.client import WorkflowExecutionDescription
 
 from api.authentication import VIEWER, Operator, actor, require_role
 from api.dependencies import TheInventory, TheOperations
-from api.operations import as_operation, event_subject, link
+from api.operations import Operations, as_operation, event_subject, is_open, link
 from api.requests import Items, OperationQuery, SearchText
 from contracts.access import Role
+from contracts.errors import Conflict
 from contracts.operations import Operation, OperationKind
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], dependencies=[VIEWER])
@@ -25,6 +27,7 @@ _ADMINS = frozenset(
     {
         OperationKind.ADDITION,
         OperationKind.IMPORT,
+        OperationKind.REMOVAL,
         OperationKind.ZONE_ALLOCATION,
         OperationKind.POD_ALLOCATION,
         OperationKind.CLUSTER_ALLOCATION,
@@ -59,11 +62,14 @@ async def cancel_operation(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Ask an operation to take back what it did and end. An addition or import, and the allocation
-    of a zone, pod or cluster, is its admin's."""
+    """Ask an operation to take back what it did and end. An addition, a removal or an import, and
+    the allocation of a zone, pod or cluster, is its admin's; a removal that cleans its host already
+    can't be taken back."""
     if kind in _ADMINS:
         require_role(caller, Role.ADMIN)
     execution = await operations.find(kind, subject)
+    if kind is OperationKind.REMOVAL and is_open(execution):
+        await _require_not_final(operations, execution)
     await operations.cancel(execution, caller)
     await inventory.events.record(
         f"{kind}.cancel_requested",
@@ -74,3 +80,15 @@ async def cancel_operation(
     )
     response.headers["Location"] = link(execution)
     return as_operation(execution)
+
+
+async def _require_not_final(
+    operations: Operations, execution: WorkflowExecutionDescription
+) -> None:
+    """Raises Conflict."""
+    details = (await operations.show(execution)).details or {}
+    if details.get("final"):
+        raise Conflict(
+            f"{execution.id} can't be taken back any more: Hostler is being taken off the host.",
+            remedy="Wait for its end; add the host again if it is to stay.",
+        )

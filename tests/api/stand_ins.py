@@ -44,6 +44,13 @@ with workflow.unsafe.imports_passed_through():
         ResolveVmInput,
         VmAction,
     )
+    from contracts.removal import (
+        HostRemovalInput,
+        HostRemovalResult,
+        HostRemovalStatus,
+        RemovalOutcome,
+        ResolveRemovalInput,
+    )
     from contracts.states import HostStatus, Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
@@ -55,7 +62,7 @@ SHOWN_KEY = "SHA256:" + "k" * 43
 @workflow.defn(name="HostMaintenance")
 class StandInMaintenance:
     """Waits for `leave`, which takes until the signal `go` if the reason is "slow". With the
-    reason "blocked" it fails at once."""
+    reason "blocked" it fails at once, with "ready" its host is ready."""
 
     def __init__(self) -> None:
         self._request: HostMaintenanceInput | None = None
@@ -116,7 +123,7 @@ class StandInMaintenance:
         """`message` tells the answers that came in."""
         return MaintenanceStatus(
             host=self._asked.host,
-            phase=Phase.LEAVING if self._leaving else Phase.QUESTION,
+            phase=self._phase,
             reason=self._asked.reason,
             message=", ".join(f"{vm}: {action}" for vm, action in self._answers.items()),
             since=workflow.info().start_time,
@@ -124,6 +131,12 @@ class StandInMaintenance:
             vms=(),
             questions=("vm-1",),
         )
+
+    @property
+    def _phase(self) -> Phase:
+        if self._leaving:
+            return Phase.LEAVING
+        return Phase.READY if self._asked.reason == "ready" else Phase.QUESTION
 
     @property
     def _asked(self) -> HostMaintenanceInput:
@@ -367,6 +380,49 @@ class StandInCheck:
         self._go = True
 
 
+@workflow.defn(name="HostRemoval")
+class StandInRemoval:
+    """Waits for the signal `go`, if the reason is "slow" or "final"; with "final" it can't be taken
+    back any more. `message` tells the answer that came in."""
+
+    def __init__(self) -> None:
+        self._request: HostRemovalInput | None = None
+        self._go = False
+        self._answer = ""
+
+    @workflow.run
+    async def run(self, request: HostRemovalInput) -> HostRemovalResult:
+        self._request = request
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        await workflow.wait_condition(lambda: self._go or request.reason not in ("slow", "final"))
+        outcome = RemovalOutcome.PLANNED if request.dry_run else RemovalOutcome.REMOVED
+        return HostRemovalResult(host=request.host, outcome=outcome, effects=())
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.update(name="resolve")
+    async def resolve(self, answer: ResolveRemovalInput) -> None:
+        self._answer = answer.action
+
+    @resolve.validator
+    def _check_answer(self, answer: ResolveRemovalInput) -> None:
+        if self._answer:
+            raise ApplicationError(f"Nothing waits for {answer.action}.", type="Conflict")
+
+    @workflow.query(name="status")
+    def status(self) -> HostRemovalStatus:
+        assert self._request
+        return HostRemovalStatus(
+            host=self._request.host,
+            phase=Phase.CLEANING,
+            reason=self._request.reason,
+            message=self._answer,
+            final=self._request.reason == "final",
+        )
+
+
 WORKFLOWS = (
     StandInAllocation,
     StandInClusterMaintenance,
@@ -374,5 +430,6 @@ WORKFLOWS = (
     StandInReturn,
     StandInAddition,
     StandInImport,
+    StandInRemoval,
     StandInCheck,
 )

@@ -96,7 +96,7 @@ async def test_an_unknown_type_fails_at_once(client: Client, inputs: list[Any]) 
     assert error.type == "NotFound"
     assert error.message == (
         "There is no workflow type 'HostMaintenence'. Start one of: AllocationState, "
-        "ClusterMaintenance, HostAddition, HostImport, HostMaintenance, VmReturn."
+        "ClusterMaintenance, HostAddition, HostImport, HostMaintenance, HostRemoval, VmReturn."
     )
 
 

@@ -23,6 +23,7 @@ from contracts.host_checks import (
     Swept,
 )
 from contracts.host_status import Seen
+from contracts.removal import RemovedHostsCleaned
 from contracts.states import HostStatus
 from contracts.steps import HostRef
 from tests.samples import WHEN
@@ -85,6 +86,11 @@ class Fleet:
         self.calls.append(f"tell {' '.join(request.hosts)}")
         return TellHostsResult(told=request.hosts, untold=())
 
+    @activity.defn(name="clean_removed")
+    async def clean_removed(self) -> RemovedHostsCleaned:
+        self.calls.append("clean_removed")
+        return RemovedHostsCleaned()
+
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
         if request.host == "nobody":
@@ -123,6 +129,7 @@ class Fleet:
             self.free_abandoned,
             self.list_untold_hosts,
             self.tell_hosts,
+            self.clean_removed,
             self.look_at_host,
         ]
 
@@ -170,6 +177,7 @@ async def test_a_round_has_its_steps_in_order(begin: Begin) -> None:
         "investigate_hosts",
         "reconcile_fences",
         "free_abandoned",
+        "clean_removed",
     ]
 
 
@@ -181,7 +189,7 @@ async def test_the_history_grows_with_batches(begin: Begin, hosts: int, batches:
     assert (result.hosts, len(fleet.batches)) == (hosts, batches)
     events = [event async for event in handle.fetch_history_events()]
     # A step is six: three of the activity, three of the workflow's task after it.
-    assert len(events) <= 6 * (2 * batches + 7)
+    assert len(events) <= 6 * (2 * batches + 8)
 
 
 async def test_hosts_that_are_back_are_told_whether_they_take_vms(begin: Begin) -> None:
@@ -212,7 +220,7 @@ async def test_a_round_that_goes_on_in_a_new_run_starts_where_it_stood(begin: Be
     assert "plan_host_check" not in fleet.calls
     fleet.calls.clear()
     await (await begin(fleet, continued=continued | {"step": "fences"})).result()
-    assert fleet.calls == ["reconcile_fences", "free_abandoned"]
+    assert fleet.calls == ["reconcile_fences", "free_abandoned", "clean_removed"]
 
 
 async def test_one_host_out_of_turn(begin: Begin) -> None:

@@ -1,0 +1,447 @@
+"""HostRemoval: take a host out of the inventory, and what Hostler has put on it off the host.
+
+    survey -> maintenance (if asked) -> take over -> begin -> clean and prove -> delete
+
+Until `begin` a cancel leaves the host as it is then: in maintenance, if it was or was put there.
+After that there is no way back: it says so, and goes on. A host that does not answer is cleaned
+when it ever does again. Certificates of a host are to be revoked between `clean` and `delete`.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
+from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.leases import LeaseActivities
+    from activities.operations import OperationActivities
+    from activities.records import RecordActivities
+    from activities.removal import RemovalActivities
+    from contracts.cluster_maintenance import MaintenanceProgress, WaitForMaintenanceInput
+    from contracts.leases import Lease, LeaseRef, Owner
+    from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
+    from contracts.operations import WORKFLOW_TYPES, OperationKind, workflow_id
+    from contracts.removal import (
+        BeginRemovalInput,
+        Cleaning,
+        HostRemovalInput,
+        HostRemovalResult,
+        HostRemovalStatus,
+        HostRemoved,
+        RemovalAction,
+        RemovalBegun,
+        RemovalEffect,
+        RemovalOutcome,
+        RemovalSurvey,
+        RemoveHostInput,
+        ResolveRemovalInput,
+    )
+    from contracts.states import Phase
+    from contracts.steps import AcquireLeaseInput, HandedOver, HandOverMaintenanceInput, HostRef
+    from workflows import policies
+    from workflows.failures import as_application_error
+    from workflows.removal_page import current_details, next_commands
+    from workflows.removal_plan import check, effects, is_lost, needs_maintenance
+    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
+
+# Nobody can do anything about these by waiting or trying again.
+_HOPELESS = frozenset({"LeaseLost", "NotFound"})
+_ENDINGS = frozenset({Phase.ROLLING_BACK, Phase.DONE})
+
+
+@workflow.defn(name="HostRemoval")
+class HostRemoval:
+    """One removal of one host."""
+
+    def __init__(self) -> None:
+        self._request: HostRemovalInput | None = None
+        self._phase = Phase.PLANNING
+        self._message = "Looks at the host"
+        self._lease: LeaseRef | None = None
+        self._maintenance: Owner | None = None
+        self._effects: tuple[RemovalEffect, ...] = ()
+        self._begun = False
+        self._canceled = False
+        self._cancel_came_late = False
+        self._answer: RemovalAction | None = None
+        self._asking = False
+
+    # --- the run, read like a runbook -----------------------------------------------------------
+
+    @workflow.run
+    async def run(self, request: HostRemovalInput) -> HostRemovalResult:
+        """Returns when the host is removed, or when a dry run has its list."""
+        self._request = request
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        self._enter(Phase.PLANNING, f"Looks at {request.host}")
+        work = asyncio.create_task(self._remove())
+        while not work.done():
+            try:
+                await workflow.wait_condition(work.done)
+            except asyncio.CancelledError:
+                self._cancel(work)
+        failure: BaseException | None = work.exception() if not work.cancelled() else None
+        ended_early = failure is not None or work.cancelled()
+        if ended_early:
+            await self._give_back()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if ended_early and self._canceled:
+            raise asyncio.CancelledError("the removal was cancelled before anything was cleaned")
+        if isinstance(failure, ActivityError):
+            failure = as_application_error(failure)
+        if failure is not None:
+            raise self._with_remains(failure)
+        return work.result()
+
+    async def _remove(self) -> HostRemovalResult:
+        survey = await self._survey()
+        if self._asked.dry_run:
+            return self._result(RemovalOutcome.PLANNED)
+        if needs_maintenance(survey) and not is_lost(self._asked, survey):
+            await self._take_out()
+        await self._take_over(survey.holder)
+        survey = await self._survey()
+        if is_lost(self._asked, survey):
+            return await self._remove_lost(survey)
+        return await self._remove_clean(survey)
+
+    async def _remove_clean(self, survey: RemovalSurvey) -> HostRemovalResult:
+        begun = await self._begin()
+        cleaning, problem = await self._clean()
+        removed = await self._delete(
+            vms=survey.defined, cleaned=cleaning is not None, problem=problem
+        )
+        left = [f"VM {vm}, defined and shut off" for vm in survey.defined]
+        if cleaning is None:
+            left.append(f"what Hostler has put on it, until it answers again: {problem}")
+        return self._result(
+            RemovalOutcome.REMOVED,
+            removed_from_host=begun.found if cleaning is not None else (),
+            proof=cleaning.proof if cleaning is not None else "",
+            left=tuple(left),
+            vms=survey.defined,
+            tombstone=removed.tombstone,
+        )
+
+    async def _remove_lost(self, survey: RemovalSurvey) -> HostRemovalResult:
+        self._begun = True
+        removed = await self._delete(vms=survey.last_seen, cleaned=False, problem=survey.problem)
+        return self._result(
+            RemovalOutcome.REMOVED,
+            left=(f"what Hostler has put on it, until it answers again: {survey.problem}",),
+            vms=survey.last_seen,
+            tombstone=removed.tombstone,
+        )
+
+    # --- the steps ------------------------------------------------------------------------------
+
+    async def _survey(self) -> RemovalSurvey:
+        """What is there, refused if the host can't be removed as it is."""
+        survey: RemovalSurvey = await workflow.execute_activity_method(
+            RemovalActivities.survey_removal,
+            HostRef(host=self._asked.host),
+            summary=f"What there is of {self._asked.host}",
+            **policies.FIRST_LOOK,
+        )
+        workflow.upsert_search_attributes(
+            [HOST_CLUSTER.value_set(survey.host.cluster), HOST_ZONE.value_set(survey.host.zone)]
+        )
+        check(self._asked, survey)
+        self._effects = effects(self._asked, survey)
+        return survey
+
+    async def _take_out(self) -> None:
+        """By a HostMaintenance of the usual id, which goes on whatever becomes of this workflow."""
+        host = self._asked.host
+        usual = workflow_id(OperationKind.MAINTENANCE, host)
+        try:
+            started = await workflow.start_child_workflow(
+                WORKFLOW_TYPES[OperationKind.MAINTENANCE],
+                HostMaintenanceInput(
+                    host=host,
+                    reason=self._asked.reason or "is to be removed",
+                    on_blocker=self._asked.on_blocker,
+                    max_parallel=self._asked.max_parallel,
+                    queue=self._asked.queue,
+                ),
+                id=usual,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                cancellation_type=ChildWorkflowCancellationType.ABANDON,
+                static_summary=f"Maintenance of {host} before its removal",
+            )
+        except WorkflowAlreadyStartedError as error:
+            raise _conflict(
+                f"{usual} is running already. Wait until it is ready, then remove the host; or end "
+                f"it: hostler maintenance leave {host}"
+            ) from error
+        started.add_done_callback(_hear_of_it)
+        self._maintenance = Owner(
+            workflow_id=started.id, first_run_id=started.first_execution_run_id or ""
+        )
+        await self._until_ready(self._maintenance)
+
+    async def _until_ready(self, maintenance: Owner) -> None:
+        found = MaintenanceProgress()
+        while not found.ready:
+            self._show_maintenance(found)
+            found = await workflow.execute_activity_method(
+                OperationActivities.wait_for_maintenance,
+                WaitForMaintenanceInput(host=self._asked.host, maintenance=maintenance, seen=found),
+                summary=f"Until {self._asked.host} is ready for maintenance",
+                **policies.HOST_JOB,
+            )
+            if found.ended is not None:
+                self._maintenance = None
+                raise _conflict(
+                    f"The maintenance of {self._asked.host} has ended before it was ready: "
+                    f"{found.ended}"
+                )
+
+    def _show_maintenance(self, found: MaintenanceProgress) -> None:
+        if found.question is not None:
+            self._enter(Phase.QUESTION, f"Its maintenance asks: {found.question}")
+        elif found.queued is not None:
+            self._enter(Phase.QUEUED, f"Its maintenance waits: {found.queued}")
+        else:
+            self._enter(Phase.EVACUATING, "It is taken out of service first")
+
+    async def _take_over(self, holder: Owner | None) -> None:
+        """The lease, from a maintenance that is ready, or from whoever has ended."""
+        host, info = self._asked.host, workflow.info()
+        own = Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id)
+        holder = self._maintenance or holder
+        self._enter(Phase.PLANNING, f"Takes {host} over")
+        handed_over = holder is not None and await self._hand_over(holder)
+        lease: Lease = await workflow.execute_activity_method(
+            LeaseActivities.acquire_lease,
+            AcquireLeaseInput(
+                host=host, owner=own, purpose=f"removal: {self._asked.reason or 'no reason given'}"
+            ),
+            summary=f"Lease of {host}",
+            **policies.RECORD,
+        )
+        self._lease = LeaseRef(
+            host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
+        )
+        if lease.taken_over_from is not None and not handed_over:
+            await workflow.sleep(
+                policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
+            )
+
+    async def _hand_over(self, holder: Owner) -> bool:
+        """Whether it was a maintenance that has let go: nothing of it runs any more then."""
+        outcome: HandedOver = await workflow.execute_activity_method(
+            OperationActivities.hand_over_maintenance,
+            HandOverMaintenanceInput(
+                host=self._asked.host,
+                holder=holder,
+                successor=workflow.info().workflow_id,
+                request=str(workflow.uuid4()),
+            ),
+            summary=f"{holder.workflow_id} hands {self._asked.host} over",
+            **policies.RECORD,
+        )
+        return outcome.handed_over
+
+    async def _begin(self) -> RemovalBegun:
+        self._enter(Phase.CLEANING, "From here on there is no way back")
+        # Whether it has taken effect is not known while it runs.
+        self._begun = True
+        try:
+            begun: RemovalBegun = await workflow.execute_activity_method(
+                RemovalActivities.begin_removal,
+                BeginRemovalInput(
+                    lease=self._held,
+                    leave_vms=self._asked.leave_vms,
+                    step=f"{workflow.info().run_id}/begin",
+                    reason=self._asked.reason or "no reason given",
+                ),
+                summary=f"{self._asked.host} becomes Removed",
+                **policies.FIRST_LOOK,
+            )
+        except ActivityError:
+            self._begun = False
+            raise
+        return begun
+
+    async def _clean(self) -> tuple[Cleaning | None, str]:
+        """Until nothing of Hostler's is left on the host and that is proven, or somebody says that
+        it is to be removed all the same: None, and why it could not be cleaned."""
+        settings: MaintenanceSettings = await workflow.execute_activity_method(
+            RecordActivities.read_settings, HostRef(host=self._asked.host), **policies.RECORD
+        )
+        policy = policies.ActivityPolicy(**policies.HOST_CHANGE)
+        policy["schedule_to_close_timeout"] = timedelta(seconds=settings.unreachable_timeout)
+        while True:
+            self._enter(Phase.CLEANING, f"Takes off {self._asked.host} what Hostler has put there")
+            try:
+                cleaning: Cleaning = await workflow.execute_activity_method(
+                    RemovalActivities.clean_host,
+                    self._held,
+                    summary=f"Nothing of Hostler's stays on {self._asked.host}",
+                    **policy,
+                )
+            except ActivityError as error:
+                failure = as_application_error(error)
+                if failure.type in _HOPELESS:
+                    raise
+                answer = await self._ask(failure.message, settings.retry_interval)
+                if answer is RemovalAction.LEAVE_UNCLEANED:
+                    return None, failure.message
+            else:
+                return cleaning, ""
+
+    async def _ask(self, problem: str, retry_s: int) -> RemovalAction:
+        """An operator's answer; `retry` if nobody gives one for some time."""
+        self._answer, self._asking = None, True
+        self._enter(Phase.QUESTION, f"{self._asked.host} can't be cleaned: {problem}")
+        try:
+            await workflow.wait_condition(
+                lambda: self._answer is not None,
+                timeout=retry_s,
+                timeout_summary=f"{self._asked.host} is tried again",
+            )
+        except TimeoutError:
+            return RemovalAction.RETRY
+        finally:
+            self._asking = False
+        return self._answer or RemovalAction.RETRY
+
+    async def _delete(self, *, vms: tuple[str, ...], cleaned: bool, problem: str) -> HostRemoved:
+        host = self._asked.host
+        self._enter(Phase.REMOVING, f"Deletes {host} from the inventory")
+        removed: HostRemoved = await workflow.execute_activity_method(
+            RemovalActivities.remove_host,
+            RemoveHostInput(
+                lease=self._held,
+                reason=self._asked.reason,
+                forced=self._asked.forced,
+                vms=vms,
+                cleaned=cleaned,
+                problem=problem,
+            ),
+            summary=f"{host} leaves the inventory",
+            **policies.RECORD,
+        )
+        await self._release_lease()
+        self._enter(Phase.DONE, f"{host} is removed")
+        return removed
+
+    async def _give_back(self) -> None:
+        """Nobody holds the host; its state stays as it is."""
+        if self._lease is not None:
+            self._enter(Phase.ROLLING_BACK, "Ends, and leaves the host as it is")
+            await self._release_lease()
+
+    async def _release_lease(self) -> None:
+        await workflow.execute_activity_method(
+            LeaseActivities.release_lease, self._held, **policies.RECORD
+        )
+
+    # --- updates and the query ------------------------------------------------------------------
+
+    @workflow.update(name="resolve")
+    async def resolve(self, answer: ResolveRemovalInput) -> None:
+        """Answer the question about a host that can't be cleaned."""
+        self._answer = answer.action
+
+    @resolve.validator
+    def _check_answer(self, answer: ResolveRemovalInput) -> None:
+        if not self._asking or self._answer is not None:
+            raise ApplicationError(
+                f"Nothing waits for an answer ({self._phase}: {self._message}).", type="Conflict"
+            )
+
+    @workflow.query(name="status")
+    def status(self) -> HostRemovalStatus:
+        """Where the removal stands, what it does, and what moves it on."""
+        return HostRemovalStatus(
+            host=self._asked.host,
+            phase=self._phase,
+            reason=self._asked.reason,
+            message=self._message,
+            final=self._begun,
+            cancel_came_late=self._cancel_came_late,
+            effects=self._effects,
+            commands=next_commands(
+                self._asked.host,
+                workflow.info().workflow_id,
+                self._phase,
+                asking=self._asking,
+                final=self._begun,
+                maintenance=self._maintenance is not None and self._lease is None,
+            ),
+        )
+
+    # --- bookkeeping ----------------------------------------------------------------------------
+
+    @property
+    def _asked(self) -> HostRemovalInput:
+        if self._request is None:
+            raise _conflict("The removal has not begun yet.")
+        return self._request
+
+    @property
+    def _held(self) -> LeaseRef:
+        if self._lease is None:
+            raise _conflict("The removal holds no lease yet.")
+        return self._lease
+
+    def _cancel(self, work: "asyncio.Task[HostRemovalResult]") -> None:
+        if self._begun:
+            self._cancel_came_late = True
+            self._show()
+        else:
+            self._canceled = True
+            work.cancel()
+
+    def _result(self, outcome: RemovalOutcome, **more: Any) -> HostRemovalResult:
+        return HostRemovalResult(
+            host=self._asked.host, outcome=outcome, effects=self._effects, **more
+        )
+
+    def _with_remains(self, failure: BaseException) -> BaseException:
+        """A maintenance that was taken over is open no more, and one that was started goes on."""
+        host = self._asked.host
+        if not isinstance(failure, ApplicationError):
+            return failure
+        if self._begun:
+            more = f"Start the removal again: hostler host remove {host}"
+        elif self._lease is not None:
+            more = f"{host} stays as it is. Put it back: hostler maintenance leave {host}"
+        elif self._maintenance is not None:
+            more = f"Its maintenance goes on: hostler maintenance status {host}"
+        else:
+            return failure
+        return ApplicationError(
+            f"{failure.message} {more}",
+            *failure.details,
+            type=failure.type,
+            non_retryable=failure.non_retryable,
+        )
+
+    def _enter(self, phase: Phase, message: str) -> None:
+        # The SDK loses a cancel that crosses the end of an activity: no further step begins.
+        if self._canceled and phase not in _ENDINGS:
+            raise asyncio.CancelledError
+        self._phase, self._message = phase, message
+        workflow.upsert_search_attributes([PHASE.value_set(phase)])
+        self._show()
+
+    def _show(self) -> None:
+        workflow.set_current_details(current_details(self.status()))
+
+
+def _conflict(message: str) -> ApplicationError:
+    return ApplicationError(message, type="Conflict", non_retryable=True)
+
+
+def _hear_of_it(maintenance: asyncio.Task[object]) -> None:
+    """Its end is learnt by an activity; the event is only read."""
+    if not maintenance.cancelled():
+        maintenance.exception()
