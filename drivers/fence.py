@@ -12,12 +12,9 @@ import asyncio
 import importlib.resources
 import time
 
-from drivers.commands import check
-from drivers.errors import CallTimedOut, EpochRefused
+from drivers.commands import check, check_change
+from drivers.errors import CallTimedOut
 from drivers.protocols import FenceState, HostAccess, RemoteShell
-
-# Distinct statuses of hooks/change-fence.
-_EPOCH_REFUSED = 77
 
 
 class HookFence:
@@ -83,16 +80,9 @@ class HookFence:
     async def _change(self, access: HostAccess, *words: str, stdin: str | None = None) -> str:
         command = ["sh", "-c", _resource("change-fence"), "change-fence", *words]
         result = await self._shell.run(access, command, stdin=stdin, timeout=self._command_timeout)
-        if result.exit_status == _EPOCH_REFUSED:
-            held = int(result.stdout)
-            raise EpochRefused(
-                f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
-                f"one has {words[1]}.",
-                remedy="Only if Hostler's inventory was lost, or the host belonged to another "
-                "Hostler: rm /etc/hostler/epoch on the host, and start again.",
-                details={"held": held, "own": int(words[1])},
-            )
-        check(access, f"change-fence {words[0]}", result)
+        # Reading comes without an epoch, and is never refused.
+        epoch = int(words[1]) if len(words) > 1 else 0
+        check_change(access, f"change-fence {words[0]}", result, epoch)
         return result.stdout
 
 
