@@ -16,6 +16,9 @@ from activities.holders import Holders
 from activities.hooks import HookActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
+from activities.own_key import OwnKeyActivities
+from activities.packages import PackageActivities
+from activities.preflight import PreflightActivities
 from activities.records import RecordActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
@@ -23,8 +26,11 @@ from activities.virtualization import VirtualizationActivities
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
+from drivers.own_key import AuthorizedKeys
+from drivers.preflight import ShellInspector
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
+from drivers.traces import ShellTraces
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -67,6 +73,7 @@ def build_worker(
         keepalive_count=settings.libvirt_keepalive_count,
     )
     fence = HookFence(shell)
+    keys = AuthorizedKeys(shell)
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
     worker = Worker(
@@ -74,7 +81,10 @@ def build_worker(
         task_queue=settings.task_queue,
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
-            AdditionActivities(shell),
+            AdditionActivities(inventory, directory, shell, keys, ShellTraces(shell)),
+            OwnKeyActivities(inventory, directory, keys),
+            PackageActivities(inventory, directory, Systemd(shell)),
+            PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),

@@ -4,6 +4,7 @@
     SimulatedShell        RemoteShell
     SimulatedHypervisor   Hypervisor
     SimulatedFence        Fence
+    SimulatedInspector    HostInspector
 
 Nothing fails here, and every call takes a moment, as over a network. How long each migration takes
 follows from the seed and the VM's name, so that two runs with one seed are alike.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from contracts.evacuation import HostEnvironment
 from contracts.hosts import HostFacts
+from contracts.preflight import HostReport, PackageManager, ServiceState
 from contracts.vms import Vm, VmState
 from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
@@ -30,6 +32,7 @@ from drivers.protocols import (
     DiskImage,
     FenceState,
     HostAccess,
+    HostCpu,
     HostKey,
     MigrationOptions,
     MigrationProgress,
@@ -223,6 +226,16 @@ class SimulatedHypervisor:
         await self._reach(access)
         return None
 
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """All hosts are alike."""
+        await self._reach(access)
+        return HostCpu(architecture="x86_64", virt_type="kvm", xml=_CPU_XML)
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
+        """All hosts are alike."""
+        await self._reach(access)
+        return None
+
     async def migrate(
         self,
         source: HostAccess,
@@ -328,6 +341,46 @@ class SimulatedFence:
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """There is none."""
         await self.read(access)
+
+
+class SimulatedInspector:
+    """HostInspector: every host is as it should be."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def log_in(self, access: HostAccess) -> None:
+        """Every credential is right."""
+        await asyncio.sleep(_CALL_S)
+        self._cluster.host(access)
+
+    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+        """All is there."""
+        await self.log_in(access)
+        running = ServiceState(load="loaded", active="active", enabled="enabled")
+        return HostReport(
+            skew_s=0,
+            uid=0,
+            systemd="252",
+            operating_system="Debian GNU/Linux 12",
+            package_manager=PackageManager.APT,
+            daemon=running,
+            socket=running,
+            modular=False,
+            listening=True,
+            libvirt_version="9.0.0",
+            qemu_version="7.2.19",
+            kvm=True,
+            reached_peer=None if peer is None else True,
+        )
+
+    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
+        """Every host reaches every other one."""
+        await self.log_in(access)
+        return True
+
+    async def forget(self, host: str) -> None:
+        """Nothing is open."""
 
 
 def address_of(number: int) -> str:

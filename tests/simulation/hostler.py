@@ -11,7 +11,13 @@ from typing import Any
 from unittest import mock
 
 from cli.main import main
-from tests.simulation.cluster import Cluster, SimulatedFence, SimulatedHypervisor, SimulatedShell
+from tests.simulation.cluster import (
+    Cluster,
+    SimulatedFence,
+    SimulatedHypervisor,
+    SimulatedInspector,
+    SimulatedShell,
+)
 
 
 def simulated_drivers() -> Any:
@@ -27,6 +33,7 @@ def simulated_drivers() -> Any:
         AsyncSshShell=lambda **_: SimulatedShell(cluster),
         LibvirtHypervisor=lambda _shell, **_: SimulatedHypervisor(cluster),
         HookFence=lambda _shell, **_: SimulatedFence(cluster),
+        ShellInspector=lambda _shell: SimulatedInspector(cluster),
     )
 
 
