@@ -67,7 +67,7 @@ class HostAddition:
         self._registered = False
         self._packages_begun = False
         self._fence_begun = False
-        self._remains: list[str] = []
+        self._remains: tuple[str, ...] = ()
         self._canceled = False
 
     @workflow.run
@@ -403,10 +403,9 @@ class HostAddition:
         self._enter(
             Phase.ROLLING_BACK, "Takes back what was done; waits for the host if it is away"
         )
-        if self._fence_begun:
-            await self._take_down_fence()
+        fence = await self._take_down_fence() if self._fence_begun else ()
         if self._fence_begun or self._packages_begun:
-            await self._take_back()
+            self._remains += await self._take_back(fence)
         if self._registered:
             await workflow.execute_activity_method(
                 RecordActivities.forget_host, self._held, **policies.RECORD
@@ -414,7 +413,8 @@ class HostAddition:
         await self._discard_secret()
         await self._release_lease()
 
-    async def _take_down_fence(self) -> None:
+    async def _take_down_fence(self) -> tuple[str, ...]:
+        """What stays up of it, unless it goes with all the rest."""
         try:
             await workflow.execute_activity_method(
                 FencingActivities.take_down_fence,
@@ -424,11 +424,12 @@ class HostAddition:
             )
         except ActivityError as failure:
             # The host answered, and trying again would not help: the rest is taken back.
-            self._remains.append(f"The fence may still be up: {explain(failure)}")
+            return (f"The fence may still be up: {explain(failure)}",)
+        return ()
 
-    async def _take_back(self) -> None:
-        if self._packages_begun:
-            self._remains.append("Packages that were installed stay.")
+    async def _take_back(self, fence: tuple[str, ...]) -> tuple[str, ...]:
+        """What stays on the host."""
+        packages = ("Packages that were installed stay.",) if self._packages_begun else ()
         try:
             result: TakeBackResult = await workflow.execute_activity_method(
                 AdditionActivities.take_back,
@@ -437,12 +438,13 @@ class HostAddition:
                 **policies.HOST_CHANGE,
             )
         except ActivityError as failure:
-            self._remains.append(
-                f"/etc/hostler, the hook and the key may still be on the host: {explain(failure)}"
-            )
-            return
-        for job in result.running_jobs:
-            self._remains.append(f"The job {job} still runs there, see /var/lib/hostler/jobs.")
+            files = "/etc/hostler, the hook and the key may still be on the host"
+            return (*packages, *fence, f"{files}: {explain(failure)}")
+        jobs = (
+            f"The job {job} still runs there, see /var/lib/hostler/jobs."
+            for job in result.running_jobs
+        )
+        return (*packages, *jobs)
 
     def _with_remains(self, failure: ApplicationError) -> ApplicationError:
         if not self._remains:
@@ -450,7 +452,7 @@ class HostAddition:
         facts = failure.details[0] if failure.details else {}
         return ApplicationError(
             " ".join((failure.message, *self._remains)),
-            {**facts, "remains": self._remains},
+            {**facts, "remains": list(self._remains)},
             type=failure.type,
             non_retryable=failure.non_retryable,
         )

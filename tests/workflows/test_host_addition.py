@@ -371,13 +371,16 @@ async def test_what_fails_is_taken_back(begin: Begin, step: str) -> None:
     assert new.untouched()
 
 
-async def test_a_fence_that_stays_is_told_with_the_first_failure(begin: Begin) -> None:
-    new = NewHost(fails="install_fence", keeps_its_fence=True)
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_fence_that_stays_is_told_with_the_first_failure(begin: Begin, stays: bool) -> None:
+    """It goes with all the rest, if that goes."""
+    new = NewHost(fails="install_fence", keeps_its_fence=True, stays_on_host=stays)
     cause = await failure(await begin(new, host_key_sha256=FINGERPRINT))
     assert isinstance(cause, ApplicationError)
     assert cause.type == "LoginRefused"
-    assert cause.message == (
-        "install_fence is refused The fence may still be up: a later operation holds it"
+    assert cause.message == "install_fence is refused" + (
+        " The fence may still be up: a later operation holds it"
+        " /etc/hostler, the hook and the key may still be on the host: it lets nobody in" * stays
     )
     assert new.registered is None
     assert not new.leased
