@@ -6,6 +6,7 @@ from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from activities.packages import job_name
 from contracts.leases import LeaseRef
+from contracts.states import ResourceState
 from contracts.steps import HostKeyResult, ScanHostKeyInput, SecretRef, TakeBackResult
 from drivers.protocols import OwnKeys, RemoteShell, Traces
 from inventory import Inventory
@@ -38,9 +39,13 @@ class AdditionActivities:
     async def take_back(self, lease: LeaseRef) -> TakeBackResult:
         """Leave nothing of Hostler's on a host whose addition did not succeed; the key goes last.
 
-        Raises LeaseLost, EpochRefused, CommandFailed.
+        One that is in service, since the cancel came too late, is left alone. Raises LeaseLost,
+        EpochRefused, CommandFailed.
         """
         await self._inventory.leases.verify(lease)
+        host = await self._inventory.hosts.get(lease.host)
+        if host.resource_state is not ResourceState.CREATING:
+            return TakeBackResult()
         access = await self._directory.access_by_password(lease.host)
 
         async def remove() -> list[str]:

@@ -7,7 +7,7 @@ from activities.execution import uninterrupted
 from contracts.leases import LeaseRef
 from contracts.steps import FenceInput
 from drivers.errors import FenceFailed
-from drivers.protocols import Fence, HostAccess, Hypervisor
+from drivers.protocols import Fence, HostAccess, Hypervisor, refused_as_closed
 from inventory import Inventory
 
 
@@ -106,7 +106,8 @@ class FencingActivities:
 
     async def _prove_down(self, access: HostAccess) -> None:
         refusal = await self._hypervisor.start_probe(access)
-        if refusal is not None:
+        # A host that is closed refuses the probe, which was not there before.
+        if refusal is not None and not refused_as_closed(refusal):
             raise FenceFailed(
                 f"The fence of {access.name} is down, yet libvirt refuses a VM: {refusal}",
                 remedy="Look at the other hooks in /etc/libvirt/hooks.",

@@ -264,9 +264,7 @@ class SurveyActivities:
 
     async def _disabled(self, host: Host) -> str | None:
         """Which place above the host takes no VM, or None."""
-        zone = await self._inventory.topology.get_zone(host.zone)
-        pod = await self._inventory.topology.get_pod(host.pod)
-        cluster = await self._inventory.topology.get_cluster(host.cluster)
+        zone, pod, cluster = await self._inventory.topology.get_with_parents(host.cluster)
         for kind, place in (("zone", zone), ("pod", pod), ("cluster", cluster)):
             if place.allocation_state is AllocationState.DISABLED:
                 return f"{kind} {place.name} is Disabled"

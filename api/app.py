@@ -15,6 +15,7 @@ from api.routes import (
     events,
     health,
     hosts,
+    imports,
     maintenance,
     operations,
     placement,
@@ -53,6 +54,7 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
     for routes in (
         topology,
         hosts,
+        imports,
         placement,
         maintenance,
         cluster_maintenance,

@@ -27,8 +27,10 @@ from workers.settings import load_settings
 
 M = TypeVar("M", bound=BaseModel)
 
-# A question to a workflow may take the API ten seconds.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# The most that the API gives at a time.
+_PAGE = 1000
+# A question to a workflow may take the API ten seconds.
 _TIMEOUT = httpx.Timeout(30, connect=5)
 
 _ERRORS: Mapping[int, type[HostlerError]] = {
@@ -72,11 +74,17 @@ class Api:
 
     def items(self, *path: str, **query: object) -> list[Any]:
         """The answer's `items`."""
-        answer = self.get(*path, **query)
-        if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
-            raise self._not_understood("a list")
-        items: list[Any] = answer["items"]
-        return items
+        return self._list(*path, **query)[0]
+
+    def all_items(self, *path: str, **query: object) -> list[Any]:
+        """The `items` of all pages of a list by name."""
+        items: list[Any] = []
+        after: str | None = None
+        while True:
+            page, after = self._list(*path, **query, limit=_PAGE, after=after)
+            items += page
+            if after is None:
+                return items
 
     def post(self, *path: str, body: Mapping[str, object]) -> Any:
         """The answer, None if it is empty."""
@@ -100,6 +108,13 @@ class Api:
             return model.model_validate(answer)
         except ValidationError as error:
             raise self._not_understood(f"a {model.__name__}") from error
+
+    def _list(self, *path: str, **query: object) -> tuple[list[Any], str | None]:
+        """The answer's `items`, and its `next`."""
+        answer = self.get(*path, **query)
+        if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+            raise self._not_understood("a list")
+        return answer["items"], answer.get("next")
 
     def _request(
         self,

@@ -6,26 +6,31 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import allocation
 from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
+from cli.host_import import import_hosts
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.addition import HostAdditionResult, HostAdditionStatus
+from contracts.allocation import AllocationLevel
 from contracts.errors import Failed, InvalidInput
 from contracts.hosts import Host
 from contracts.operations import Operation
 from contracts.preflight import Finding, Findings, Severity, errors_among, summary
-from contracts.states import Phase
+from contracts.states import HostStatus, Phase, ResourceState
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     commands = typer.Typer(name="host", help="Hypervisor hosts.", no_args_is_help=True)
     commands.command("add")(add)
+    commands.command("import")(import_hosts)
     commands.command("accept-key")(accept_key)
     commands.command("list")(list_all)
     commands.command("show")(show)
     commands.command("tag")(tag)
+    allocation.register(commands, AllocationLevel.HOST)
     app.add_typer(commands)
 
 
@@ -132,11 +137,26 @@ def accept_key(
 
 def list_all(
     cluster: Annotated[str | None, typer.Option(help="Only of this cluster.")] = None,
+    zone: Annotated[str | None, typer.Option(help="Only of this zone.")] = None,
+    pod: Annotated[str | None, typer.Option(help="Only of this pod.")] = None,
+    resource_state: Annotated[
+        ResourceState | None, typer.Option(help="Only those that are so.")
+    ] = None,
+    status: Annotated[HostStatus | None, typer.Option(help="Only those that are seen so.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only those that have this tag.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the hosts."""
+    """List the hosts that match all that is given."""
+    filters = {
+        "cluster": cluster,
+        "zone": zone,
+        "pod": pod,
+        "resource_state": resource_state,
+        "status": status,
+        "tag": tag,
+    }
     with connect() as api:
-        items = api.items("hosts", cluster=cluster)
+        items = api.all_items("hosts", **filters)
         if as_json:
             say_json(items)
             return

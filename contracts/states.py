@@ -47,6 +47,7 @@ class Phase(StrEnum):
     RETURNING = "Returning"
     CONNECTING = "Connecting"
     INSTALLING = "Installing"
+    TELLING = "Telling"
     DONE = "Done"
 
 

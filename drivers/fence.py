@@ -1,20 +1,33 @@
-"""The fence: a libvirt `qemu` hook on the host that refuses to start or accept any VM.
+"""The fence: a libvirt `qemu` hook on the host that refuses to start or accept any VM, or, while
+the host is closed, any VM that was not there before.
 
 All of it lies on the host, under /etc, so it holds across reboots and without Hostler:
 
     /etc/libvirt/hooks/qemu.d/hostler   the hook (hooks/hostler)
     /etc/hostler/fence                  the operation it is up for; up while it has a word in it
     /etc/hostler/epoch                  the highest lease epoch seen: lower ones are refused
+    /etc/hostler/closed                 why the host is closed; it is while it has a word in it
+    /etc/hostler/belongs                UUIDs of the VMs that may start nevertheless
+    /etc/hostler/told                   the highest generation of close and reopen: no lower ones
     /etc/hostler/lock                   one change at a time
+
+Two numbers, because two things are ordered by different rules. The fence belongs to an operation
+that holds the host's lease, whose epoch it carries. Whether the host is closed belongs to nobody:
+it follows the inventory, which may change while a maintenance of weeks holds the lease. Whoever
+tells the host has asked the inventory right before, and got a number that rises with every other
+answer (inventory/closings.py).
 """
 
 import asyncio
 import importlib.resources
 import time
 
-from drivers.commands import check, check_change
-from drivers.errors import CallTimedOut
+from drivers.commands import check
+from drivers.errors import CallTimedOut, EpochRefused, GenerationRefused
 from drivers.protocols import FenceState, HostAccess, RemoteShell
+
+# Distinct status of hooks/change-fence.
+_NUMBER_REFUSED = 77
 
 
 class HookFence:
@@ -44,18 +57,29 @@ class HookFence:
 
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """Refuse starts and incoming migrations from now on. May be called many times."""
-        if not operation.strip() or not operation.isprintable():
-            raise ValueError(f"an operation's id is one line of text, not {operation!r}")
+        _require_line("an operation's id", operation)
         await self._change(access, "put-up", str(epoch), operation)
 
     async def take_down(self, access: HostAccess, epoch: int) -> None:
         """Allow them again. May be called many times."""
         await self._change(access, "take-down", str(epoch))
 
+    async def close(self, access: HostAccess, because: str, generation: int) -> None:
+        """Let only VMs start that are there now; those of the first time, if it is closed already.
+        May be called many times. Raises GenerationRefused."""
+        _require_line("a reason", because)
+        await self._change(access, "close", str(generation), because)
+
+    async def reopen(self, access: HostAccess, generation: int) -> None:
+        """Let any VM start. May be called many times. Raises GenerationRefused."""
+        await self._change(access, "reopen", str(generation))
+
     async def read(self, access: HostAccess) -> FenceState:
         """The fence as it is now."""
-        epoch, _, operation = (await self._change(access, "read")).partition("\n")
-        return FenceState(operation=operation.strip() or None, epoch=int(epoch))
+        epoch, operation, closed = (await self._change(access, "read")).splitlines()
+        return FenceState(
+            operation=operation.strip() or None, epoch=int(epoch), closed=closed.strip() or None
+        )
 
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """Restart the daemon (VMs run on) and wait until it answers. Raises CommandFailed,
@@ -80,10 +104,35 @@ class HookFence:
     async def _change(self, access: HostAccess, *words: str, stdin: str | None = None) -> str:
         command = ["sh", "-c", _resource("change-fence"), "change-fence", *words]
         result = await self._shell.run(access, command, stdin=stdin, timeout=self._command_timeout)
-        # Reading comes without an epoch, and is never refused.
-        epoch = int(words[1]) if len(words) > 1 else 0
-        check_change(access, f"change-fence {words[0]}", result, epoch)
+        if result.exit_status == _NUMBER_REFUSED:
+            raise _refused(access, words[0], own=int(words[1]), held=int(result.stdout))
+        check(access, f"change-fence {words[0]}", result)
         return result.stdout
+
+
+def _refused(
+    access: HostAccess, action: str, *, own: int, held: int
+) -> EpochRefused | GenerationRefused:
+    details = {"held": held, "own": own}
+    if action in ("close", "reopen"):
+        return GenerationRefused(
+            f"{access.name} was told something later: it holds generation {held}, this is {own}.",
+            remedy="Only if Hostler's inventory was lost, or the host belonged to another "
+            "Hostler: rm /etc/hostler/told on the host, and start again.",
+            details=details,
+        )
+    return EpochRefused(
+        f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
+        f"one has {own}.",
+        remedy="Only if Hostler's inventory was lost, or the host belonged to another "
+        "Hostler: rm /etc/hostler/epoch on the host, and start again.",
+        details=details,
+    )
+
+
+def _require_line(what: str, text: str) -> None:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{what} is one line of text, not {text!r}")
 
 
 def _resource(name: str) -> str:

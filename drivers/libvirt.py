@@ -81,6 +81,8 @@ from drivers.errors import (
 )
 from drivers.pool import Pool, look_at
 from drivers.protocols import (
+    CLOSED,
+    FENCED,
     Capacity,
     DiskImage,
     HostAccess,
@@ -93,8 +95,6 @@ from drivers.protocols import (
 T = TypeVar("T")
 Work = Callable[["libvirt.virConnect"], T]
 
-# What the fence's hook says; a refusal without it came from something else.
-_FENCED = "host is fenced by "
 _PROBE = "hostler-fence-probe-"
 _MIGRATION_FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -524,7 +524,7 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as error:
                 text = str(error.get_error_message())
                 hook = error.get_error_code() == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
-                if hook and _FENCED in text:
+                if hook and (FENCED in text or CLOSED in text):
                     return text
                 raise
             with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):

@@ -233,17 +233,31 @@ class Hypervisor(Protocol):
         """Close every connection."""
 
 
+# What the fence says to those it refuses; a refusal without either came from something else.
+FENCED = "host is fenced by "
+CLOSED = "host is closed: "
+
+
+def refused_as_closed(refusal: str) -> bool:
+    """Whether it was refused because the host is closed, and so not by the fence of an operation,
+    which goes first and may have any id."""
+    return CLOSED in refusal and FENCED not in refusal
+
+
 @dataclass(frozen=True)
 class FenceState:
-    """The fence as the host itself has it: the operation it stands for, or None; its epoch."""
+    """The fence as the host itself has it: the operation it stands for, or None; its epoch; why the
+    host is closed, or None."""
 
     operation: str | None
     epoch: int
+    closed: str | None = None
 
 
 class Fence(Protocol):
     """What keeps VMs from starting on a host, whoever asks. `epoch` is the lease's: the host
-    refuses one lower than it has seen (EpochRefused)."""
+    refuses one lower than it has seen (EpochRefused). `generation` is that of the inventory's
+    answer whether the host is to be closed (GenerationRefused)."""
 
     async def install(self, access: HostAccess, epoch: int) -> bool:
         """Put the hook in place; True if it was missing or different (libvirtd must then be
@@ -253,6 +267,12 @@ class Fence(Protocol):
         """Refuse starts and incoming migrations from now on, across reboots."""
 
     async def take_down(self, access: HostAccess, epoch: int) -> None:
+        """Allow them again."""
+
+    async def close(self, access: HostAccess, because: str, generation: int) -> None:
+        """Refuse, from now on and across reboots, VMs that are not there yet."""
+
+    async def reopen(self, access: HostAccess, generation: int) -> None:
         """Allow them again."""
 
     async def read(self, access: HostAccess) -> FenceState:

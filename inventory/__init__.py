@@ -1,5 +1,6 @@
 """What Hostler knows: hosts and their states, leases, reservations, secrets, the audit trail."""
 
+from inventory.closings import Closings
 from inventory.database import Database
 from inventory.events import Events
 from inventory.hook_runs import HookRuns
@@ -28,6 +29,7 @@ class Inventory:
         self.topology = Topology(database)
         self.settings = OperatorSettings(database)
         self.hosts = Hosts(database)
+        self.closings = Closings(database)
         self.removed_hosts = RemovedHosts(database)
         self.placement = Placement(database)
         self.leases = Leases(database)

@@ -1,6 +1,6 @@
 """Hosts: what is known of them, and the one place where their states change."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from contracts.states import (
     ResourceState,
     may_change_to,
 )
+from inventory.closings import untold
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.leases import verify_lease
@@ -31,6 +32,7 @@ from inventory.models import (
     ZoneRow,
     now,
 )
+from inventory.pages import page
 from inventory.secrets import unclaimed
 from inventory.topology import cluster_row
 
@@ -80,6 +82,10 @@ class Hosts:
         found = await _select(self._database, col(HostRow.uuid) == uuid)
         return found[0] if found else None
 
+    async def among(self, names: Collection[str]) -> Sequence[Host]:
+        """Those of that name, by name; some hundreds at most."""
+        return await _select(self._database, col(HostRow.name).in_(names))
+
     async def list(
         self,
         *,
@@ -88,8 +94,12 @@ class Hosts:
         zone: str | None = None,
         resource_state: ResourceState | None = None,
         status: HostStatus | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> list[Host]:
-        """Those that match all that is given, by name."""
+        """Those that match all that is given, by name: at most `limit` of them, whose names come
+        after `after`."""
         wanted = (
             (ClusterRow.name, cluster),
             (PodRow.name, pod),
@@ -97,9 +107,16 @@ class Hosts:
             (HostRow.resource_state, resource_state),
             (HostRow.status, status),
         )
-        return await _select(
-            self._database, *(col(column) == value for column, value in wanted if value is not None)
-        )
+        conditions = [col(column) == value for column, value in wanted if value is not None]
+        if tag is not None:
+            tagged = select(HostTagRow.host).where(col(HostTagRow.tag) == tag)
+            conditions.append(col(HostRow.name).in_(tagged))
+        return await _select(self._database, *conditions, limit=limit, after=after)
+
+    async def untold(self) -> Sequence[str]:
+        """Those that are `Up` and have last been told otherwise than is wanted now: to refuse VMs
+        that were not there before, or to let them in again. By name."""
+        return await untold(self._database)
 
     async def login(self, name: str) -> "Login":
         """How to log in. Raises NotFound."""
@@ -146,7 +163,7 @@ class Hosts:
                         f"There is a host {name!r} already.", remedy="Choose another name."
                     )
                 values: dict[str, Any] = {
-                    "cluster_id": (await cluster_row(session, cluster)).id,
+                    "cluster_id": (await cluster_row(session, cluster, hold=True)).id,
                     "address": address,
                     "ssh_port": ssh_port,
                     "user": user,
@@ -359,17 +376,21 @@ async def change_state(
     return True
 
 
-async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[Host]:
+async def _select(
+    database: Database,
+    *conditions: ColumnElement[bool],
+    limit: int | None = None,
+    after: str | None = None,
+) -> list[Host]:
     query = (
         select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
         .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
         .join(PodRow, col(PodRow.id) == col(ClusterRow.pod_id))
         .join(ZoneRow, col(ZoneRow.id) == col(PodRow.zone_id))
         .where(*conditions)
-        .order_by(col(HostRow.name))
     )
     async with database.reading() as session:
-        found = (await session.exec(query)).all()
+        found = (await session.exec(page(query, HostRow.name, limit=limit, after=after))).all()
         tags = await _tags(session, [row.name for row, *_ in found])
     return [_host(*places, tags=frozenset(tags[places[0].name])) for places in found]
 

@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -26,6 +27,7 @@ _KEY_BYTES = 32
 _NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
 # A secret that no host refers to by then belongs to an operation that never got to its host.
 _UNCLAIMED_AFTER = timedelta(days=1)
+_AT_A_TIME = 500  # of ids in one statement
 
 
 @dataclass(frozen=True)
@@ -76,25 +78,23 @@ class Secrets:
 
     async def store(self, kind: str, plaintext: str, *, actor: str) -> str:
         """A new version; its id."""
-        secret_id = str(uuid.uuid4())
-        nonce, ciphertext = self._box.encrypt(plaintext, _identity(secret_id, kind))
+        (secret_id,) = await self.store_all([(kind, plaintext)], actor=actor)
+        return secret_id
+
+    async def store_all(self, credentials: Sequence[tuple[str, str]], *, actor: str) -> list[str]:
+        """New versions, of kind and plaintext each: all or none. Their ids."""
+        rows = [self._row(kind, plaintext) for kind, plaintext in credentials]
+        secret_ids = [row.id for row in rows]
         async with self._database.writing() as session:
             await session.exec(
                 delete(SecretVersionRow).where(
                     col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER, unclaimed()
                 )
             )
-            session.add(
-                SecretVersionRow(
-                    id=secret_id,
-                    kind=kind,
-                    key_id=self._box.key_id,
-                    nonce=nonce,
-                    ciphertext=ciphertext,
-                )
-            )
-            add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
-        return secret_id
+            for row in rows:
+                session.add(row)
+                add_event(session, "secret.stored", f"secret/{row.id}", row.kind, actor=actor)
+        return secret_ids
 
     async def reveal(self, secret_id: str) -> Credential:
         """Raises NotFound, SecretUnreadable."""
@@ -117,10 +117,27 @@ class Secrets:
 
     async def discard(self, secret_id: str) -> None:
         """Delete a version that no host refers to; no effect if there is none."""
+        await self.discard_all([secret_id])
+
+    async def discard_all(self, secret_ids: Sequence[str]) -> None:
+        """The same of many."""
         async with self._database.writing() as session:
-            await session.exec(
-                delete(SecretVersionRow).where(col(SecretVersionRow.id) == secret_id, unclaimed())
-            )
+            for start in range(0, len(secret_ids), _AT_A_TIME):
+                some = secret_ids[start : start + _AT_A_TIME]
+                await session.exec(
+                    delete(SecretVersionRow).where(col(SecretVersionRow.id).in_(some), unclaimed())
+                )
+
+    def _row(self, kind: str, plaintext: str) -> SecretVersionRow:
+        secret_id = str(uuid.uuid4())
+        nonce, ciphertext = self._box.encrypt(plaintext, _identity(secret_id, kind))
+        return SecretVersionRow(
+            id=secret_id,
+            kind=kind,
+            key_id=self._box.key_id,
+            nonce=nonce,
+            ciphertext=ciphertext,
+        )
 
 
 def unclaimed() -> ColumnElement[bool]:

@@ -9,11 +9,13 @@ from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
+from activities.allocation import AllocationActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.hooks import HookActivities
+from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.own_key import OwnKeyActivities
@@ -85,9 +87,11 @@ def build_worker(
             OwnKeyActivities(inventory, directory, keys),
             PackageActivities(inventory, directory, Systemd(shell)),
             PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
+            AllocationActivities(inventory, directory, fence, hypervisor),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
+            ImportActivities(inventory, client),
             LeaseActivities(inventory, holders),
             OperationActivities(client),
             RecordActivities(inventory),

@@ -1,8 +1,17 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
+from workflows.allocation_state import AllocationState
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
+from workflows.host_import import HostImport
 from workflows.host_maintenance import HostMaintenance
 from workflows.vm_return import VmReturn
 
-WORKFLOWS = (ClusterMaintenance, HostAddition, HostMaintenance, VmReturn)
+WORKFLOWS = (
+    AllocationState,
+    ClusterMaintenance,
+    HostAddition,
+    HostImport,
+    HostMaintenance,
+    VmReturn,
+)

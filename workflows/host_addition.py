@@ -1,7 +1,8 @@
 """HostAddition: bring a host into the inventory, its key pinned, its fence proven.
 
 connect -> accept the host key -> preflight -> register -> install packages, if asked to ->
-read facts -> install the fence -> log in with a key of our own -> in service
+read facts -> install the fence -> log in with a key of our own -> in service, closed if it is in
+something that is Disabled
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.addition import AdditionActivities
+    from activities.allocation import AllocationActivities
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
     from activities.own_key import OwnKeyActivities
@@ -25,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.allocation import TellHostsInput
     from contracts.hosts import Host, HostFacts
     from contracts.leases import Lease, LeaseRef, Owner
     from contracts.preflight import Finding, Findings, errors_among, summary
@@ -67,13 +70,14 @@ class HostAddition:
         self._registered = False
         self._packages_begun = False
         self._fence_begun = False
+        self._in_service = False
         self._remains: tuple[str, ...] = ()
         self._canceled = False
 
     @workflow.run
     async def run(self, request: HostAdditionInput) -> HostAdditionResult:
-        """Returns when the host is in service. After a failure neither its row, its lease nor
-        anything on the host stay, but for packages."""
+        """Returns when the host is in service; a cancel that comes then is too late. After a
+        failure neither its row, its lease nor anything on the host stay, but for packages."""
         self._request = request
         self._accepted = request.host_key_sha256
         self._enter(Phase.CONNECTING, f"Connects to {request.address} port {request.ssh_port}")
@@ -83,6 +87,8 @@ class HostAddition:
             try:
                 await workflow.wait_condition(work.done)
             except asyncio.CancelledError:
+                if self._in_service:
+                    continue  # it came too late
                 self._canceled = canceled = True
                 work.cancel()
         failure: BaseException | None = work.exception() if not work.cancelled() else None
@@ -131,6 +137,7 @@ class HostAddition:
         await self._install_fence()
         await self._change_to_own_key()
         host = await self._put_into_service(host)
+        await self._tell_allocation(host)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
         return self._result(host, facts)
@@ -382,8 +389,9 @@ class HostAddition:
                 reason="added",
             ),
             summary=f"{host.name} becomes {target}",
-            **policies.RECORD,
+            **policies.DECISION,
         )
+        self._in_service = True
         if self._asked.returning:
             await workflow.execute_activity_method(
                 AdditionActivities.close_tombstones,
@@ -392,6 +400,16 @@ class HostAddition:
                 **policies.RECORD,
             )
         return added
+
+    async def _tell_allocation(self, host: Host) -> None:
+        """A host of something `Disabled` is closed. One that does not answer just now is told by
+        its checks."""
+        await workflow.execute_activity_method(
+            AllocationActivities.tell_hosts,
+            TellHostsInput(hosts=(host.name,)),
+            summary="Whether it takes new VMs",
+            **policies.HOST_SWEEP,
+        )
 
     # --- the way back ---------------------------------------------------------------------------
 

@@ -47,6 +47,10 @@ RECORD = ActivityPolicy(
 )
 """Reads and writes of the inventory, and questions to Temporal."""
 
+DECISION = ActivityPolicy(RECORD)  # type: ignore[misc] # mypy takes no TypedDict for its own type
+DECISION["cancellation_type"] = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+"""A write after which nothing is taken back: a cancel waits for its end."""
+
 FIRST_CONTACT = ActivityPolicy(
     start_to_close_timeout=timedelta(seconds=20),
     schedule_to_close_timeout=timedelta(seconds=30),
@@ -83,6 +87,14 @@ HOST_CHANGE = ActivityPolicy(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """Short changes on a host: the fence, a restart of libvirtd, cleaning up after a migration."""
+
+HOST_SWEEP = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""Short changes on many hosts, each with bounds of its own: those that do not answer are in the
+result. A next attempt goes on where the last one stopped."""
 
 HOST_JOB = ActivityPolicy(
     start_to_close_timeout=timedelta(days=60),

@@ -16,9 +16,20 @@ router = APIRouter(prefix="/v1/operations", tags=["operations"], dependencies=[V
 Subject = Annotated[
     SearchText,
     Path(
-        description="The host or cluster; or the workflow's id, should a person have chosen that."
+        description="The host, cluster, pod or zone; or the workflow's id, should a person have "
+        "chosen that."
     ),
 ]
+
+_ADMINS = frozenset(
+    {
+        OperationKind.ADDITION,
+        OperationKind.IMPORT,
+        OperationKind.ZONE_ALLOCATION,
+        OperationKind.POD_ALLOCATION,
+        OperationKind.CLUSTER_ALLOCATION,
+    }
+)
 
 
 @router.get("")
@@ -48,8 +59,9 @@ async def cancel_operation(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Ask an operation to take back what it did and end. An addition is its admin's."""
-    if kind is OperationKind.ADDITION:
+    """Ask an operation to take back what it did and end. An addition or import, and the allocation
+    of a zone, pod or cluster, is its admin's."""
+    if kind in _ADMINS:
         require_role(caller, Role.ADMIN)
     execution = await operations.find(kind, subject)
     await operations.cancel(execution, caller)

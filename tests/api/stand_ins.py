@@ -10,6 +10,11 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.allocation import (
+        AllocationStateInput,
+        AllocationStateResult,
+        AllocationStateStatus,
+    )
     from contracts.cluster_maintenance import (
         ClusterMaintenanceInput,
         ClusterMaintenanceOutcome,
@@ -19,6 +24,13 @@ with workflow.unsafe.imports_passed_through():
         PauseInput,
         ResumeInput,
         StopInput,
+    )
+    from contracts.host_import import (
+        HostImportInput,
+        HostImportResult,
+        HostImportStatus,
+        ImportedHost,
+        ImportState,
     )
     from contracts.maintenance import (
         HostMaintenanceInput,
@@ -33,7 +45,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.states import Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
-    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME
+    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE, PHASE
 
 SHOWN_KEY = "SHA256:" + "k" * 43
 
@@ -205,7 +217,7 @@ class StandInClusterMaintenance:
 
 @workflow.defn(name="HostAddition")
 class StandInAddition:
-    """Waits until its host key is accepted."""
+    """Waits until its host key is accepted; the signal `ask` lets Temporal's index know that."""
 
     def __init__(self) -> None:
         self._accepted: str | None = None
@@ -221,6 +233,10 @@ class StandInAddition:
             host_key_sha256=SHOWN_KEY,
             facts=FACTS,
         )
+
+    @workflow.signal(name="ask")
+    def ask(self) -> None:
+        workflow.upsert_search_attributes([PHASE.value_set(Phase.QUESTION)])
 
     @workflow.update(name="accept_host_key")
     async def accept_host_key(self, answer: AcceptHostKeyInput) -> None:
@@ -240,4 +256,88 @@ class StandInAddition:
         )
 
 
-WORKFLOWS = (StandInClusterMaintenance, StandInMaintenance, StandInReturn, StandInAddition)
+@workflow.defn(name="AllocationState")
+class StandInAllocation:
+    """Waits for the signal `go`, if its reason is to wait."""
+
+    def __init__(self) -> None:
+        self._request: AllocationStateInput | None = None
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: AllocationStateInput) -> AllocationStateResult:
+        self._request = request
+        attribute = {"host": HOST_NAME, "cluster": HOST_CLUSTER, "pod": HOST_POD, "zone": HOST_ZONE}
+        workflow.upsert_search_attributes([attribute[request.level].value_set(request.name)])
+        if request.reason == "wait":
+            await workflow.wait_condition(lambda: self._go)
+        return AllocationStateResult(
+            level=request.level,
+            name=request.name,
+            allocation_state=request.allocation_state,
+            told=3,
+            not_told=0,
+            untold=(),
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> AllocationStateStatus:
+        assert self._request
+        return AllocationStateStatus(
+            **dict(self._request),
+            phase=Phase.TELLING,
+            message="",
+            since=workflow.info().start_time,
+        )
+
+
+@workflow.defn(name="HostImport")
+class StandInImport:
+    """Adds its first two hosts for ever, until the signal `go`."""
+
+    def __init__(self) -> None:
+        self._request: HostImportInput | None = None
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: HostImportInput) -> HostImportResult:
+        self._request = request
+        await workflow.wait_condition(lambda: self._go)
+        return HostImportResult(
+            name=request.name,
+            hosts=tuple(
+                ImportedHost(host=host.name, state=ImportState.ADDED) for host in request.hosts
+            ),
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> HostImportStatus:
+        assert self._request
+        return HostImportStatus(
+            name=self._request.name,
+            message="",
+            since=workflow.info().start_time,
+            parallel=2,
+            total=len(self._request.hosts),
+            counts={ImportState.ADDING: 2},
+            adding=tuple(host.name for host in self._request.hosts[:2]),
+            failed=(),
+        )
+
+
+WORKFLOWS = (
+    StandInAllocation,
+    StandInClusterMaintenance,
+    StandInMaintenance,
+    StandInReturn,
+    StandInAddition,
+    StandInImport,
+)

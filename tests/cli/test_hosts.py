@@ -351,15 +351,25 @@ def test_accept_key_without_an_addition(api: FakeApi) -> None:
 
 
 def test_list(api: FakeApi) -> None:
-    api.on("GET /v1/hosts?cluster=cluster-1", items(host()))
+    api.on("GET /v1/hosts?cluster=cluster-1&limit=1000", items(host()))
     done = hostler("host", "list", "--cluster", "cluster-1")
     assert done.exit_code == 0, done.output
     _, row = done.stdout.splitlines()
     assert row.split() == ["kvm-1", "cluster-1", "198.18.0.11", "Enabled", "Up", "2", "512"]
 
 
+def test_list_is_filtered_and_fetches_all_pages(api: FakeApi) -> None:
+    query = "zone=zone-1&pod=pod-1&resource_state=Enabled&status=Up&tag=ssd&limit=1000"
+    api.on(f"GET /v1/hosts?{query}", ok({"items": [host()], "next": "kvm-1"}))
+    api.on(f"GET /v1/hosts?{query}&after=kvm-1", ok({"items": [host()], "next": None}))
+    filters = ("--zone", "zone-1", "--pod", "pod-1", "--resource-state", "Enabled")
+    done = hostler("host", "list", *filters, "--status", "Up", "--tag", "ssd")
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 3
+
+
 def test_list_json(api: FakeApi) -> None:
-    api.on("GET /v1/hosts", items(host()))
+    api.on("GET /v1/hosts?limit=1000", items(host()))
     assert json.loads(hostler("host", "list", "--json").stdout) == [host().model_dump(mode="json")]
 
 

@@ -20,7 +20,7 @@ HOST = "kvm-2"
 STEPS = (
     *("acquire_lease", "scan_host_key", "preflight_host", "register_host", "record_event"),
     *("read_facts", "install_fence", "stage_own_key", "install_own_key", "promote_own_key"),
-    *("set_host_status", "change_host_state", "release_lease"),
+    *("set_host_status", "change_host_state", "tell_hosts", "release_lease"),
 )
 AN_HOUR_AHEAD = """
 set -eu

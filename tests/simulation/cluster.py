@@ -12,6 +12,7 @@ follows from the seed and the VM's name, so that two runs with one seed are alik
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
 import json
 import random
@@ -20,6 +21,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from contracts.evacuation import HostEnvironment
 from contracts.hosts import HostFacts
@@ -27,6 +29,8 @@ from contracts.preflight import HostReport, PackageManager, ServiceState
 from contracts.vms import Vm, VmState
 from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
+    CLOSED,
+    FENCED,
     Capacity,
     CommandResult,
     DiskImage,
@@ -60,6 +64,20 @@ _CPU_XML = (
     + "".join(f"<feature policy='require' name='{name}'/>" for name in _FEATURES)
     + "</cpu>"
 )
+
+_RUNNING = ServiceState(load="loaded", active="active", enabled="enabled")
+# What a host reports of itself that has all that an addition asks for.
+EVERYTHING: dict[str, Any] = {
+    "systemd": "252",
+    "daemon": _RUNNING,
+    "socket": _RUNNING,
+    "modular": False,
+    "listening": True,
+    "libvirt_version": "9.0.0",
+    "qemu_version": "7.2.19",
+    "kvm": True,
+    "missing_programs": (),
+}
 
 
 @dataclass
@@ -299,7 +317,9 @@ class SimulatedHypervisor:
     async def start_probe(self, access: HostAccess) -> str | None:
         """Refused by the fence, or not."""
         fence = (await self._reach(access)).fence
-        return None if fence.operation is None else f"host is fenced by {fence.operation}"
+        if fence.operation is not None:
+            return f"{FENCED}{fence.operation}"
+        return None if fence.closed is None else f"{CLOSED}{fence.closed}"
 
     async def forget(self, host: str) -> None:
         """Nothing is open."""
@@ -326,12 +346,22 @@ class SimulatedFence:
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """From now on migrations to the host and probes are refused."""
         await self.read(access)
-        self._cluster.host(access).fence = FenceState(operation=operation, epoch=epoch)
+        self._set(access, operation=operation, epoch=epoch)
 
     async def take_down(self, access: HostAccess, epoch: int) -> None:
         """They are not any more."""
         await self.read(access)
-        self._cluster.host(access).fence = FenceState(operation=None, epoch=epoch)
+        self._set(access, operation=None, epoch=epoch)
+
+    async def close(self, access: HostAccess, because: str, generation: int) -> None:
+        """From now on probes are refused."""
+        await self.read(access)
+        self._set(access, closed=because)
+
+    async def reopen(self, access: HostAccess, generation: int) -> None:
+        """They are not any more."""
+        await self.read(access)
+        self._set(access, closed=None)
 
     async def read(self, access: HostAccess) -> FenceState:
         """As it is."""
@@ -341,6 +371,10 @@ class SimulatedFence:
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """There is none."""
         await self.read(access)
+
+    def _set(self, access: HostAccess, **changes: Any) -> None:
+        host = self._cluster.host(access)
+        host.fence = dataclasses.replace(host.fence, **changes)
 
 
 class SimulatedInspector:
@@ -357,21 +391,13 @@ class SimulatedInspector:
     async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
         """All is there."""
         await self.log_in(access)
-        running = ServiceState(load="loaded", active="active", enabled="enabled")
         return HostReport(
             skew_s=0,
             uid=0,
-            systemd="252",
             operating_system="Debian GNU/Linux 12",
             package_manager=PackageManager.APT,
-            daemon=running,
-            socket=running,
-            modular=False,
-            listening=True,
-            libvirt_version="9.0.0",
-            qemu_version="7.2.19",
-            kvm=True,
             reached_peer=None if peer is None else True,
+            **EVERYTHING,
         )
 
     async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:

@@ -3,6 +3,9 @@
 Everything is as in `hostler`, except that the three drivers of `workers.worker` lead to a Cluster
 in this process. It is described by SIMULATION_HOSTS, SIMULATION_VMS, SIMULATION_SEED and
 SIMULATION_JOURNAL (a file that gets one line per migration).
+
+With SIMULATION_SSH, the directory of `tests.simulation.ssh_hosts`, hosts are SSH servers: shell and
+fence are the real ones then, and libvirt alone is simulated.
 """
 
 import os
@@ -18,10 +21,18 @@ from tests.simulation.cluster import (
     SimulatedInspector,
     SimulatedShell,
 )
+from tests.simulation.ssh_hypervisor import SshHypervisor, SshInspector, ssh_cluster
 
 
 def simulated_drivers() -> Any:
     """A patch that puts them in the place of the real ones."""
+    if (directory := os.environ.get("SIMULATION_SSH")) is not None:
+        hosts = ssh_cluster(Path(directory))
+        return mock.patch.multiple(
+            "workers.worker",
+            LibvirtHypervisor=lambda shell, **_: SshHypervisor(hosts, shell),
+            ShellInspector=SshInspector,
+        )
     cluster = Cluster(
         hosts=int(os.environ["SIMULATION_HOSTS"]),
         vms=int(os.environ["SIMULATION_VMS"]),

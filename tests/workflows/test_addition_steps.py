@@ -25,7 +25,9 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from activities.addition import AdditionActivities
+from activities.allocation import AllocationActivities
 from activities.directory import HostDirectory
+from activities.execution import uninterrupted
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.leases import LeaseActivities
@@ -58,7 +60,7 @@ HOST = "kvm-9"
 STEPS = (
     *("acquire_lease", "scan_host_key", "preflight_host", "register_host", "record_event"),
     *("read_facts", "install_fence", "stage_own_key", "install_own_key", "promote_own_key"),
-    *("set_host_status", "change_host_state", "release_lease"),
+    *("set_host_status", "change_host_state", "tell_hosts", "release_lease"),
 )
 OTHERS = "ssh-ed25519 AAAAother somebody@somewhere\n"
 SYSTEMCTL = """
@@ -98,9 +100,13 @@ class Fault(Interceptor):
         repeated: each is done a second time, as after a kill.
         fails: one of them is refused, before its effect.
         stops_at: one of them does not return after its effect; `stopped` says that it is there.
+        delays: one of them takes a moment before its effect, whatever is cancelled meanwhile.
     """
 
-    def __init__(self, *, repeated: bool = False, fails: str = "", stops_at: str = "") -> None:
+    def __init__(
+        self, *, repeated: bool = False, fails: str = "", stops_at: str = "", delays: str = ""
+    ) -> None:
+        self.delays = delays
         self.repeated = repeated
         self.fails = fails
         self.stops_at = stops_at
@@ -120,7 +126,11 @@ class _Faulty(ActivityInboundInterceptor):
         name, fault = activity.info().activity_type, self._fault
         if name == fault.fails:
             raise ApplicationError("refused", {}, type="Refused", non_retryable=True)
-        result = await self.next.execute_activity(input)
+        if name == fault.delays:
+            fault.stopped.set()
+            result = await uninterrupted(self._late(input))
+        else:
+            result = await self.next.execute_activity(input)
         fault.done[name] += 1
         if name == fault.stops_at:
             fault.stops_at = ""
@@ -129,6 +139,10 @@ class _Faulty(ActivityInboundInterceptor):
         if fault.repeated and activity.info().attempt == 1:
             raise ApplicationError("the worker was killed", type="Killed")
         return result
+
+    async def _late(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
+        await asyncio.sleep(2)
+        return await self.next.execute_activity(input)
 
 
 class Site:
@@ -153,6 +167,7 @@ class Site:
             workflows=[HostAddition],
             activities=activities_of(
                 AdditionActivities(inventory, directory, shell, keys, ShellTraces(shell)),
+                AllocationActivities(inventory, directory, HookFence(shell), hypervisor),
                 FencingActivities(inventory, directory, HookFence(shell), hypervisor),
                 LeaseActivities(inventory, holders),
                 OwnKeyActivities(inventory, directory, keys),
@@ -244,6 +259,8 @@ async def site(client: Client, machine: Machine, tmp_path: Path) -> AsyncIterato
     await topology.create_zone("zone-1", actor="test")
     await topology.create_pod("pod-1", "zone-1", actor="test")
     await topology.create_cluster("cluster-1", "pod-1", actor="test")
+    await topology.set_zone_state("zone-1", enabled, actor="test")
+    await topology.set_pod_state("pod-1", enabled, actor="test")
     await topology.set_cluster_state("cluster-1", enabled, actor="test")
     site = Site(client, machine, inventory)
     yield site
@@ -319,7 +336,7 @@ async def test_another_addition_goes_on_from_one_that_was_terminated(site: Site,
         terminated = await site.begin()
         await fault.stopped.wait()
         await terminated.terminate()
-        if step in ("change_host_state", "release_lease"):
+        if step in ("change_host_state", "tell_hosts", "release_lease"):
             # It was added already.
             await assert_known(site)
             return
@@ -424,6 +441,19 @@ async def test_a_cancel_in_the_middle_takes_everything_back(site: Site) -> None:
     assert tree(site.machine) == before
     assert await site.inventory.hosts.list() == []
     assert await site.secrets() == []
+
+
+@pytest.mark.parametrize("step", ["change_host_state", "tell_hosts"])
+async def test_a_cancel_that_comes_too_late_leaves_the_host_in_service(
+    site: Site, step: str
+) -> None:
+    fault = Fault(delays=step)
+    async with site.worker(fault):
+        handle = await site.begin()
+        await fault.stopped.wait()
+        await handle.cancel()
+        result = await handle.result()
+    await assert_added(site, result)
 
 
 async def test_no_private_key_and_no_password_is_in_the_history(site: Site) -> None:

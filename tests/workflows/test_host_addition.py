@@ -20,6 +20,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
 from contracts.addition import HostAdditionInput, HostAdditionResult
+from contracts.allocation import TellHostsInput, TellHostsResult, UntoldHost
 from contracts.hosts import Host, HostFacts
 from contracts.leases import Lease, LeaseRef, LeaseScope
 from contracts.preflight import Finding
@@ -89,6 +90,7 @@ class NewHost:
     status: HostStatus = HostStatus.DISCONNECTED
     fenced: bool = False
     leased: bool = False
+    told: tuple[str, ...] = ()
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -216,6 +218,14 @@ class NewHost:
         self.state = request.target
         return self._host()
 
+    @activity.defn(name="tell_hosts")
+    async def tell_hosts(self, request: TellHostsInput) -> TellHostsResult:
+        assert self.state is not ResourceState.CREATING, "only a host in service is told"
+        assert self.leased
+        self.told += request.hosts
+        untold = tuple(UntoldHost(host=host, reason="it is off") for host in request.hosts)
+        return TellHostsResult(told=(), untold=untold)
+
     @activity.defn(name="forget_host")
     async def forget_host(self, lease: LeaseRef) -> None:
         self.registered = None
@@ -236,6 +246,7 @@ class NewHost:
             self.take_down_fence,
             self.set_host_status,
             self.change_host_state,
+            self.tell_hosts,
             self.forget_host,
             self.preflight_host,
             self.record_event,
@@ -314,6 +325,8 @@ async def test_a_host_comes_into_service(begin: Begin, enabled: bool) -> None:
     assert not new.leased
     assert new.on_host == {"hook", "key"}
     assert (new.credential, new.stored, new.events) == ("own key", True, [])
+    # Its checks go on with that if it could not be told just now.
+    assert new.told == ("kvm-1",)
 
 
 async def test_the_key_is_shown_and_pinned_only_when_it_is_accepted(begin: Begin) -> None:
