@@ -4,6 +4,7 @@ from contracts.hosts import RemovedHost
 from drivers.protocols import HostAccess
 from inventory import Inventory
 from inventory.hosts import Login
+from inventory.secrets import Credential
 
 
 class HostDirectory:
@@ -18,7 +19,8 @@ class HostDirectory:
         return await self._access(name, login, login.secret_id)
 
     async def access_by_password(self, name: str) -> HostAccess | None:
-        """The same with the password that is kept beside a key; None if there is none."""
+        """The same with the password that is kept beside Hostler's own key, which lets us in while
+        the key comes or goes; None if there is none."""
         login = await self._inventory.hosts.login(name)
         if login.password_secret_id is None or login.password_secret_id == login.secret_id:
             return None
@@ -33,13 +35,26 @@ class HostDirectory:
         )
 
     async def _access(self, name: str, login: Login, secret_id: str) -> HostAccess:
-        credential = await self._inventory.secrets.reveal(secret_id)
-        return HostAccess(
-            name=name,
+        return host_access(
+            name,
             address=login.address,
             port=login.port,
             user=login.user,
             host_key=login.host_key_line,
-            password=credential.plaintext if credential.kind == "password" else None,
-            private_key=credential.plaintext if credential.kind == "private_key" else None,
+            credential=await self._inventory.secrets.reveal(secret_id),
         )
+
+
+def host_access(
+    name: str, *, address: str, port: int, user: str, host_key: str, credential: Credential
+) -> HostAccess:
+    """With the credential as what it is."""
+    return HostAccess(
+        name=name,
+        address=address,
+        port=port,
+        user=user,
+        host_key=host_key,
+        password=credential.plaintext if credential.kind == "password" else None,
+        private_key=credential.plaintext if credential.kind == "private_key" else None,
+    )

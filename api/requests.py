@@ -130,6 +130,9 @@ class HostAdditionRequest(Contract):
     capacity_memory_mib: Annotated[StrictInt, Field(ge=1)] | None = None
     capacity_cpus: Annotated[StrictInt, Field(ge=1)] | None = None
     reserved_memory_mib: Annotated[StrictInt, Field(ge=0)] = 0
+    dry_run: StrictBool = False
+    returning: StrictBool = False
+    install_packages: StrictBool = False
 
     @model_validator(mode="after")
     def _one_credential(self) -> "HostAdditionRequest":

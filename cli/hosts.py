@@ -19,6 +19,7 @@ from contracts.host_checks import HostSighting
 from contracts.host_status import Seen
 from contracts.hosts import Host, HostUsage
 from contracts.operations import Operation
+from contracts.preflight import Finding, Findings, Severity, errors_among, summary
 from contracts.states import HostStatus, Phase, ResourceState
 
 # What the API gives a worker, and a little more.
@@ -72,13 +73,28 @@ def add(
     reserved_memory_mib: Annotated[
         int, typer.Option(metavar="MIB", help="Memory kept for the host itself.")
     ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only look, tell all findings, and change nothing.")
+    ] = False,
+    returning: Annotated[
+        bool,
+        typer.Option("--returning", help="It was removed before, and is back on purpose."),
+    ] = False,
+    install_packages: Annotated[
+        bool,
+        typer.Option(
+            "--install-packages", help="Install libvirt's daemon and QEMU where they are missing."
+        ),
+    ] = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return as soon as the addition has started.")
     ] = False,
 ) -> None:
-    """Add a host: pin its host key, read its facts, install the fence, put it into service.
+    """Add a host: look at all that it needs, pin its host key, install the fence and a key of
+    Hostler's own, put it into service.
 
-    The password or key is read from a file or, on a terminal, asked for; never an argument.
+    All findings are told at once, each with what to do about it. The password or key is read from
+    a file or, on a terminal, asked for; never an argument.
     """
     asked = {
         "name": name,
@@ -91,6 +107,9 @@ def add(
         "capacity_memory_mib": capacity_memory_mib,
         "capacity_cpus": capacity_cpus,
         "reserved_memory_mib": reserved_memory_mib,
+        "dry_run": dry_run,
+        "returning": returning,
+        "install_packages": install_packages,
         **_credential(f"{user}@{address}", password_file, private_key_file),
     }
     body = {field: value for field, value in asked.items() if value is not None}
@@ -102,7 +121,13 @@ def add(
             return
         with interruptible(f"The addition of {name} goes on: {look}"):
             added = _wait(api, started)
-    say(f"{added.name} is {added.resource_state}.")
+    _say_findings(added.findings)
+    if not dry_run:
+        say(f"{added.name} is {added.resource_state}.")
+    elif errors_among(added.findings):
+        raise Failed(f"{name} can't be added like this: {_in_short(added.findings)}.")
+    else:
+        say(f"{added.name} can be added: {summary(added.findings)}.")
 
 
 def accept_key(
@@ -256,24 +281,41 @@ def _read(option: str, name: str) -> str:
 
 def _wait(api: Api, started: Operation) -> HostAdditionResult:
     """Until the host is added, telling each phase. Raises Failed."""
-    shown: HostAdditionStatus | None = None
+    shown: tuple[Phase, str] | None = None
 
     def tell(operation: Operation) -> None:
         nonlocal shown
         if operation.details is None:
             return
         status = api.read(HostAdditionStatus, operation.details)
-        if status == shown:
+        if (status.phase, status.message) == shown:
             return
-        shown = status
+        shown = status.phase, status.message
         say(f"{status.name}: {status.phase}: {status.message}")
         if status.phase is Phase.QUESTION and status.host_key_sha256 is not None:
             _ask(api, started, status.host_key_sha256)
 
     ended = until_closed(api, started, say=note, while_running=tell)
-    if ended.status != COMPLETED:
-        raise Failed(why(ended))
-    return api.read(HostAdditionResult, ended.details)
+    if ended.status == COMPLETED:
+        return api.read(HostAdditionResult, ended.details)
+    if ended.error_type == "PreflightFailed":
+        refusal = api.read(Findings, ended.details)
+        _say_findings(refusal.findings)
+        said = f"{ended.subject} is not added: {_in_short(refusal.findings)}."
+        raise Failed(" ".join((said, *refusal.remains)))
+    raise Failed(why(ended))
+
+
+def _in_short(findings: tuple[Finding, ...]) -> str:
+    """Of findings that stand in the way."""
+    codes = ", ".join(finding.code for finding in errors_among(findings))
+    return f"{codes} ({summary(findings)})"
+
+
+def _say_findings(findings: tuple[Finding, ...]) -> None:
+    """A line each, errors first."""
+    for finding in sorted(findings, key=lambda one: one.severity is Severity.WARNING):
+        say(str(finding))
 
 
 def _ask(api: Api, started: Operation, fingerprint: str) -> None:

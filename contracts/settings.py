@@ -322,6 +322,20 @@ HOST_REBOOT_TIMEOUT = Setting[int](
     "s",
     effect=Effect.NEXT_OPERATION,
 )
+HOST_CLOCK_SKEW_MAX = Setting[int](
+    "host.clock.skew.max",
+    Annotated[int, Field(ge=1, le=86_400), BeforeValidator(_no_boolean)],
+    10,
+    "How far the clock of a host that is added may be off Hostler's.",
+    "s",
+)
+HOST_DISK_FREE_MIN = Setting[int](
+    "host.disk.free.min",
+    Annotated[int, Field(ge=1, le=1_000_000_000), BeforeValidator(_no_boolean)],
+    64,
+    "Room that a host that is added must have for /etc, /root and /var/lib each.",
+    "MiB",
+)
 
 HOST_CHECK_INTERVAL = Setting[int](
     "host.check.interval",

@@ -1,7 +1,10 @@
 """Commands on hosts whose success is expected."""
 
-from drivers.errors import CommandFailed
+from drivers.errors import CommandFailed, EpochRefused
 from drivers.protocols import CommandResult, HostAccess
+
+# Status of a change that came with a lower epoch than the host has seen, which is on its stdout.
+_EPOCH_REFUSED = 77
 
 
 def check(access: HostAccess, command: str, result: CommandResult) -> None:
@@ -12,3 +15,17 @@ def check(access: HostAccess, command: str, result: CommandResult) -> None:
             f"{command!r} on {access.name} ended with status {result.exit_status}: {said}",
             details={"command": command, "exit_status": result.exit_status, "stderr": said},
         )
+
+
+def check_change(access: HostAccess, command: str, result: CommandResult, epoch: int) -> None:
+    """The same for a change under a lease's `epoch`; raises EpochRefused too."""
+    if result.exit_status == _EPOCH_REFUSED:
+        held = int(result.stdout)
+        raise EpochRefused(
+            f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
+            f"one has {epoch}.",
+            remedy="Only if Hostler's inventory was lost, or the host belonged to another "
+            "Hostler: rm /etc/hostler/epoch on the host, and start again.",
+            details={"held": held, "own": epoch},
+        )
+    check(access, command, result)

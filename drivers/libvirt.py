@@ -87,6 +87,7 @@ from drivers.protocols import (
     Capacity,
     DiskImage,
     HostAccess,
+    HostCpu,
     MigrationOptions,
     MigrationProgress,
     RemoteShell,
@@ -308,26 +309,44 @@ class LibvirtHypervisor:
         A VM whose CPU is the host's own (host-passthrough) is judged by its present host's CPU as
         libvirt describes it: see `list_vms`.
         """
-        if vm.cpu_xml is None:
+        cpu_xml = vm.cpu_xml
+        if cpu_xml is None:
             return None
+        return await self._ask(
+            access,
+            f"whether it can run {vm.name}",
+            lambda connection: _cpu_verdict(
+                connection, vm.emulator, vm.architecture, vm.machine, vm.virt_type, cpu_xml
+            ),
+        )
 
-        def compare(connection: libvirt.virConnect) -> str | None:
-            try:
-                connection.compareHypervisorCPU(
-                    vm.emulator or None,
-                    vm.architecture,
-                    vm.machine or None,
-                    vm.virt_type,
-                    vm.cpu_xml,
-                    libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE,
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """The host's own CPU; None: libvirt does not know it well enough to compare it."""
+
+        def read(connection: libvirt.virConnect) -> HostCpu | None:
+            host = domain_xml.read_capabilities(connection.getCapabilities())
+            xml = domain_xml.host_cpu(
+                connection.getDomainCapabilities(None, host.architecture, None, host.virt_type)
+            )
+            if xml is None:
+                return None
+            if _cpu_verdict(connection, "", host.architecture, "", host.virt_type, xml) is not None:
+                return (
+                    None  # what the host itself is not by libvirt's word, no other is compared by
                 )
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_CPU_INCOMPATIBLE:
-                    raise
-                return str(error.get_error_message())
-            return None
+            return HostCpu(architecture=host.architecture, virt_type=host.virt_type, xml=xml)
 
-        return await self._ask(access, f"whether it can run {vm.name}", compare)
+        return await self._ask(access, "its CPU", read)
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
+        """Why this host's CPU can't do all that `cpu` can; None: it can."""
+        return await self._ask(
+            access,
+            "to compare CPUs",
+            lambda connection: _cpu_verdict(
+                connection, "", cpu.architecture, "", cpu.virt_type, cpu.xml
+            ),
+        )
 
     async def migrate(
         self,
@@ -873,6 +892,31 @@ def _migration(options: MigrationOptions) -> tuple[dict[str, object], int]:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(options.copy_disks)
     return parameters, flags
+
+
+def _cpu_verdict(
+    connection: libvirt.virConnect,
+    emulator: str,
+    architecture: str,
+    machine: str,
+    virt_type: str,
+    cpu_xml: str,
+) -> str | None:
+    """Why the host's CPU can't be that one, or None; "" stands for libvirt's default."""
+    try:
+        connection.compareHypervisorCPU(
+            emulator or None,
+            architecture,
+            machine or None,
+            virt_type,
+            cpu_xml,
+            libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE,
+        )
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_CPU_INCOMPATIBLE:
+            raise
+        return str(error.get_error_message())
+    return None
 
 
 def _size(connection: libvirt.virConnect) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Protocol
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
+from contracts.preflight import HostReport
 from contracts.vms import Vm
 
 
@@ -127,6 +128,16 @@ class MigrationOptions:
 
 
 @dataclass(frozen=True)
+class HostCpu:
+    """A host's CPU as a guest's `<cpu>` (`xml`) would be expanded from it; `virt_type`: "kvm" or
+    "qemu"."""
+
+    architecture: str
+    virt_type: str
+    xml: str
+
+
+@dataclass(frozen=True)
 class DiskImage:
     """A disk of a VM that can be copied: a file without a backing file.
 
@@ -176,6 +187,12 @@ class Hypervisor(Protocol):
 
     async def cpu_incompatibility(self, access: HostAccess, vm: Vm) -> str | None:
         """Why the host's CPU can't run `vm`, by libvirt's compareHypervisorCPU; None: it can."""
+
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """The host's own CPU; None: libvirt does not know it well enough to compare it."""
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
+        """Why this host's CPU can't do all that `cpu` can; None: it can."""
 
     async def migrate(
         self,
@@ -371,3 +388,46 @@ class ServiceManager(Protocol):
 
     async def reboot(self, access: HostAccess, boot_id: str) -> None:
         """Ask for a reboot in good order, if the host is still in that boot. Returns at once."""
+
+
+class HostInspector(Protocol):
+    """Looks at a host that is not in service. Changes nothing. Every method may raise
+    HostUnreachable, CallTimedOut, HostKeyChanged and LoginRefused."""
+
+    async def log_in(self, access: HostAccess) -> None:
+        """Prove the credential."""
+
+    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+        """Everything that the host itself can tell; `peer`: address and port to connect to from
+        there. Raises CommandFailed if that can't be asked at all."""
+
+    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
+        """Whether the host can open a TCP connection there; None: nothing on it can try."""
+
+    async def forget(self, host: str) -> None:
+        """Close what is open to `host`, if anything."""
+
+
+class OwnKeys(Protocol):
+    """Hostler's own key on a host: one per host, told by its comment `hostler:NAME`. `epoch` is the
+    lease's (EpochRefused). Every method may be called many times."""
+
+    def create(self) -> str:
+        """A new private key, OpenSSH's PEM."""
+
+    async def install(self, access: HostAccess, private_key: str, epoch: int) -> None:
+        """Let its public half in, in the place of any other own key. Raises CommandFailed."""
+
+    async def log_in(self, access: HostAccess, private_key: str) -> None:
+        """Prove it by a new login with nothing else. Raises LoginRefused."""
+
+    async def remove(self, access: HostAccess, epoch: int) -> None:
+        """Let no own key in any more; all others stay as they are. Raises CommandFailed."""
+
+
+class Traces(Protocol):
+    """What Hostler has put on a host, beside its key."""
+
+    async def remove(self, access: HostAccess, epoch: int, jobs: Sequence[str] = ()) -> list[str]:
+        """Take away hook, fence and the named jobs; returns those of them that still run, and
+        stay. May be called many times. Raises EpochRefused, CommandFailed."""

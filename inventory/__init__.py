@@ -8,6 +8,7 @@ from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
 from inventory.leases import Leases
 from inventory.maintenances import Maintenances
+from inventory.own_keys import OwnKeys
 from inventory.placement import Placement
 from inventory.removed_hosts import RemovedHosts
 from inventory.reservations import Reservations
@@ -39,5 +40,6 @@ class Inventory:
         self.vm_migrations = VmMigrations(database)
         self.hook_runs = HookRuns(database)
         self.secrets = Secrets(database, box)
+        self.own_keys = OwnKeys(database)
         self.tokens = Tokens(database)
         self.events = Events(database)

@@ -33,6 +33,7 @@ from inventory.models import (
     now,
 )
 from inventory.pages import page
+from inventory.secrets import unclaimed
 from inventory.topology import cluster_row
 
 _IN_SERVICE = (ResourceState.ENABLED, ResourceState.DISABLED)
@@ -66,6 +67,20 @@ class Hosts:
     async def find(self, name: str) -> Host | None:
         """The host, or None."""
         found = await select_hosts(self._database, col(HostRow.name) == name)
+        return found[0] if found else None
+
+    async def find_at(self, address: str, ssh_port: int) -> Host | None:
+        """The host that is there, or None."""
+        found = await select_hosts(
+            self._database,
+            col(HostRow.address) == address,
+            col(HostRow.ssh_port) == ssh_port,
+        )
+        return found[0] if found else None
+
+    async def find_by_uuid(self, uuid: str) -> Host | None:
+        """The host with that libvirt UUID, or None."""
+        found = await select_hosts(self._database, col(HostRow.uuid) == uuid)
         return found[0] if found else None
 
     async def among(self, names: Collection[str]) -> Sequence[Host]:
@@ -136,7 +151,8 @@ class Hosts:
     ) -> Host:
         """Write the row of a new host, `Creating`, while `lease` is held.
 
-        One that is `Creating` already was left by an addition that ended: it gets the new values.
+        One that is `Creating` already was left by an addition that ended: it gets the new values,
+        and keeps a key of Hostler's that was staged, or is in use beside this very credential.
         Raises AlreadyExists (name, or address and port), NotFound (cluster, secret), LeaseLost.
         """
         try:
@@ -153,7 +169,6 @@ class Hosts:
                     "address": address,
                     "ssh_port": ssh_port,
                     "user": user,
-                    "secret_id": secret_id,
                     "host_key_line": host_key_line,
                     "host_key_sha256": host_key_sha256,
                     "capacity_memory_mib": capacity_memory_mib,
@@ -162,6 +177,8 @@ class Hosts:
                     "state_operation": operation,
                     "state_step": "register",
                 }
+                if row is None or row.password_secret_id != secret_id:
+                    values |= {"secret_id": secret_id, "password_secret_id": None}
                 session.add(row.sqlmodel_update(values) if row else HostRow(name=name, **values))
                 await session.flush()
                 add_event(
@@ -182,18 +199,20 @@ class Hosts:
     async def forget(
         self, name: str, *, operation: str, actor: str, lease: LeaseRef | None = None
     ) -> None:
-        """Delete a host that is `Creating`, with its tags and credential; any other is left alone.
+        """Delete a host that is `Creating`, with its tags and secrets; any other is left alone.
         Raises LeaseLost."""
         async with self._writing(lease) as session:
             row = await _find_row(session, name, lock=True)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
-            secret_id = row.secret_id
+            secret_ids = (row.secret_id, row.staged_key_id, row.password_secret_id)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
             await session.delete(row)
             await session.flush()
             await session.exec(
-                delete(SecretVersionRow).where(col(SecretVersionRow.id) == secret_id)
+                delete(SecretVersionRow).where(
+                    col(SecretVersionRow.id).in_(secret_ids), unclaimed()
+                )
             )
             add_event(
                 session,

@@ -200,6 +200,29 @@ class RemovedHosts:
             session.add(row)
             _add_event(session, "removed.not_cleaned", removed, problem)
 
+    async def take_back(self, host: str, *, lease: LeaseRef) -> None:
+        """The machine is in the inventory again, as `host`: nobody cleans it as a removed one, and
+        the credential for that is deleted. Raises LeaseLost."""
+        async with self._database.writing() as session:
+            await verify_lease(session, lease, hold=True)
+            row = (await session.exec(select(HostRow).where(col(HostRow.name) == host))).one()
+            tombstones = await session.exec(
+                select(RemovedHostRow).where(
+                    col(RemovedHostRow.cleaned_at).is_(None),
+                    or_(
+                        col(RemovedHostRow.host_key_sha256) == row.host_key_sha256,
+                        col(RemovedHostRow.uuid) == row.uuid,
+                    ),
+                )
+            )
+            for tombstone in tombstones.all():
+                secret, tombstone.secret_id = tombstone.secret_id, None
+                tombstone.cleaned_at = now()
+                tombstone.cleaning_problem = f"it was added again as {host}"
+                session.add(tombstone)
+                await session.flush()
+                await _discard(session, {secret} if secret is not None else set())
+
 
 async def find_tombstone(
     session: AsyncSession, *, uuid: str | None, host_key_sha256: str | None

@@ -19,6 +19,9 @@ from activities.host_checks import HostCheckActivities
 from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
+from activities.own_key import OwnKeyActivities
+from activities.packages import PackageActivities
+from activities.preflight import PreflightActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
 from activities.removal import RemovalActivities
@@ -30,9 +33,12 @@ from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
 from drivers.neighbours import ShellNeighbours
+from drivers.own_key import AuthorizedKeys
+from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
+from drivers.traces import ShellTraces
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -75,6 +81,7 @@ def build_worker(
         keepalive_count=settings.libvirt_keepalive_count,
     )
     fence = HookFence(shell)
+    keys = AuthorizedKeys(shell)
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
     worker = Worker(
@@ -82,7 +89,10 @@ def build_worker(
         task_queue=settings.task_queue,
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
-            AdditionActivities(shell),
+            AdditionActivities(inventory, directory, shell, keys, ShellTraces(shell)),
+            OwnKeyActivities(inventory, directory, keys),
+            PackageActivities(inventory, directory, Systemd(shell)),
+            PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
             AllocationActivities(inventory, directory, fence, hypervisor),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),

@@ -47,6 +47,10 @@ RECORD = ActivityPolicy(
 )
 """Reads and writes of the inventory, and questions to Temporal."""
 
+DECISION = ActivityPolicy(RECORD)  # type: ignore[misc] # mypy takes no TypedDict for its own type
+DECISION["cancellation_type"] = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+"""A write after which nothing is taken back: a cancel waits for its end."""
+
 FIRST_CONTACT = ActivityPolicy(
     start_to_close_timeout=timedelta(seconds=20),
     schedule_to_close_timeout=timedelta(seconds=30),

@@ -69,8 +69,12 @@ async def add_host(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Start a HostAddition. The credential is stored encrypted; the workflow gets its id alone."""
-    await _require_new(inventory, request.name)
+    """Start a HostAddition. The credential is stored encrypted; the workflow gets its id alone.
+
+    With `dry_run` it only looks, and its result has every finding.
+    """
+    if not request.dry_run:
+        await _require_new(inventory, request.name)
     await inventory.topology.get_cluster(request.cluster)
     await operations.require_free(request.name)
     kind, plaintext = request.credential()

@@ -10,6 +10,8 @@ from contracts.host_checks import HostSighting
 from contracts.host_status import Seen
 from contracts.hosts import HostUsage
 from contracts.operations import Operation, OperationKind
+from contracts.preflight import Finding, Findings
+from contracts.preflight_rules import error, warning
 from contracts.states import HostStatus, Phase, ResourceState
 from tests.cli.answers import operation
 from tests.cli.conftest import (
@@ -94,6 +96,9 @@ def test_add_tells_each_phase_once(api: FakeApi, password_file: str) -> None:
             "host_key_sha256": FINGERPRINT,
             "enabled": True,
             "reserved_memory_mib": 0,
+            "dry_run": False,
+            "returning": False,
+            "install_packages": False,
         }
     ]
 
@@ -106,7 +111,7 @@ def test_add_sends_every_option(api: FakeApi, tmp_path: Path) -> None:
         *ADD,
         *("--ssh-port", "2222", "--user", "admin", "--private-key-file", str(key), "--disabled"),
         *("--capacity-memory-mib", "512", "--capacity-cpus", "2", "--reserved-memory-mib", "64"),
-        "--no-wait",
+        *("--returning", "--install-packages", "--no-wait"),
     )
     assert done.exit_code == 0, done.output
     assert "hostler operation show addition kvm-1" in done.stdout
@@ -122,6 +127,9 @@ def test_add_sends_every_option(api: FakeApi, tmp_path: Path) -> None:
         "capacity_memory_mib": 512,
         "capacity_cpus": 2,
         "reserved_memory_mib": 64,
+        "dry_run": False,
+        "returning": True,
+        "install_packages": True,
     }
     assert len(api.requests) == 1
 
@@ -215,6 +223,82 @@ def test_an_addition_that_fails(
     done = hostler(*ADD, "--password-file", password_file)
     assert done.exit_code == 1
     assert done.stderr == said
+
+
+EMULATES = warning("no-kvm", "It has no /dev/kvm.", "Turn it on.")
+SKEWED = error("clock-skew", "Its clock is 3600 s ahead.", "Set it.")
+
+
+def test_an_addition_that_is_refused_tells_every_finding(api: FakeApi, password_file: str) -> None:
+    refusal = Findings(findings=(EMULATES, SKEWED), remains=("Packages stay.",))
+    ended = addition("FAILED", refusal, error="kvm-1 can't be added (...)").model_copy(
+        update={"error_type": "PreflightFailed"}
+    )
+    api.on(POST, Answer(202, addition()))
+    api.on(LOOK, CONNECTING, ok(ended))
+    done = hostler(*ADD, "--password-file", password_file)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1:] == [
+        "error [clock-skew] Its clock is 3600 s ahead. Set it.",
+        "warning [no-kvm] It has no /dev/kvm. Turn it on.",
+    ]
+    assert (
+        done.stderr
+        == "hostler: kvm-1 is not added: clock-skew (1 error, 1 warning). Packages stay.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("findings", "status", "out", "err"),
+    [
+        ((), 0, "kvm-1 can be added: 0 errors, 0 warnings.", ""),
+        ((EMULATES,), 0, "kvm-1 can be added: 0 errors, 1 warning.", ""),
+        (
+            (EMULATES, SKEWED),
+            1,
+            "warning [no-kvm] It has no /dev/kvm. Turn it on.",
+            "hostler: kvm-1 can't be added like this: clock-skew (1 error, 1 warning).\n",
+        ),
+    ],
+)
+def test_a_dry_run(
+    api: FakeApi,
+    password_file: str,
+    findings: tuple[Finding, ...],
+    status: int,
+    out: str,
+    err: str,
+) -> None:
+    result = HostAdditionResult(name="kvm-1", findings=findings)
+    api.on(POST, Answer(202, addition()))
+    api.on(LOOK, CONNECTING, ok(addition("COMPLETED", result)))
+    done = hostler(*ADD, "--password-file", password_file, "--dry-run")
+    assert (done.exit_code, done.stderr) == (status, err)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == out
+    assert [line.split("]")[0] for line in lines if "[" in line] == [
+        f"{finding.severity} [{finding.code}"
+        for finding in sorted(findings, key=lambda one: one.severity)
+    ]
+    assert api.bodies(POST)[0]["dry_run"] is True
+
+
+def test_warnings_are_told_when_a_host_was_added(api: FakeApi, password_file: str) -> None:
+    added = HostAdditionResult(
+        name="kvm-1",
+        resource_state=ResourceState.ENABLED,
+        host_key_sha256=FINGERPRINT,
+        facts=FACTS,
+        findings=(EMULATES,),
+    )
+    api.on(POST, Answer(202, addition()))
+    api.on(LOOK, ok(addition("COMPLETED", added)))
+    done = hostler(*ADD, "--password-file", password_file)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "warning [no-kvm] It has no /dev/kvm. Turn it on.",
+        "kvm-1 is Enabled.",
+    ]
 
 
 def test_a_taken_name(api: FakeApi, password_file: str) -> None:

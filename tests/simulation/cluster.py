@@ -5,6 +5,7 @@
     SimulatedHypervisor   Hypervisor
     SimulatedFence        Fence
     SimulatedNeighbours   Neighbours
+    SimulatedInspector    HostInspector
 
 Nothing fails here but what a Trouble says, and every call takes a moment, as over a network. How
 long each migration takes follows from the seed and the VM's name, so that two runs with one seed
@@ -30,6 +31,7 @@ from typing import Any
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
+from contracts.preflight import HostReport, PackageManager, ServiceState
 from contracts.vms import Vm, VmState
 from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
@@ -40,6 +42,7 @@ from drivers.protocols import (
     DiskImage,
     FenceState,
     HostAccess,
+    HostCpu,
     HostKey,
     MigrationOptions,
     MigrationProgress,
@@ -67,6 +70,20 @@ _CPU_XML = (
     + "".join(f"<feature policy='require' name='{name}'/>" for name in _FEATURES)
     + "</cpu>"
 )
+
+_RUNNING = ServiceState(load="loaded", active="active", enabled="enabled")
+# What a host reports of itself that has all that an addition asks for.
+EVERYTHING: dict[str, Any] = {
+    "systemd": "252",
+    "daemon": _RUNNING,
+    "socket": _RUNNING,
+    "modular": False,
+    "listening": True,
+    "libvirt_version": "9.0.0",
+    "qemu_version": "7.2.19",
+    "kvm": True,
+    "missing_programs": (),
+}
 
 
 class Trouble(StrEnum):
@@ -239,6 +256,10 @@ class SimulatedHypervisor:
         vms = [*host.vms.values(), *host.arriving.values()]
         return sorted(vms, key=lambda vm: vm.name)
 
+    async def defined_vms(self, access: HostAccess) -> list[str]:
+        """All are defined where they are active."""
+        return [vm.name for vm in await self.list_vms(access)]
+
     async def find_vm(self, access: HostAccess, uuid: str) -> Vm | None:
         """One of them."""
         host = await self._reach(access)
@@ -266,6 +287,16 @@ class SimulatedHypervisor:
         return []
 
     async def cpu_incompatibility(self, access: HostAccess, vm: Vm) -> str | None:
+        """All hosts are alike."""
+        await self._reach(access)
+        return None
+
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """All hosts are alike."""
+        await self._reach(access)
+        return HostCpu(architecture="x86_64", virt_type="kvm", xml=_CPU_XML)
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
         """All hosts are alike."""
         await self._reach(access)
         return None
@@ -416,6 +447,38 @@ def troubled(hosts: int, troubles: Mapping[Trouble, int]) -> dict[str, Trouble]:
     names = [f"sim-{number}" for number in range(hosts, 0, -1)]
     kinds = [trouble for trouble in Trouble for _ in range(troubles.get(trouble, 0))]
     return dict(zip(names, kinds, strict=False))
+
+
+class SimulatedInspector:
+    """HostInspector: every host is as it should be."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def log_in(self, access: HostAccess) -> None:
+        """Every credential is right."""
+        await asyncio.sleep(_CALL_S)
+        self._cluster.host(access)
+
+    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+        """All is there."""
+        await self.log_in(access)
+        return HostReport(
+            skew_s=0,
+            uid=0,
+            operating_system="Debian GNU/Linux 12",
+            package_manager=PackageManager.APT,
+            reached_peer=None if peer is None else True,
+            **EVERYTHING,
+        )
+
+    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
+        """Every host reaches every other one."""
+        await self.log_in(access)
+        return True
+
+    async def forget(self, host: str) -> None:
+        """Nothing is open."""
 
 
 def address_of(number: int) -> str:

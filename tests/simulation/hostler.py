@@ -20,19 +20,21 @@ from tests.simulation.cluster import (
     Cluster,
     SimulatedFence,
     SimulatedHypervisor,
+    SimulatedInspector,
     SimulatedNeighbours,
     SimulatedShell,
 )
-from tests.simulation.ssh_hypervisor import SshHypervisor, ssh_cluster
+from tests.simulation.ssh_hypervisor import SshHypervisor, SshInspector, ssh_cluster
 
 
 def simulated_drivers() -> Any:
     """A patch that puts them in the place of the real ones."""
     if (directory := os.environ.get("SIMULATION_SSH")) is not None:
         hosts = ssh_cluster(Path(directory))
-        return mock.patch(
-            "workers.worker.LibvirtHypervisor",
-            lambda shell, **_: SshHypervisor(hosts, shell),
+        return mock.patch.multiple(
+            "workers.worker",
+            LibvirtHypervisor=lambda shell, **_: SshHypervisor(hosts, shell),
+            ShellInspector=SshInspector,
         )
     cluster = Cluster(
         hosts=int(os.environ["SIMULATION_HOSTS"]),
@@ -47,6 +49,7 @@ def simulated_drivers() -> Any:
         LibvirtHypervisor=lambda _shell, **_: SimulatedHypervisor(cluster),
         HookFence=lambda _shell, **_: SimulatedFence(cluster),
         ShellNeighbours=lambda _shell: SimulatedNeighbours(cluster),
+        ShellInspector=lambda _shell: SimulatedInspector(cluster),
     )
 
 

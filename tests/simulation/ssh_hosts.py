@@ -26,8 +26,8 @@ import asyncssh
 READY = "All hosts are ready."
 _PASSWORD = "simulated"
 _CHUNK = 64 * 1024
-# The fence is proven down after that: by then nothing of an addition is left to do on the host.
-_LAST = "change-fence take-down"
+# A login with the key comes after that, and nothing else of an addition.
+_LAST = "own-key install"
 _OVERLAID = ("etc", "var/lib")
 # A mount namespace as each host has one. It lasts until this process ends, and with it the pipe.
 _MAKE = (

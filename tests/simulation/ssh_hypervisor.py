@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from contracts.hosts import HostFacts
+from contracts.preflight import HostReport
 from drivers.commands import check
+from drivers.preflight import ShellInspector
 from drivers.protocols import HostAccess, RemoteShell
-from tests.simulation.cluster import Cluster, SimulatedHost, SimulatedHypervisor
+from tests.simulation.cluster import EVERYTHING, Cluster, SimulatedHost, SimulatedHypervisor
 from tests.simulation.ssh_hosts import read_hosts
 
 _READ = ["cat", "/etc/os-release", "/proc/cpuinfo", "/proc/meminfo"]
@@ -29,6 +31,14 @@ class SshHypervisor(SimulatedHypervisor):
         """What the hook says, as libvirt would call it."""
         said = await self._shell.run(access, _PROBE)
         return None if said.exit_status == 0 else said.stderr.strip()
+
+
+class SshInspector(ShellInspector):
+    """HostInspector; looks at the host as always, and then takes libvirt for granted."""
+
+    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+        """What was measured, but for what a host has and this machine may lack."""
+        return (await super().inspect(access, peer)).model_copy(update=EVERYTHING)
 
 
 def ssh_cluster(directory: Path) -> Cluster:
