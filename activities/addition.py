@@ -4,11 +4,10 @@ from temporalio import activity
 
 from activities.directory import HostDirectory
 from activities.execution import uninterrupted
-from activities.packages import job_name
 from contracts.leases import LeaseRef
 from contracts.states import ResourceState
 from contracts.steps import HostKeyResult, ScanHostKeyInput, SecretRef, TakeBackResult
-from drivers.protocols import OwnKeys, RemoteShell, Traces
+from drivers.protocols import HostCleaner, RemoteShell
 from inventory import Inventory
 
 
@@ -20,14 +19,12 @@ class AdditionActivities:
         inventory: Inventory,
         directory: HostDirectory,
         shell: RemoteShell,
-        keys: OwnKeys,
-        traces: Traces,
+        cleaner: HostCleaner,
     ) -> None:
         self._inventory = inventory
         self._directory = directory
         self._shell = shell
-        self._keys = keys
-        self._traces = traces
+        self._cleaner = cleaner
 
     @activity.defn(name="scan_host_key")
     async def scan_host_key(self, request: ScanHostKeyInput) -> HostKeyResult:
@@ -52,12 +49,13 @@ class AdditionActivities:
 
         async def remove() -> list[str]:
             epoch = lease.closing_epoch
-            running = await self._traces.remove(access, epoch, [job_name(lease)])
-            await self._keys.remove(access, epoch)
-            return running
+            said = await self._cleaner.remove_files(access, lease.host, epoch, spare_jobs=True)
+            await self._cleaner.remove_key(access, lease.host, epoch)
+            return said
 
-        running = await uninterrupted(remove())
+        said = await uninterrupted(remove())
         await self._shell.forget(lease.host)
+        running = (line.removeprefix("running ") for line in said if line.startswith("running "))
         return TakeBackResult(running_jobs=tuple(running))
 
     @activity.defn(name="close_tombstones")

@@ -3,8 +3,8 @@
 from drivers.errors import CommandFailed, EpochRefused
 from drivers.protocols import CommandResult, HostAccess
 
-# Status of a change that came with a lower epoch than the host has seen, which is on its stdout.
-_EPOCH_REFUSED = 77
+# Status of a change that came with a lower number than the host has seen, which is on its stdout.
+NUMBER_REFUSED = 77
 
 
 def check(access: HostAccess, command: str, result: CommandResult) -> None:
@@ -19,13 +19,17 @@ def check(access: HostAccess, command: str, result: CommandResult) -> None:
 
 def check_change(access: HostAccess, command: str, result: CommandResult, epoch: int) -> None:
     """The same for a change under a lease's `epoch`; raises EpochRefused too."""
-    if result.exit_status == _EPOCH_REFUSED:
-        held = int(result.stdout)
-        raise EpochRefused(
-            f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
-            f"one has {epoch}.",
-            remedy="Only if Hostler's inventory was lost, or the host belonged to another "
-            "Hostler: rm /etc/hostler/epoch on the host, and start again.",
-            details={"held": held, "own": epoch},
-        )
+    if result.exit_status == NUMBER_REFUSED:
+        raise epoch_refused(access, own=epoch, held=int(result.stdout))
     check(access, command, result)
+
+
+def epoch_refused(access: HostAccess, *, own: int, held: int) -> EpochRefused:
+    """The host has seen a later epoch, `held`."""
+    return EpochRefused(
+        f"{access.name} was taken over by a later operation: it holds epoch {held}, this one has "
+        f"{own}.",
+        remedy="Only if Hostler's inventory was lost, or the host belonged to another Hostler: rm "
+        "/etc/hostler/epoch on the host, and start again.",
+        details={"held": held, "own": own},
+    )

@@ -22,12 +22,9 @@ import asyncio
 import importlib.resources
 import time
 
-from drivers.commands import check
+from drivers.commands import NUMBER_REFUSED, check, epoch_refused
 from drivers.errors import CallTimedOut, EpochRefused, GenerationRefused
 from drivers.protocols import FenceState, HostAccess, RemoteShell
-
-# Distinct status of hooks/change-fence.
-_NUMBER_REFUSED = 77
 
 
 class HookFence:
@@ -104,7 +101,7 @@ class HookFence:
     async def _change(self, access: HostAccess, *words: str, stdin: str | None = None) -> str:
         command = ["sh", "-c", _resource("change-fence"), "change-fence", *words]
         result = await self._shell.run(access, command, stdin=stdin, timeout=self._command_timeout)
-        if result.exit_status == _NUMBER_REFUSED:
+        if result.exit_status == NUMBER_REFUSED:
             raise _refused(access, words[0], own=int(words[1]), held=int(result.stdout))
         check(access, f"change-fence {words[0]}", result)
         return result.stdout
@@ -113,21 +110,14 @@ class HookFence:
 def _refused(
     access: HostAccess, action: str, *, own: int, held: int
 ) -> EpochRefused | GenerationRefused:
-    details = {"held": held, "own": own}
     if action in ("close", "reopen"):
         return GenerationRefused(
             f"{access.name} was told something later: it holds generation {held}, this is {own}.",
             remedy="Only if Hostler's inventory was lost, or the host belonged to another "
             "Hostler: rm /etc/hostler/told on the host, and start again.",
-            details=details,
+            details={"held": held, "own": own},
         )
-    return EpochRefused(
-        f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
-        f"one has {own}.",
-        remedy="Only if Hostler's inventory was lost, or the host belonged to another "
-        "Hostler: rm /etc/hostler/epoch on the host, and start again.",
-        details=details,
-    )
+    return epoch_refused(access, own=own, held=held)
 
 
 def _require_line(what: str, text: str) -> None:

@@ -305,8 +305,11 @@ class HostCleaner(Protocol):
     async def look(self, access: HostAccess, host: str) -> list[str]:
         """What of Hostler's is there, one line each ("file /etc/hostler/fence")."""
 
-    async def remove_files(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
-        """Remove all but the key that logs in; what was there. Raises EpochRefused."""
+    async def remove_files(
+        self, access: HostAccess, host: str, epoch: int | None, *, spare_jobs: bool = False
+    ) -> list[str]:
+        """Remove all but the key that logs in; what was there. With `spare_jobs`, jobs that run go
+        on and stay, one line each ("running UNIT"). Raises EpochRefused."""
 
     async def remove_key(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
         """Remove Hostler's own key, which comes last; what was there. Raises EpochRefused."""
@@ -423,11 +426,3 @@ class OwnKeys(Protocol):
 
     async def remove(self, access: HostAccess, epoch: int) -> None:
         """Let no own key in any more; all others stay as they are. Raises CommandFailed."""
-
-
-class Traces(Protocol):
-    """What Hostler has put on a host, beside its key."""
-
-    async def remove(self, access: HostAccess, epoch: int, jobs: Sequence[str] = ()) -> list[str]:
-        """Take away hook, fence and the named jobs; returns those of them that still run, and
-        stay. May be called many times. Raises EpochRefused, CommandFailed."""

@@ -12,13 +12,8 @@ looks into the folder at every call, and goes on when it finds nothing to run (v
 
 import importlib.resources
 
-from drivers.commands import check
-from drivers.errors import EpochRefused
+from drivers.commands import check, check_change
 from drivers.protocols import HostAccess, RemoteShell
-
-# A distinct status of hooks/clean.
-_EPOCH_REFUSED = 77
-_NOBODYS = "-"
 
 
 class ScriptCleaner:
@@ -35,35 +30,32 @@ class ScriptCleaner:
 
     async def look(self, access: HostAccess, host: str) -> list[str]:
         """What of Hostler's is there, one line each ("file /etc/hostler/fence")."""
-        return await self._run(access, "look", host)
+        return await self._run(access, None, "look", host)
 
-    async def remove_files(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
+    async def remove_files(
+        self, access: HostAccess, host: str, epoch: int | None, *, spare_jobs: bool = False
+    ) -> list[str]:
         """Remove all but the key that logs in; what was there. May be called many times."""
-        return await self._change(access, "files", host, epoch)
+        spare = ["spare"] if spare_jobs else []
+        return await self._run(access, epoch, "files", host, _words(epoch), *spare)
 
     async def remove_key(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
         """Remove Hostler's own key; what was there. May be called many times."""
-        return await self._change(access, "key", host, epoch)
+        return await self._run(access, epoch, "key", host, _words(epoch))
 
-    async def _change(
-        self, access: HostAccess, action: str, host: str, epoch: int | None
-    ) -> list[str]:
-        return await self._run(access, action, host, _NOBODYS if epoch is None else str(epoch))
-
-    async def _run(self, access: HostAccess, action: str, *words: str) -> list[str]:
-        command = ["sh", "-c", _SCRIPT, "clean", action, *words]
+    async def _run(self, access: HostAccess, epoch: int | None, *words: str) -> list[str]:
+        command = ["sh", "-c", _SCRIPT, "clean", *words]
         result = await self._shell.run(access, command, timeout=self._command_timeout)
-        if result.exit_status == _EPOCH_REFUSED:
-            held = int(result.stdout)
-            raise EpochRefused(
-                f"{access.name} was taken over by a later operation: it holds epoch {held}, this "
-                f"one has {words[1]}.",
-                remedy="Only if Hostler's inventory was lost, or the host belongs to another "
-                "Hostler: rm /etc/hostler/epoch on the host, and start again.",
-                details={"held": held, "own": int(words[1])},
-            )
-        check(access, f"clean {action}", result)
+        what = f"clean {words[0]}"
+        if epoch is None:
+            check(access, what, result)
+        else:
+            check_change(access, what, result, epoch)
         return result.stdout.splitlines()
+
+
+def _words(epoch: int | None) -> str:
+    return "-" if epoch is None else str(epoch)
 
 
 _SCRIPT = importlib.resources.files("drivers.hooks").joinpath("clean").read_text(encoding="utf-8")

@@ -21,10 +21,11 @@ _PLACES = (
     *("/etc/hostler", "/etc/libvirt", "/etc/machine-id", "/etc/os-release"),
     *("/usr/lib/os-release", "/sys/class/dmi"),
     *("/var/lib/hostler", "/run/systemd/system", "/run/libvirt", "/dev/kvm", "/usr/libexec"),
+    "/run/hostler-disks.lock",
 )
 _PROGRAMS = (
     *("awk", "bash", "cat", "chmod", "cmp", "cp", "date", "df", "find", "flock", "grep", "id"),
-    *("ip", "mkdir", "mv", "readlink", "rm", "rmdir", "sed", "sh", "stat", "sync", "tail"),
+    *("ip", "ls", "mkdir", "mv", "readlink", "rm", "rmdir", "sed", "sh", "stat", "sync", "tail"),
     *("timeout", "tr", "true", "truncate", "uname", "xargs"),
 )
 
@@ -82,6 +83,7 @@ class Machine:
         """A command of it, so that it works here."""
         for place in _PLACES:
             text = text.replace(place, str(self.path(place)))
+        text = text.replace("~root/", f"{self.home}/")
         return text.replace(_SCRIPTS_PATH, f"PATH={self._programs}")
 
     def access(self, name: str = "kvm-9") -> HostAccess:

@@ -38,7 +38,6 @@ from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
-from drivers.traces import ShellTraces
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -82,6 +81,7 @@ def build_worker(
     )
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
+    cleaner = ScriptCleaner(shell)
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
     worker = Worker(
@@ -89,7 +89,7 @@ def build_worker(
         task_queue=settings.task_queue,
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
-            AdditionActivities(inventory, directory, shell, keys, ShellTraces(shell)),
+            AdditionActivities(inventory, directory, shell, cleaner),
             OwnKeyActivities(inventory, directory, keys),
             PackageActivities(inventory, directory, Systemd(shell)),
             PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
@@ -105,7 +105,7 @@ def build_worker(
             OperationActivities(client),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
-            RemovalActivities(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
+            RemovalActivities(inventory, directory, cleaner, hypervisor, shell),
             ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),

@@ -96,7 +96,9 @@ class Machine:
         self._log_in("look", access)
         return (FILES if self.files else []) + (KEY if self.key else [])
 
-    async def remove_files(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
+    async def remove_files(
+        self, access: HostAccess, host: str, epoch: int | None, *, spare_jobs: bool = False
+    ) -> list[str]:
         self._log_in("remove_files", access)
         removed, self.files = FILES if self.files else [], self.sticky
         self._end("remove_files")

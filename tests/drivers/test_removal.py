@@ -26,12 +26,12 @@ ssh-ed25519 {KEY}four hostler:kvm-2
 """
 FILES = (
     "unit hostler-job-m-1.service",
+    "file /var/lib/hostler",
     "file /etc/libvirt/hooks/qemu.d/hostler",
     "file /etc/hostler/closed",
     "file /etc/hostler/epoch",
     "file /etc/hostler/fence",
     "file /etc/hostler/lock",
-    "file /var/lib/hostler",
     "file /run/hostler-disks.lock",
     "folder /etc/hostler",
 )
@@ -166,6 +166,20 @@ async def test_files_then_key_and_nothing_is_left(root: Root) -> None:
     assert keys.stat().st_mode & 0o777 == 0o640
     for again in (cleaner.remove_files, cleaner.remove_key):
         assert await again(ACCESS, HOST, 4) == []
+    assert root.files() == {"/root/.ssh/authorized_keys"}
+
+
+async def test_a_job_that_is_spared_goes_on_and_is_named(root: Root) -> None:
+    cleaner, job = ScriptCleaner(root), "/var/lib/hostler/jobs/m-1/output"
+    removed = [line for line in FILES if "job" not in line and "/var/lib" not in line]
+    for there in (removed, []):
+        assert await cleaner.remove_files(ACCESS, HOST, 4, spare_jobs=True) == [
+            "running hostler-job-m-1.service",
+            *there,
+        ]
+        assert root.files() == {job, "/root/.ssh/authorized_keys"}
+    (root.programs / "systemctl.units" / "hostler-job-m-1.service").unlink()
+    await cleaner.remove_files(ACCESS, HOST, 4, spare_jobs=True)
     assert root.files() == {"/root/.ssh/authorized_keys"}
 
 

@@ -43,9 +43,9 @@ from drivers.fence import HookFence
 from drivers.own_key import AuthorizedKeys
 from drivers.preflight import ShellInspector
 from drivers.protocols import HostAccess
+from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
-from drivers.traces import ShellTraces
 from inventory import Database, Inventory, SecretBox
 from inventory.models import RemovedHostRow, SecretVersionRow
 from tests.machine import PASSWORD, Machine
@@ -166,7 +166,7 @@ class Site:
             task_queue=self.queue,
             workflows=[HostAddition],
             activities=activities_of(
-                AdditionActivities(inventory, directory, shell, keys, ShellTraces(shell)),
+                AdditionActivities(inventory, directory, shell, ScriptCleaner(shell)),
                 AllocationActivities(inventory, directory, HookFence(shell), hypervisor),
                 FencingActivities(inventory, directory, HookFence(shell), hypervisor),
                 LeaseActivities(inventory, holders),
