@@ -116,7 +116,12 @@ async def _register_hosts(inventory: Inventory) -> None:
     await topology.create_zone("zone-1", actor="test")
     await topology.create_pod("pod-1", "zone-1", actor="test")
     await topology.create_cluster("cluster-1", "pod-1", actor="test")
-    await topology.set_cluster_state("cluster-1", AllocationState.ENABLED, actor="test")
+    for enable, name in (
+        (topology.set_zone_state, "zone-1"),
+        (topology.set_pod_state, "pod-1"),
+        (topology.set_cluster_state, "cluster-1"),
+    ):
+        await enable(name, AllocationState.ENABLED, actor="test")
     secret = await inventory.secrets.store("password", "simulated", actor="test")
     for number in range(1, _HOSTS + 1):
         name = f"sim-{number}"
