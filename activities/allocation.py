@@ -5,7 +5,7 @@ import asyncio
 from temporalio import activity
 
 from activities.directory import HostDirectory
-from activities.execution import uninterrupted
+from activities.execution import surprises_of, uninterrupted
 from contracts.allocation import (
     AllocationLevel,
     HostsBelow,
@@ -15,7 +15,7 @@ from contracts.allocation import (
     TellHostsResult,
     UntoldHost,
 )
-from contracts.errors import Failed, HostlerError, NotFound
+from contracts.errors import Conflict, Failed, HostlerError, NotFound
 from contracts.states import ResourceState
 from drivers.errors import FenceFailed
 from drivers.protocols import Fence, HostAccess, Hypervisor, refused_as_closed
@@ -84,8 +84,9 @@ class AllocationActivities:
         """Close each host or reopen it, as the inventory wants it at that moment, and prove it.
 
         May be called many times, by several at once. An attempt goes on where the last one
-        stopped, and tries again those that could not be told. Raises Unavailable only for the
-        inventory: what is wrong with a host is in the result.
+        stopped, and tries again those that could not be told. One that is not in service (any
+        more) is in neither list. Raises Unavailable only for the inventory: what is wrong with a
+        host is in the result.
         """
         begin = _cursor()
         pending = await self._inventory.closings.pending(request.hosts[:begin])
@@ -99,8 +100,8 @@ class AllocationActivities:
             async with slots:
                 try:
                     outcomes[host] = await uninterrupted(self._tell(host))
-                except NotFound:
-                    activity.logger.info("%s was removed before it could be told", host)
+                except (NotFound, Conflict) as error:
+                    activity.logger.info("%s is not told: %s", host, error)
             finished[number] = True
             # All before it are done.
             activity.heartbeat(finished.index(False) if False in finished else len(finished))
@@ -160,14 +161,14 @@ class AllocationActivities:
         except Failed as error:  # its credential can't be read
             return str(error)[:_MAX_REASON]
         try:
-            # An older hook knows nothing of closed hosts. The epoch is the host's own: this takes
-            # nothing over.
-            await self._fence.install(access, (await self._fence.read(access)).epoch)
-            if closing.because is None:
-                await self._fence.reopen(access, closing.generation)
-            else:
-                await self._fence.close(access, closing.because, closing.generation)
-            await self._prove(access, closing.because)
+            with surprises_of(host):
+                # An older hook knows nothing of closed hosts.
+                await self._fence.refresh(access)
+                if closing.because is None:
+                    await self._fence.reopen(access, closing.generation)
+                else:
+                    await self._fence.close(access, closing.because, closing.generation)
+                await self._prove(access, closing.because)
         except HostlerError as error:
             return str(error)[:_MAX_REASON]
         return None

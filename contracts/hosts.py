@@ -75,7 +75,8 @@ class Host(Contract):
         checked_at: when the host was last looked at by the schedule.
         missed_checks: checks in a row that it did not answer.
         closed: the host itself refuses VMs that were not there before, because it, its cluster, pod
-            or zone is `Disabled`; says what the host was last told, not what is wanted.
+            or zone is `Disabled`; says what the host was last told, not what is wanted. None: it is
+            not sure what it was told.
     """
 
     name: Name
@@ -93,7 +94,7 @@ class Host(Contract):
     status_since: datetime | None = None
     checked_at: datetime | None = None
     missed_checks: int = 0
-    closed: bool = False
+    closed: bool | None = None
     usage: HostUsage | None = None
     fence: str | None
     fence_generation: int

@@ -17,10 +17,27 @@ def check(access: HostAccess, command: str, result: CommandResult) -> None:
         )
 
 
+def unexpected(access: HostAccess, command: str, said: str) -> CommandFailed:
+    """It ended well, and what it said is not what it says."""
+    return CommandFailed(
+        f"{command!r} on {access.name} answered {said.strip()[-200:]!r}, which says nothing.",
+        remedy="See whether a start-up file of root's shell there (~/.bashrc) prints something "
+        "where nobody is at a terminal.",
+        details={"command": command, "exit_status": 0, "stderr": ""},
+    )
+
+
+def number(access: HostAccess, command: str, said: str) -> int:
+    """The number that a command has said. Raises CommandFailed if it is none."""
+    if not said.strip().isdecimal():
+        raise unexpected(access, command, said)
+    return int(said)
+
+
 def check_change(access: HostAccess, command: str, result: CommandResult, epoch: int) -> None:
     """The same for a change under a lease's `epoch`; raises EpochRefused too."""
     if result.exit_status == NUMBER_REFUSED:
-        raise epoch_refused(access, own=epoch, held=int(result.stdout))
+        raise epoch_refused(access, own=epoch, held=number(access, command, result.stdout))
     check(access, command, result)
 
 

@@ -7,7 +7,8 @@ All of it lies on the host, under /etc, so it holds across reboots and without H
     /etc/hostler/fence                  the operation it is up for; up while it has a word in it
     /etc/hostler/epoch                  the highest lease epoch seen: lower ones are refused
     /etc/hostler/closed                 why the host is closed; it is while it has a word in it
-    /etc/hostler/belongs                UUIDs of the VMs that may start nevertheless
+    /etc/hostler/belongs                UUIDs of the VMs that may start nevertheless; its last line
+                                        is "settled" when all are in it
     /etc/hostler/told                   the highest generation of close and reopen: no lower ones
     /etc/hostler/lock                   one change at a time
 
@@ -22,9 +23,11 @@ import asyncio
 import importlib.resources
 import time
 
-from drivers.commands import NUMBER_REFUSED, check, epoch_refused
+from drivers.commands import NUMBER_REFUSED, check, epoch_refused, number, unexpected
 from drivers.errors import CallTimedOut, EpochRefused, GenerationRefused
 from drivers.protocols import FenceState, HostAccess, RemoteShell
+
+_LINES_READ = 3
 
 
 class HookFence:
@@ -40,7 +43,7 @@ class HookFence:
         self,
         shell: RemoteShell,
         *,
-        command_timeout: float = 30.0,
+        command_timeout: float = 60.0,
         restart_timeout: float = 60.0,
     ) -> None:
         self._shell = shell
@@ -50,6 +53,11 @@ class HookFence:
     async def install(self, access: HostAccess, epoch: int) -> bool:
         """Put the hook in place; True if it was missing or different."""
         said = await self._change(access, "install", str(epoch), stdin=_resource("hostler"))
+        return said.strip() == "installed"
+
+    async def refresh(self, access: HostAccess) -> bool:
+        """The same on a host that has the fence, whoever works there; anywhere else it fails."""
+        said = await self._change(access, "refresh", stdin=_resource("hostler"))
         return said.strip() == "installed"
 
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
@@ -73,9 +81,15 @@ class HookFence:
 
     async def read(self, access: HostAccess) -> FenceState:
         """The fence as it is now."""
-        epoch, operation, closed = (await self._change(access, "read")).splitlines()
+        said = await self._change(access, "read")
+        lines = said.splitlines()
+        if len(lines) != _LINES_READ:
+            raise unexpected(access, "change-fence read", said)
+        epoch, operation, closed = lines
         return FenceState(
-            operation=operation.strip() or None, epoch=int(epoch), closed=closed.strip() or None
+            operation=operation.strip() or None,
+            epoch=number(access, "change-fence read", epoch),
+            closed=closed.strip() or None,
         )
 
     async def restart_libvirtd(self, access: HostAccess) -> None:
@@ -99,11 +113,13 @@ class HookFence:
             await asyncio.sleep(0.5)
 
     async def _change(self, access: HostAccess, *words: str, stdin: str | None = None) -> str:
+        name = f"change-fence {words[0]}"
         command = ["sh", "-c", _resource("change-fence"), "change-fence", *words]
         result = await self._shell.run(access, command, stdin=stdin, timeout=self._command_timeout)
         if result.exit_status == NUMBER_REFUSED:
-            raise _refused(access, words[0], own=int(words[1]), held=int(result.stdout))
-        check(access, f"change-fence {words[0]}", result)
+            held = number(access, name, result.stdout)
+            raise _refused(access, words[0], own=int(words[1]), held=held)
+        check(access, name, result)
         return result.stdout
 
 

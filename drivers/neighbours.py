@@ -3,7 +3,7 @@
 import importlib.resources
 
 from contracts.host_status import Reach
-from drivers.commands import check
+from drivers.commands import check, unexpected
 from drivers.protocols import HostAccess, RemoteShell
 
 # For the shell to be opened and the answer to come, beside the connection that is tried.
@@ -25,4 +25,8 @@ class ShellNeighbours:
         )
         check(peer, "reach", result)
         said = result.stdout.strip()
-        return Reach.UNKNOWN if said.startswith(Reach.UNKNOWN) else Reach(said)
+        if said.startswith(Reach.UNKNOWN):
+            return Reach.UNKNOWN
+        if said not in set(Reach):
+            raise unexpected(peer, "reach", said)
+        return Reach(said)

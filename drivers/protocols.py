@@ -270,6 +270,10 @@ class Fence(Protocol):
         """Put the hook in place; True if it was missing or different (libvirtd must then be
         restarted once before it calls it)."""
 
+    async def refresh(self, access: HostAccess) -> bool:
+        """The same on a host on which an operation has installed it, whoever works there now; fails
+        (CommandFailed) on any other, and so do `close` and `reopen`: it may have been taken off."""
+
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """Refuse starts and incoming migrations from now on, across reboots."""
 

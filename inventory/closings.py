@@ -1,7 +1,8 @@
 """Which hosts are to be closed: to refuse VMs that were not there before.
 
 Wanted follows from the states of the host, its cluster, pod and zone. `HostRow.closed` is what the
-host was last told.
+host is known to have been told; None while that is not sure: from the moment that it is to be told
+something else until it is proven to know it.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from inventory.events import add_event
 from inventory.models import ClusterRow, EventRow, HostRow, PodRow, ZoneRow, now
 
 _DECIDED = "host.allocation"
-_OPEN = "is to take new VMs"
+_DIFFERS = "host.allocation-differs"
 _NAMES = {
     AllocationLevel.ZONE: col(ZoneRow.name),
     AllocationLevel.POD: col(PodRow.name),
@@ -51,30 +52,36 @@ class Closings:
         self._database = database
 
     async def decide(self, host: str, *, operation: str) -> Closing:
-        """What the host is to be told now. Raises NotFound.
+        """What the host is to be told now. Raises NotFound, Conflict (nothing: it is not in service
+        yet, or not any more).
 
-        An answer that differs from the last one is written into the audit trail, and the number of
-        that event is its generation. The host's row is locked from before the states are read until
-        then: of two answers the later one has seen the later states, and has the higher number.
+        The first answer, and one that differs from the last one, is written into the audit trail,
+        and the number of that event is its generation. The host's row is locked from before the
+        states are read until then: of two answers the later one has seen the later states, and has
+        the higher number.
         """
         async with self._database.writing() as session:
-            because = await _because(session, await _locked(session, host))
-            text = _OPEN if because is None else f"is to refuse new VMs: {because}"
-            generation, said = await _latest(session, host)
-            if said != text:
+            row = await _locked(session, host)
+            if row.resource_state not in _TOLD_STATES:
+                raise Conflict(f"{host} is {row.resource_state}: it is not told what it takes.")
+            because = await _because(session, row)
+            text = "is to take new VMs" if because is None else f"is to refuse new VMs: {because}"
+            last = await _latest(session, host)
+            if last is None or last.message != text:
+                row.closed = None
+                session.add(row)
                 subject = f"host/{host}"
                 add_event(session, _DECIDED, subject, text, operation=operation, actor=operation)
                 await session.flush()
-                generation, _ = await _latest(session, host)
-        return Closing(generation=generation, because=because)
+                last = await _latest(session, host)
+        return Closing(generation=_number(last), because=because)
 
     async def record(self, host: str, closing: Closing, *, operation: str) -> bool:
         """Write down that the host was told so; False, and no effect, if another answer was given
         since. Raises NotFound."""
         async with self._database.writing() as session:
             row = await _locked(session, host)
-            generation, _ = await _latest(session, host)
-            if generation != closing.generation:
+            if _number(await _latest(session, host)) != closing.generation:
                 return False
             closed = closing.because is not None
             if row.closed != closed:
@@ -90,12 +97,36 @@ class Closings:
                 )
         return True
 
+    async def doubt(self, host: Host, *, closed_there: bool, operation: str) -> bool:
+        """Write down that the host itself was seen to be otherwise than it was told, so that it is
+        told again. False, and no effect, if it is so, or was told something since `host` was read.
+        """
+        if host.closed is None or host.closed is closed_there:
+            return False
+        async with self._database.writing() as session:
+            row = await _locked(session, host.name)
+            if row.closed is not host.closed:
+                return False
+            row.closed, row.updated_at = None, now()
+            session.add(row)
+            add_event(
+                session,
+                _DIFFERS,
+                f"host/{host.name}",
+                "refuses new VMs, although it was reopened: it is told again"
+                if closed_there
+                else "takes new VMs, although it was closed: it is told again",
+                operation=operation,
+                actor=operation,
+            )
+        return True
+
     async def hosts_below(self, level: AllocationLevel, name: str) -> list[str]:
         """The hosts that a change at `name` is told to, by name."""
         return await _names(self._database, _NAMES[level] == name)
 
     async def pending(self, hosts: tuple[str, ...]) -> frozenset[str]:
-        """Those of `hosts` that have last been told otherwise than is wanted now."""
+        """Those of `hosts` that are not known to have been told what is wanted now."""
         wanted = col(HostRow.name).in_(hosts)
         return frozenset(await _names(self._database, wanted, _differs()))
 
@@ -132,8 +163,8 @@ async def _names(database: Database, *conditions: ColumnElement[bool]) -> list[s
 
 
 def _differs() -> ColumnElement[bool]:
-    """Told otherwise than wanted. A maintenance gives back the state before it: a host that was
-    `Disabled` stays closed meanwhile, and is so when its fence goes down."""
+    """Not known to have been told what is wanted. A maintenance gives back the state before it: a
+    host that was `Disabled` stays closed meanwhile, and is so when its fence goes down."""
     disabled = AllocationState.DISABLED
     wanted = or_(
         col(ZoneRow.allocation_state) == disabled,
@@ -142,7 +173,7 @@ def _differs() -> ColumnElement[bool]:
         col(HostRow.resource_state) == ResourceState.DISABLED,
         func.coalesce(col(HostRow.state_before_maintenance), "") == ResourceState.DISABLED,
     )
-    return col(HostRow.closed) != wanted
+    return or_(col(HostRow.closed).is_(None), col(HostRow.closed) != wanted)
 
 
 async def _because(session: AsyncSession, host: HostRow) -> str | None:
@@ -164,16 +195,20 @@ async def _because(session: AsyncSession, host: HostRow) -> str | None:
     return ", ".join(disabled) or None
 
 
-async def _latest(session: AsyncSession, host: str) -> tuple[int, str]:
-    """Number and text of the last answer that differed; a host is open before the first one."""
+async def _latest(session: AsyncSession, host: str) -> EventRow | None:
+    """The last answer that differed from the one before."""
     query = (
         select(EventRow)
         .where(col(EventRow.subject) == f"host/{host}", col(EventRow.kind) == _DECIDED)
         .order_by(col(EventRow.id).desc())
         .limit(1)
     )
-    row = (await session.exec(query)).first()
-    return (row.id or 0, row.message) if row is not None else (0, _OPEN)
+    return (await session.exec(query)).first()
+
+
+def _number(answer: EventRow | None) -> int:
+    """Of no answer: one that no answer has."""
+    return 0 if answer is None else answer.id or 0
 
 
 async def _locked(session: AsyncSession, host: str) -> HostRow:

@@ -115,8 +115,8 @@ class Hosts:
         return await select_hosts(self._database, *conditions, limit=limit, after=after)
 
     async def untold(self) -> Sequence[str]:
-        """Those that are `Up` and have last been told otherwise than is wanted now: to refuse VMs
-        that were not there before, or to let them in again. By name."""
+        """Those that are `Up` and are not known to have been told what is wanted now: to refuse VMs
+        that were not there before, or to let them in. By name."""
         return await untold(self._database)
 
     async def login(self, name: str) -> "Login":
@@ -277,6 +277,9 @@ class Hosts:
                     raise Conflict(f"{name} is {current} and can't become {status}.")
                 row.status, row.status_reason = status, reason
                 row.status_since = row.updated_at = now()
+                if status is HostStatus.UP:
+                    # What it missed before is over: its next miss is a first one.
+                    row.missed_checks = 0
                 session.add(row)
                 add_event(
                     session,

@@ -81,7 +81,8 @@ class HostRow(SQLModel, table=True):
     step finds its work done. `secret_id` is the credential that logs in; `staged_key_id` a key of
     Hostler's own that is not proven yet; `password_secret_id` the password of `user`, where it is
     known beside a key. `missed_checks`: checks in a row that the host did not answer. `closed`: its
-    own fence lets no new VM start, as far as Hostler has told it.
+    own fence lets no new VM start, as far as Hostler has told it; None: nobody knows what it was
+    told last.
     """
 
     __tablename__ = "host"
@@ -110,7 +111,7 @@ class HostRow(SQLModel, table=True):
     status_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
     checked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     missed_checks: int = 0
-    closed: bool = False
+    closed: bool | None = None
     fence: str | None = None
     fence_generation: int = 0
     capacity_memory_mib: int | None = None

@@ -26,12 +26,13 @@ from contracts.errors import Conflict, NotFound, Unavailable
 from contracts.leases import LeaseRef, LeaseScope
 from contracts.states import AllocationState, HostStatus, ResourceState
 from contracts.steps import FenceInput
-from drivers.errors import FenceFailed
+from drivers.errors import FenceFailed, HostUnreachable
 from drivers.fence import HookFence
 from inventory import Database, Inventory, SecretBox
 from inventory.closings import Closing
 from tests.activities.conftest import OWNER, change_state, ref, run
 from tests.hooks.fleet import Fleet, FleetLibvirt
+from tests.inventory.conftest import register
 
 ENABLED, DISABLED = AllocationState.ENABLED, AllocationState.DISABLED
 OPERATION = "cluster-allocation/cluster-1"
@@ -70,6 +71,7 @@ class World:
             )
             await self.inventory.hosts.set_status(name, HostStatus.UP, actor="test", reason="added")
             await change_state(self.inventory, name, ResourceState.ENABLED)
+            self.fleet.host(name).write("epoch", "0\n")
         return tuple(f"kvm-{number}" for number in numbers)
 
     async def set(
@@ -94,7 +96,7 @@ class World:
     async def tell(self, hosts: Iterable[str]) -> TellHostsResult:
         return await run(self.activities.tell_hosts, TellHostsInput(hosts=tuple(hosts)))
 
-    async def closed(self, host: str) -> tuple[bool, str | None]:
+    async def closed(self, host: str) -> tuple[bool | None, str | None]:
         """By the inventory, and on the host."""
         said = self.fleet.host(host).read("closed")
         return (await self.inventory.hosts.get(host)).closed, said and said.strip()
@@ -196,7 +198,7 @@ async def test_a_host_that_is_away_is_told_when_it_is_back(world: World) -> None
     assert [(one.host, one.reason) for one in result.untold] == [
         ("kvm-2", "kvm-2 does not answer.")
     ]
-    assert await world.closed("kvm-2") == (False, None)
+    assert await world.closed("kvm-2") == (None, None)
     assert await world.inventory.hosts.untold() == ["kvm-2"]
     world.fleet.away = set()
     assert (await world.tell(await world.inventory.hosts.untold())).told == ("kvm-2",)
@@ -223,6 +225,70 @@ async def test_what_one_host_has_broken_is_its_own(world: World) -> None:
     reasons = {one.host: one.reason for one in result.untold}
     assert "rm /etc/hostler/told" in reasons["kvm-1"]
     assert "failed to connect" in reasons["kvm-2"]
+
+
+async def test_a_host_half_told_is_told_again_when_the_opposite_is_wanted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host closes, its answer is lost, and its cluster is enabled again while it is away."""
+    await world.add(1)
+    await world.tell(["kvm-1"])
+    probe = world.libvirt.start_probe
+
+    async def lost(access: Any) -> str | None:
+        raise HostUnreachable("the connection broke")
+
+    monkeypatch.setattr(world.libvirt, "start_probe", lost)
+    await world.set(DISABLED)
+    await world.tell(["kvm-1"])
+    assert await world.closed("kvm-1") == (None, BECAUSE)
+    await world.set(ENABLED)
+    monkeypatch.setattr(world.libvirt, "start_probe", probe)
+    assert await world.inventory.hosts.untold() == ["kvm-1"]
+    await world.tell(await world.inventory.hosts.untold())
+    assert await world.closed("kvm-1") == (False, None)
+    assert await world.inventory.hosts.untold() == []
+
+
+async def test_a_host_that_is_beyond_hostler_costs_itself_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = await world.add(1, 2)
+    probe = world.libvirt.start_probe
+
+    async def odd(access: Any) -> str | None:
+        if access.name == "kvm-1":
+            raise ValueError("not enough values to unpack")
+        return await probe(access)
+
+    monkeypatch.setattr(world.libvirt, "start_probe", odd)
+    result = await world.tell(hosts)
+    assert result.told == ("kvm-2",)
+    (untold,) = result.untold
+    assert "does not understand: ValueError: not enough values" in untold.reason
+
+
+async def test_a_host_that_was_taken_off_gets_nothing_back(world: World) -> None:
+    """Its removal is at work, and has cleaned it already."""
+    await world.add(1)
+    await change_state(
+        world.inventory, "kvm-1", ResourceState.PREPARE_FOR_MAINTENANCE, ResourceState.MAINTENANCE
+    )
+    (world.fleet.host("kvm-1").root / "etc/hostler/epoch").unlink()
+    await world.set(DISABLED)
+    (untold,) = (await world.tell(["kvm-1"])).untold
+    assert "not installed here" in untold.reason
+    assert await world.closed("kvm-1") == (None, None)
+    assert world.fleet.host("kvm-1").installed_hook("<domain/>") is None
+
+
+async def test_a_host_that_is_not_in_service_is_left_out(world: World) -> None:
+    await world.add(1)
+    secret = await world.inventory.secrets.store("password", "pw", actor="test")
+    await register(world.inventory, 2, secret_id=secret)
+    result = await world.tell(["kvm-1", "kvm-2"])
+    assert result == TellHostsResult(told=("kvm-1",), untold=())
+    assert world.fleet.calls["kvm-2"] == 0
 
 
 async def test_an_older_hook_is_replaced_first(world: World) -> None:
@@ -414,5 +480,5 @@ async def test_a_cancel_leaves_no_host_half_told(
         await telling
     for host in hosts:
         recorded, there = await world.closed(host)
-        assert recorded == (there is not None), host
+        assert recorded is (None if there is None else True), host
     assert not (await world.inventory.hosts.get("kvm-4")).closed

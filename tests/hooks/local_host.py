@@ -16,6 +16,7 @@ _VIRSH = """#!/bin/sh
 [ ! -e "{root}/broken" ] || { echo 'error: failed to connect' >&2; exit 1; }
 [ ! -e "{root}/domains" ] || cat "{root}/domains"
 [ ! -e "{root}/domains.next" ] || mv "{root}/domains.next" "{root}/domains"
+[ ! -e "{root}/broken.next" ] || mv "{root}/broken.next" "{root}/broken"
 echo
 """
 
@@ -75,6 +76,13 @@ class LocalHost:
     def break_libvirt(self) -> None:
         self._file("broken").touch()
 
+    def break_libvirt_next(self) -> None:
+        """After it has been asked once."""
+        self._file("broken.next").touch()
+
+    def mend_libvirt(self) -> None:
+        self._file("broken").unlink()
+
     def write(self, name: str, text: str) -> None:
         self._file(f"etc/hostler/{name}").write_text(text)
 
@@ -84,7 +92,7 @@ class LocalHost:
         return path.read_text() if path.exists() else None
 
     def belongs(self) -> set[str]:
-        return set((self.read("belongs") or "").split())
+        return set((self.read("belongs") or "").split()) - {"settled"}
 
     def hook(
         self, xml: str, operation: str = "prepare", shell: Sequence[str] = ("/bin/sh",)

@@ -1,14 +1,18 @@
 """A closed host: the hook and its changes, run by a shell in a directory."""
 
+import asyncio
+import dataclasses
+import fcntl
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drivers.errors import CommandFailed, EpochRefused, GenerationRefused
 from drivers.fence import HookFence
-from drivers.protocols import CLOSED, FENCED, FenceState, refused_as_closed
+from drivers.protocols import CLOSED, FENCED, CommandResult, FenceState, refused_as_closed
 from tests.hooks.local_host import ACCESS, LocalHost
 
 HERE = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -51,7 +55,10 @@ OTHER_UUIDS = {
 
 @pytest.fixture
 def host(tmp_path: Path) -> LocalHost:
-    return LocalHost(tmp_path / "host")
+    """With the fence installed."""
+    host = LocalHost(tmp_path / "host")
+    host.write("epoch", "0\n")
+    return host
 
 
 @pytest.fixture
@@ -249,6 +256,85 @@ async def test_an_older_hook_is_replaced(closed: LocalHost, fence: HookFence) ->
     hook.parent.mkdir(parents=True)
     hook.write_text("#!/bin/sh\n[ -s /etc/hostler/fence ] || exit 0\nexit 1\n")
     hook.chmod(0o755)
-    assert await fence.install(ACCESS, 0)
+    assert await fence.refresh(ACCESS)
     assert "closed" in hook.read_text()
-    assert not await fence.install(ACCESS, 0)
+    assert not await fence.refresh(ACCESS)
+    assert (await fence.read(ACCESS)).epoch == 0
+
+
+async def test_nothing_comes_back_to_a_host_from_which_it_was_taken_off(tmp_path: Path) -> None:
+    host = LocalHost(tmp_path / "clean")
+    (host.root / "etc" / "hostler").rmdir()
+    fence = HookFence(host)
+    for change in (
+        fence.refresh(ACCESS),
+        fence.close(ACCESS, BECAUSE, 1),
+        fence.reopen(ACCESS, 2),
+    ):
+        with pytest.raises(CommandFailed, match="not installed here"):
+            await change
+    assert list((host.root / "etc").iterdir()) == []
+    assert await fence.install(ACCESS, 1)
+    await fence.close(ACCESS, BECAUSE, 3)
+
+
+async def test_who_takes_it_off_while_another_waits_has_the_last_word(
+    host: LocalHost, fence: HookFence
+) -> None:
+    lock = host.root / "etc/hostler/lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        closing = asyncio.create_task(fence.close(ACCESS, BECAUSE, 1))
+        # It has opened the lock: it is past its first look.
+        while not _waits_for(lock):
+            await asyncio.sleep(0.02)
+        for path in (host.root / "etc/hostler/epoch", lock):
+            path.unlink()
+    with pytest.raises(CommandFailed, match="not installed here"):
+        await closing
+    assert list((host.root / "etc/hostler").iterdir()) == []
+
+
+async def test_a_list_that_was_not_settled_is_when_it_is_closed_again(
+    host: LocalHost, fence: HookFence
+) -> None:
+    """libvirt stops to answer between the two lists."""
+    host.domains(HERE)
+    host.break_libvirt_next()
+    with pytest.raises(CommandFailed, match="failed to connect"):
+        await fence.close(ACCESS, BECAUSE, 1)
+    assert (await fence.read(ACCESS)).closed == BECAUSE
+    assert host.belongs() == {HERE}
+    host.mend_libvirt()
+    host.domains(HERE, THERE)
+    await fence.close(ACCESS, BECAUSE, 1)
+    assert host.belongs() == {HERE, THERE}
+    host.domains(HERE, THERE, NEW)
+    await fence.close(ACCESS, BECAUSE, 1)
+    assert host.belongs() == {HERE, THERE}
+
+
+async def test_what_it_should_not_say_is_its_own_failure(
+    host: LocalHost, fence: HookFence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an `echo` in root's .bashrc."""
+    run = host.run
+
+    async def chatty(*args: Any, **more: Any) -> CommandResult:
+        result = await run(*args, **more)
+        return dataclasses.replace(result, stdout=f"welcome\n{result.stdout}")
+
+    host.write("told", "7\n")
+    monkeypatch.setattr(host, "run", chatty)
+    with pytest.raises(CommandFailed, match="bashrc"):
+        await fence.read(ACCESS)
+    with pytest.raises(CommandFailed, match="bashrc"):
+        await fence.close(ACCESS, BECAUSE, 6)
+
+
+def _waits_for(file: Path) -> bool:
+    """Whether somebody waits for a lock of that file."""
+    inode = str(file.stat().st_ino)
+    return any(
+        "->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()
+    )

@@ -27,6 +27,12 @@ async def change(inventory: Inventory, number: int, *targets: ResourceState) -> 
         )
 
 
+async def tell(inventory: Inventory) -> None:
+    """kvm-1 is told what is wanted, and has understood."""
+    closing = await inventory.closings.decide("kvm-1", operation=OPERATION)
+    assert await inventory.closings.record("kvm-1", closing, operation=OPERATION)
+
+
 async def because(inventory: Inventory) -> str | None:
     return (await inventory.closings.decide("kvm-1", operation=OPERATION)).because
 
@@ -35,6 +41,7 @@ async def test_what_is_disabled_above_or_itself_closes_a_host(inventory: Invento
     await enabled(inventory, 1)
     topology = inventory.topology
     assert await because(inventory) is None
+    await tell(inventory)
     for level, set_state in (
         ("zone", topology.set_zone_state),
         ("pod", topology.set_pod_state),
@@ -44,6 +51,7 @@ async def test_what_is_disabled_above_or_itself_closes_a_host(inventory: Invento
         assert await because(inventory) == f"{level} {level}-1 is Disabled"
         assert await inventory.hosts.untold() == ["kvm-1"]
         await set_state(f"{level}-1", ENABLED, actor="test")
+        await tell(inventory)
         assert await inventory.hosts.untold() == []
     await change(inventory, 1, ResourceState.DISABLED)
     await topology.set_zone_state("zone-1", DISABLED, actor="test")
@@ -71,13 +79,14 @@ async def test_an_answer_that_differs_has_a_higher_generation_and_an_event(
         given.append(await decide("kvm-1", operation=OPERATION))
         assert await decide("kvm-1", operation="another") == given[-1]
     generations = [closing.generation for closing in given]
-    assert generations[0] == 0  # nothing was ever to be said
+    assert generations[0] > 0  # a host may hold one from before it was added
     assert generations == sorted(set(generations))
     events = await inventory.events.list(subject="host/kvm-1")
     assert [(one.message, one.actor) for one in events if one.kind == "host.allocation"] == [
         ("is to refuse new VMs: cluster cluster-1 is Disabled", OPERATION),
         ("is to take new VMs", OPERATION),
         ("is to refuse new VMs: cluster cluster-1 is Disabled", OPERATION),
+        ("is to take new VMs", OPERATION),
     ]
 
 
@@ -107,13 +116,65 @@ async def test_only_the_latest_answer_is_recorded_as_told(inventory: Inventory) 
     reopening = await closings.decide("kvm-1", operation=OPERATION)
     assert not await closings.record("kvm-1", closing, operation="late")
     assert await closings.record("kvm-1", reopening, operation=OPERATION)
-    assert not (await inventory.hosts.get("kvm-1")).closed
+    assert (await inventory.hosts.get("kvm-1")).closed is False
     assert not await closings.record("kvm-1", closing, operation="late")
-    assert not (await inventory.hosts.get("kvm-1")).closed
+    assert (await inventory.hosts.get("kvm-1")).closed is False
     events = await inventory.events.list(subject="host/kvm-1")
     told = [(event.kind, event.message) for event in events]
     assert told.count(("host.closed", "cluster cluster-1 is Disabled")) == 1
     assert told.count(("host.reopened", "takes new VMs")) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), [(DISABLED, ENABLED), (ENABLED, DISABLED)])
+async def test_a_host_that_may_have_heard_something_else_is_told_again(
+    inventory: Inventory, first: AllocationState, second: AllocationState
+) -> None:
+    """It was told `first`, its answer was lost, and nobody wants that any more."""
+    await enabled(inventory, 1)
+    set_state = inventory.topology.set_cluster_state
+    await set_state("cluster-1", second, actor="test")
+    await tell(inventory)
+    assert await inventory.hosts.untold() == []
+    await set_state("cluster-1", first, actor="test")
+    await inventory.closings.decide("kvm-1", operation=OPERATION)
+    await set_state("cluster-1", second, actor="test")
+    assert await inventory.hosts.untold() == ["kvm-1"]
+    assert (await inventory.hosts.get("kvm-1")).closed is None
+    await tell(inventory)
+    assert await inventory.hosts.untold() == []
+
+
+async def test_a_host_that_was_never_told_is_to_be(inventory: Inventory) -> None:
+    await enabled(inventory, 1)
+    assert await inventory.hosts.untold() == ["kvm-1"]
+
+
+async def test_a_host_seen_otherwise_than_it_was_told_is_told_again(inventory: Inventory) -> None:
+    await enabled(inventory, 1)
+    doubt = inventory.closings.doubt
+    never_told = await inventory.hosts.get("kvm-1")
+    assert not await doubt(never_told, closed_there=True, operation="check")
+    await tell(inventory)
+    seen = await inventory.hosts.get("kvm-1")
+    assert not await doubt(seen, closed_there=False, operation="check")
+    assert await inventory.hosts.untold() == []
+    for outcome in (True, False):  # it is told of once
+        assert await doubt(seen, closed_there=True, operation="check") is outcome
+    assert await inventory.hosts.untold() == ["kvm-1"]
+    events = await inventory.events.list(subject="host/kvm-1")
+    (said,) = [event.message for event in events if event.kind == "host.allocation-differs"]
+    assert said == "refuses new VMs, although it was reopened: it is told again"
+
+
+@pytest.mark.parametrize("state", [ResourceState.CREATING, ResourceState.ERROR])
+async def test_a_host_that_is_not_in_service_is_told_nothing(
+    inventory: Inventory, state: ResourceState
+) -> None:
+    await register(inventory, 1)
+    if state is not ResourceState.CREATING:
+        await change(inventory, 1, state)
+    with pytest.raises(Conflict, match=f"kvm-1 is {state}"):
+        await inventory.closings.decide("kvm-1", operation=OPERATION)
 
 
 async def test_who_is_told(inventory: Inventory) -> None:

@@ -218,3 +218,15 @@ async def test_many_looks_are_written_at_once(inventory: Inventory) -> None:
     looks = [look(Seen.KEY_CHANGED, name) for name in names]
     changes = await inventory.host_checks.record(looks, operation=CHECK)
     assert {change.host for change in changes} == names
+
+
+async def test_an_operation_that_finds_a_host_up_forgives_its_misses(inventory: Inventory) -> None:
+    """The first miss after a long absence is a first one."""
+    await enabled(inventory, 1)
+    for _ in range(5):
+        await see(inventory, look(Seen.UNREACHABLE))
+    await inventory.hosts.set_status("kvm-1", HostStatus.UP, actor="op", reason="it answered")
+    host = await inventory.hosts.get("kvm-1")
+    assert (host.status, host.missed_checks) == (HostStatus.UP, 0)
+    await see(inventory, look(Seen.UNREACHABLE))
+    assert (await inventory.hosts.get("kvm-1")).status is HostStatus.UP

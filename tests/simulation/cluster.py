@@ -393,6 +393,11 @@ class SimulatedFence:
         await self.read(access)
         return False
 
+    async def refresh(self, access: HostAccess) -> bool:
+        """The hook is always there."""
+        await self.read(access)
+        return False
+
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """From now on migrations to the host and probes are refused."""
         await self.read(access)

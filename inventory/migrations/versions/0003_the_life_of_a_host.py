@@ -50,6 +50,4 @@ def upgrade() -> None:
     op.add_column(
         "host", sa.Column("missed_checks", sa.Integer(), nullable=False, server_default="0")
     )
-    op.add_column(
-        "host", sa.Column("closed", sa.Boolean(), nullable=False, server_default=sa.false())
-    )
+    op.add_column("host", sa.Column("closed", sa.Boolean(), nullable=True))
