@@ -257,6 +257,11 @@ class HostMaintenance:
                 PHASE.value_set(state.phase),
             ]
         )
+        if host.being_reinstalled:
+            raise _conflict(
+                f"{host.name} is being re-installed. Go on with that: hostler host reinstall "
+                f"{host.name}"
+            )
         if host.resource_state in MAINTENANCE_STATES:
             state.restore = host.state_before_maintenance or ResourceState.ENABLED
             # Somebody may be working on it: whatever goes wrong, it does not go back unasked.
@@ -610,7 +615,12 @@ class HostMaintenance:
             try:
                 await self._guard_until_back()
             except ActivityError as error:
-                await self._show_held(as_application_error(error))
+                problem = as_application_error(error)
+                if problem.type == "HostKeyChanged" and workflow.patched("another-installation"):
+                    # What has come back is not the host that was taken out: nothing is done to it.
+                    state.enter(Phase.READY, f"Ready for maintenance: {problem.message}")
+                else:
+                    await self._show_held(problem)
                 await state.unless_leaving(
                     workflow.sleep(
                         state.settings.retry_interval, summary=f"{state.name} is fenced again"
