@@ -6,7 +6,7 @@ from contracts.errors import Failed
 from contracts.hosts import RemovedHost
 from drivers.protocols import HostAccess
 from inventory import Inventory
-from inventory.host_keys import is_revoked, unmarked
+from inventory.host_keys import is_revoked, key_of
 from inventory.hosts import Login
 from inventory.secrets import Credential
 
@@ -38,7 +38,7 @@ class HostDirectory:
     async def access_to_former(self, name: str) -> HostAccess:
         """How to reach the old installation of a host whose trust was withdrawn."""
         login = await self._inventory.hosts.login(name)
-        former = dataclasses.replace(login, host_key_line=unmarked(login.host_key_line))
+        former = dataclasses.replace(login, host_key_line=key_of(login.host_key_line))
         return await self._access(name, former, login.secret_id)
 
     async def access_to_removed(self, removed: RemovedHost) -> HostAccess:

@@ -76,7 +76,7 @@ class Host(Contract):
         missed_checks: checks in a row that it did not answer.
         closed: the host itself refuses VMs that were not there before, because it, its cluster, pod
             or zone is `Disabled`; says what the host was last told, not what is wanted.
-        host_key_revoked: its re-installation has begun: whatever shows that key is not trusted.
+        being_reinstalled: its trust was withdrawn, and it is not back in service yet.
     """
 
     name: Name
@@ -87,7 +87,7 @@ class Host(Contract):
     ssh_port: int = 22
     user: str
     host_key_sha256: str | None
-    host_key_revoked: bool = False
+    being_reinstalled: bool = False
     resource_state: ResourceState
     state_before_maintenance: ResourceState | None
     status: HostStatus
@@ -107,12 +107,6 @@ class Host(Contract):
     secured: bool = False
     created_at: datetime
     updated_at: datetime
-
-    @property
-    def being_reinstalled(self) -> bool:
-        """Its key is revoked, or its new installation is not provisioned yet."""
-        provisioned = self.resource_state is not ResourceState.MAINTENANCE or self.facts is not None
-        return self.host_key_revoked or not provisioned
 
 
 class RemovedHost(Contract):

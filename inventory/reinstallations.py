@@ -1,21 +1,16 @@
 """Hosts that are being re-installed: what is withdrawn from the old installation, what the new one
 gets.
 
-    host_key_line             facts   the host
-    "@revoked ssh-..."        old     waits for its new installation; nothing logs in there
-    of the new installation   none    is provisioned again
-    of the new installation   new     is back
-
-`@revoked` is OpenSSH's own mark (sshd(8), known_hosts) for a key that must not be accepted.
+How far it is stands in the line of its host key (inventory/host_keys.py): revoked, then that of the
+new installation, then that of the host again.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import null
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, delete, update
+from sqlmodel import col, delete
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
@@ -24,7 +19,7 @@ from contracts.leases import LeaseRef
 from contracts.states import HostStatus, ResourceState
 from inventory.database import Database
 from inventory.events import add_event
-from inventory.host_keys import is_revoked, revoked
+from inventory.host_keys import in_reinstallation, is_revoked, key_of, new, revoked
 from inventory.hosts import Hosts, change_state, host_row
 from inventory.leases import verify_lease
 from inventory.models import HostRow, MaintenanceTicketRow, SecretVersionRow, now
@@ -52,7 +47,7 @@ class Reinstallations:
         """Revoke the pinned host key: the point of no return. Of a host whose re-installation has
         begun before, only what is known. Raises Conflict unless it is in `Maintenance`."""
         async with self._changing(lease) as (session, row):
-            if not is_revoked(row.host_key_line) and row.facts is not None:
+            if not in_reinstallation(row.host_key_line):
                 if row.resource_state != ResourceState.MAINTENANCE:
                     raise Conflict(f"{row.name} is {row.resource_state}: it is not re-installed.")
                 row.host_key_line = revoked(row.host_key_line)
@@ -73,8 +68,10 @@ class Reinstallations:
 
     async def settle_credential(self, lease: LeaseRef, secret_id: str | None) -> str:
         """What logs in from now on: `secret_id`, or the password that is kept beside the key; with
-        neither, what does already. All else that the host had is deleted."""
+        neither, what does already. All else that the host had is deleted. Raises Conflict if it is
+        not being re-installed."""
         async with self._changing(lease) as (session, row):
+            _require_begun(row)
             chosen = secret_id or row.password_secret_id or row.secret_id
             if secret_id is not None and await session.get(SecretVersionRow, secret_id) is None:
                 raise NotFound(
@@ -91,26 +88,16 @@ class Reinstallations:
             return chosen
 
     async def pin(self, lease: LeaseRef, *, host_key_line: str, host_key_sha256: str) -> None:
-        """The host is known by this key from now on. What its old installation was told of its
-        closing, and said of itself, is forgotten."""
+        """The host is known by this key from now on. Its new installation was told nothing of its
+        closing yet. Raises Conflict if it is not being re-installed."""
         async with self._changing(lease) as (session, row):
-            if row.host_key_line == host_key_line and row.facts is None:
+            if row.host_key_line == new(host_key_line):
                 return
-            if not is_revoked(row.host_key_line) and row.facts is not None:
-                raise Conflict(f"{row.name} is not being re-installed: its host key stays.")
+            _require_begun(row)
             before = row.host_key_sha256
-            await session.exec(
-                update(HostRow)
-                .where(col(HostRow.name) == lease.host)
-                .values(
-                    host_key_line=host_key_line,
-                    host_key_sha256=host_key_sha256,
-                    facts=null(),
-                    usage=null(),
-                    closed=False,
-                    updated_at=now(),
-                )
-            )
+            row.host_key_line, row.host_key_sha256 = new(host_key_line), host_key_sha256
+            row.closed, row.updated_at = False, now()
+            session.add(row)
             _tell(
                 session, lease, "host.trusted", f"the host key {before} -> {host_key_sha256}: new"
             )
@@ -125,8 +112,9 @@ class Reinstallations:
         try:
             async with self._changing(lease) as (session, row):
                 if (row.state_operation, row.state_step) != (operation, step):
-                    await _take_facts(session, lease, row, facts)
+                    _take_facts(session, lease, row, facts)
                     _note_up(session, lease, row)
+                    row.host_key_line = key_of(row.host_key_line)
                     target = row.state_before_maintenance or ResourceState.ENABLED
                     session.add(row)
                     await session.flush()
@@ -160,6 +148,11 @@ class Reinstallations:
             yield session, await host_row(session, lease.host)
 
 
+def _require_begun(row: HostRow) -> None:
+    if not in_reinstallation(row.host_key_line):
+        raise Conflict(f"{row.name} is not being re-installed.")
+
+
 def _note_away(session: AsyncSession, lease: LeaseRef, row: HostRow) -> None:
     """Nobody looks at it while it is re-installed; one that is Down stays so."""
     row.updated_at = now()
@@ -180,9 +173,7 @@ def _note_up(session: AsyncSession, lease: LeaseRef, row: HostRow) -> None:
     _tell(session, lease, "host.status", f"{before} -> {row.status}: {row.status_reason}")
 
 
-async def _take_facts(
-    session: AsyncSession, lease: LeaseRef, row: HostRow, facts: HostFacts
-) -> None:
+def _take_facts(session: AsyncSession, lease: LeaseRef, row: HostRow, facts: HostFacts) -> None:
     if row.uuid not in (None, facts.uuid):
         _tell(
             session, lease, "host.uuid", f"its libvirt has another UUID: {row.uuid} -> {facts.uuid}"
