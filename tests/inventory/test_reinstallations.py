@@ -15,6 +15,11 @@ from tests.inventory.conftest import OTHER, OWNER, acquire, enabled, ref
 from tests.samples import FACTS
 
 HOST = "kvm-1"
+WAY_OUT = (
+    ResourceState.DISABLED,
+    ResourceState.PREPARE_FOR_MAINTENANCE,
+    ResourceState.MAINTENANCE,
+)
 OLD, NEW = "ssh-ed25519 AAAA", "ssh-ed25519 BBBB"
 NEW_FACTS = FACTS.model_copy(update={"uuid": "another-uuid", "operating_system": "Debian 13"})
 
@@ -44,11 +49,10 @@ async def lease(inventory: Inventory) -> LeaseRef:
     await inventory.hosts.set_facts(HOST, FACTS)
     await inventory.own_keys.stage(HOST, await store(inventory), lease=lease)
     await inventory.own_keys.promote(HOST, operation="addition/x", lease=lease)
-    R = ResourceState
-    for state in (R.DISABLED, R.PREPARE_FOR_MAINTENANCE, R.MAINTENANCE):
+    for state in WAY_OUT:
         await inventory.hosts.change_state(
             HOST,
-            expected=frozenset(R),
+            expected=frozenset(ResourceState),
             target=state,
             operation="test",
             step=state,
