@@ -25,6 +25,7 @@ from activities.execution import uninterrupted
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.leases import LeaseActivities
+from activities.operations import OperationActivities
 from activities.own_key import OwnKeyActivities
 from activities.packages import PackageActivities
 from activities.preflight import PreflightActivities
@@ -161,6 +162,7 @@ class Site:
                 AllocationActivities(inventory, directory, HookFence(shell), hypervisor),
                 FencingActivities(inventory, directory, HookFence(shell), hypervisor),
                 LeaseActivities(inventory, holders),
+                OperationActivities(self.client),
                 OwnKeyActivities(inventory, directory, keys),
                 PackageActivities(inventory, directory, Systemd(shell)),
                 PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
