@@ -74,6 +74,8 @@ with workflow.unsafe.imports_passed_through():
 
 _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 _LONGEST_WAIT_S = 3600
+# What answers in the place of a host that is down is no answer of its own.
+_ANOTHER = "another-installation"
 
 
 @workflow.defn(name="HostMaintenance")
@@ -461,7 +463,8 @@ class HostMaintenance:
                 **policies.FIRST_CONTACT,
             )
         except ActivityError as error:
-            if not is_absence(error):
+            another = as_application_error(error).type == "HostKeyChanged"
+            if not is_absence(error) and not (another and workflow.patched(_ANOTHER)):
                 raise
             return False
         return True
@@ -616,7 +619,7 @@ class HostMaintenance:
                 await self._guard_until_back()
             except ActivityError as error:
                 problem = as_application_error(error)
-                if problem.type == "HostKeyChanged" and workflow.patched("another-installation"):
+                if problem.type == "HostKeyChanged" and workflow.patched(_ANOTHER):
                     # What has come back is not the host that was taken out: nothing is done to it.
                     state.enter(Phase.READY, f"Ready for maintenance: {problem.message}")
                 else:

@@ -19,7 +19,7 @@ from contracts.maintenance import (
     OnBlocker,
 )
 from contracts.states import Phase, ResourceState
-from contracts.steps import AwaitChangeInput
+from contracts.steps import AwaitChangeInput, HostRef, RemainingVms
 from tests.workflows.maintenance_run import Begin, Run
 from tests.workflows.world import World, refusal, running, three_hosts
 
@@ -146,10 +146,19 @@ class Reinstalled(World):
         await super().wait_for_host(request)
         raise refusal("HostKeyChanged", "kvm-1 shows another SSH host key.")
 
+    @activity.defn(name="list_remaining_vms")
+    async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
+        if self.silent:
+            return await super().list_remaining_vms(request)
+        raise refusal("HostKeyChanged", "kvm-1 shows another SSH host key.")
 
-async def test_another_installation_in_its_place_is_handed_over_too(begin: Begin) -> None:
+
+@pytest.mark.parametrize("silent", [True, False], ids=["later", "from the start"])
+async def test_another_installation_in_its_place_is_handed_over_too(
+    begin: Begin, silent: bool
+) -> None:
     world = Reinstalled(vms={"kvm-1": [], "kvm-2": [], "kvm-3": []})
-    world.silent = True
+    world.silent = silent
     run = await begin(world, host_is_down=True)
     await run.until_phase(Phase.READY)
     world.silent = False
