@@ -225,7 +225,7 @@ class HostReinstallationStatus(Contract):
 
     Attributes:
         message: one sentence: what happens now, or what is wrong.
-        since: when its trust was withdrawn; None: it is not.
+        since: its trust was withdrawn by then; None: it is not.
         final: it can't be taken back any more: a cancel has no effect.
         cancel_came_late: there was one.
         host_key_sha256: the key that the new installation shows.

@@ -53,7 +53,7 @@ def current_details(status: HostReinstallationStatus) -> str:
     if status.reason:
         lines += ["", f"Because: {status.reason}"]
     if status.since is not None:
-        lines += ["", f"Its trust was withdrawn at {status.since:{_WHEN}}."]
+        lines += ["", f"Its trust was withdrawn by {status.since:{_WHEN}}."]
     if status.cancel_came_late:
         lines += [
             "",
