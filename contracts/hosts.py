@@ -76,6 +76,7 @@ class Host(Contract):
         missed_checks: checks in a row that it did not answer.
         closed: the host itself refuses VMs that were not there before, because it, its cluster, pod
             or zone is `Disabled`; says what the host was last told, not what is wanted.
+        being_reinstalled: its trust was withdrawn, and it is not back in service yet.
     """
 
     name: Name
@@ -86,6 +87,7 @@ class Host(Contract):
     ssh_port: int = 22
     user: str
     host_key_sha256: str | None
+    being_reinstalled: bool = False
     resource_state: ResourceState
     state_before_maintenance: ResourceState | None
     status: HostStatus
