@@ -123,6 +123,8 @@ class HostCheckActivities:
         host = await self._inventory.hosts.get(request.host)
         if host.resource_state in NOT_CHECKED:
             raise Conflict(f"{host.name} is {host.resource_state}: it is not checked.")
+        if host.being_reinstalled:
+            raise Conflict(f"{host.name} is being re-installed: it is not checked.")
         look = await self._look(host, (await self._plan()).timeout, in_full=True)
         if look is None:
             raise NotFound(f"There is no host {request.host!r}.")

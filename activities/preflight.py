@@ -98,6 +98,7 @@ class PreflightActivities:
             returning=request.returning,
             # One that is `Creating` was left by an addition that ended.
             same_name=same_name is not None
+            and not request.known
             and same_name.resource_state is not ResourceState.CREATING,
             same_address=same_address.name
             if same_address is not None and same_address.name != request.host
@@ -147,8 +148,10 @@ class PreflightActivities:
 
     async def _with_uuid(self, asked: Candidacy, uuid: str, request: PreflightInput) -> Candidacy:
         same = await self._inventory.hosts.find_by_uuid(uuid)
+        itself = request.known and same is not None and same.name == asked.name
         removed = await self._inventory.removed_hosts.known(
-            uuid=uuid,
+            # One that was added again after it was removed has a tombstone, and is no news.
+            uuid=None if itself else uuid,
             host_key_sha256=request.host_key.sha256 if request.host_key is not None else None,
         )
         return asked.model_copy(

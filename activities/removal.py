@@ -4,7 +4,7 @@ import asyncio
 
 from temporalio import activity
 
-from activities.directory import HostDirectory
+from activities.directory import HostDirectory, TrustWithdrawn
 from activities.execution import uninterrupted
 from contracts.errors import Conflict, Failed, HostlerError, Unavailable
 from contracts.hosts import RemovedHost
@@ -33,7 +33,7 @@ from drivers.protocols import HostAccess, HostCleaner, Hypervisor, RemoteShell
 from inventory import Inventory
 
 # It does not answer, or not as the host that it was.
-_LOST = (HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused)
+_LOST = (HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused, TrustWithdrawn)
 # Removed hosts that are looked for at a time.
 _AT_A_TIME = 10
 
@@ -64,7 +64,6 @@ class RemovalActivities:
         """What a removal would find and delete. A host that does not answer is a finding, not an
         error. Raises NotFound."""
         host = await self._inventory.hosts.get(request.host)
-        access = await self._directory.access(host.name)
         possessions = await self._inventory.removed_hosts.preview(host.name)
         lease = await self._inventory.leases.find(host.name)
         answers, problem = False, ""
@@ -72,6 +71,7 @@ class RemovalActivities:
         active: list[str] = []
         defined: list[str] = []
         try:
+            access = await self._directory.access(host.name)
             found = await self._cleaner.look(access, host.name)
             answers = True
             active, defined = await self._vms(access)

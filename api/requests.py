@@ -21,6 +21,7 @@ from contracts.evacuation import AffinityKind
 from contracts.host_import import MAX_HOSTS, Parallel
 from contracts.maintenance import OnBlocker, VmAction
 from contracts.operations import OperationKind
+from contracts.reinstallation import ReinstallationChoices
 from contracts.removal import check_choices
 from contracts.states import AllocationState, HostStatus, ResourceState
 
@@ -291,6 +292,43 @@ class RemovalQuery(Contract):
     def _check(self) -> "RemovalQuery":
         check_choices(self)
         return self
+
+
+class OptionalCredential(Contract):
+    """At most one of `password` and `private_key` (OpenSSH's PEM, without passphrase)."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    password: Password | None = None
+    private_key: PrivateKey | None = None
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> "OptionalCredential":
+        if self.password is not None and self.private_key is not None:
+            raise PydanticCustomError(
+                "one_credential", "only one of password and private_key can be given"
+            )
+        return self
+
+    def credential(self) -> tuple[str, str] | None:
+        """Its kind and itself."""
+        if self.password is not None:
+            return "password", self.password.get_secret_value()
+        if self.private_key is not None:
+            return "private_key", self.private_key.get_secret_value()
+        return None
+
+
+class HostReinstallationRequest(OptionalCredential, ReinstallationChoices):
+    """HostReinstallationInput for the host that the path names, with the credential itself."""
+
+
+class AnswerReinstallationRequest(OptionalCredential):
+    """AnswerReinstallationInput for the host that the path names, with the credential itself."""
+
+    host_key_sha256: Fingerprint | None = None
+    install_packages: StrictBool = False
+    skip_command: StrictBool = False
 
 
 class EventQuery(Contract):

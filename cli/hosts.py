@@ -1,14 +1,14 @@
 """`hostler host`: bring hosts into the inventory and look at them."""
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli import allocation, removal
+from cli import allocation, reinstallation, removal
 from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
+from cli.credentials import PasswordFileOption, PrivateKeyFileOption, from_files
 from cli.host_import import import_hosts
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     allocation.register(commands, AllocationLevel.HOST)
     commands.command("check")(check)
     removal.register(commands)
+    reinstallation.register(commands)
     app.add_typer(commands)
 
 
@@ -47,13 +48,8 @@ def add(
     address: Annotated[str, typer.Option(help="IP address of its SSH server.")],
     ssh_port: Annotated[int, typer.Option(help="Port of its SSH server.")] = 22,
     user: Annotated[str, typer.Option(help="Who logs in there.")] = "root",
-    password_file: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="File with the user's password; `-` is stdin."),
-    ] = None,
-    private_key_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="File with the user's private SSH key.")
-    ] = None,
+    password_file: PasswordFileOption = None,
+    private_key_file: PrivateKeyFileOption = None,
     accept_host_key: Annotated[
         str | None,
         typer.Option(
@@ -251,32 +247,15 @@ def _credential(
     login: str, password_file: str | None, private_key_file: str | None
 ) -> dict[str, str]:
     """The one field of the body that is secret. Raises InvalidInput."""
-    if password_file is not None and private_key_file is not None:
-        raise InvalidInput("Give --password-file or --private-key-file, not both.")
-    if private_key_file is not None:
-        return {"private_key": _read("--private-key-file", private_key_file)}
-    if password_file is not None:
-        # A line break at the end is the editor's.
-        return {"password": _read("--password-file", password_file).rstrip("\r\n")}
+    given = from_files(password_file, private_key_file)
+    if given:
+        return given
     if sys.stdin.isatty():
         return {"password": typer.prompt(f"Password of {login}", hide_input=True, err=True)}
     raise InvalidInput(
         f"There is no password and no key for {login}.",
         remedy="Give --password-file FILE (`-` is stdin) or --private-key-file FILE.",
     )
-
-
-def _read(option: str, name: str) -> str:
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{option} {name} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        # The error itself would show what is in the file.
-        raise InvalidInput(f"{option} {name} is no text in UTF-8.") from None
-    if not text.strip():
-        raise InvalidInput(f"{option} {name} is empty.")
-    return text
 
 
 def _wait(api: Api, started: Operation) -> HostAdditionResult:

@@ -77,6 +77,7 @@ class Host(Contract):
         closed: the host itself refuses VMs that were not there before, because it, its cluster, pod
             or zone is `Disabled`; says what the host was last told, not what is wanted. None: it is
             not sure what it was told.
+        being_reinstalled: its trust was withdrawn, and it is not back in service yet.
     """
 
     name: Name
@@ -87,6 +88,7 @@ class Host(Contract):
     ssh_port: int = 22
     user: str
     host_key_sha256: str | None
+    being_reinstalled: bool = False
     resource_state: ResourceState
     state_before_maintenance: ResourceState | None
     status: HostStatus

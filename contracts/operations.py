@@ -23,6 +23,7 @@ class OperationKind(StrEnum):
     POD_ALLOCATION = "pod-allocation"
     ZONE_ALLOCATION = "zone-allocation"
     REMOVAL = "removal"
+    REINSTALLATION = "reinstallation"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -36,6 +37,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.ZONE_ALLOCATION: "AllocationState",
     OperationKind.IMPORT: "HostImport",
     OperationKind.REMOVAL: "HostRemoval",
+    OperationKind.REINSTALLATION: "HostReinstallation",
 }
 
 ALLOCATION_KINDS = {

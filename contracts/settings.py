@@ -376,6 +376,15 @@ HOST_CHECK_MISSED_MAX = Setting[int](
     scopes=frozenset({SettingScope.GLOBAL}),
 )
 
+HOST_REINSTALLATION_TIMEOUT = Setting[int](
+    "host.reinstallation.timeout",
+    Seconds,
+    86_400,
+    "How long a host that is being re-installed is waited for between two events that say that it "
+    "is still not back.",
+    "s",
+)
+
 SETTINGS: Mapping[str, Setting[Any]] = {
     setting.name: setting
     for setting in sorted(

@@ -50,6 +50,7 @@ class Phase(StrEnum):
     TELLING = "Telling"
     CLEANING = "Cleaning"
     REMOVING = "Removing"
+    REINSTALLING = "Reinstalling"
     DONE = "Done"
 
 

@@ -216,10 +216,12 @@ class ShutDownVmInput(Contract):
 
 
 class FenceInput(Contract):
-    """The fence of the lease's host; `operation` is what the refusal names."""
+    """The fence of the lease's host; `operation` is what the refusal names. `stays_up`: when it has
+    been installed, it is wanted from then on."""
 
     lease: LeaseRef
     operation: str
+    stays_up: bool = False
 
 
 class ScanHostKeyInput(Contract):
@@ -276,7 +278,7 @@ class HandedOver(Contract):
 
 
 class PreflightInput(Contract):
-    """Look at a host that is to be added.
+    """Look at a host that is to be added, or is back re-installed.
 
     Attributes:
         host_key: what it shows; None: nothing is known of it.
@@ -284,6 +286,7 @@ class PreflightInput(Contract):
         epoch: of the addition's lease; None: a dry run has none.
         install_packages: what is missing of libvirt and QEMU will be installed.
         returning: it may have been removed before.
+        known: it is the host of that name itself, re-installed.
     """
 
     host: Name
@@ -297,6 +300,7 @@ class PreflightInput(Contract):
     epoch: int | None = None
     install_packages: bool = False
     returning: bool = False
+    known: bool = False
 
 
 class PreflightResult(Contract):

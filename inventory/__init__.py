@@ -10,6 +10,7 @@ from inventory.leases import Leases
 from inventory.maintenances import Maintenances
 from inventory.own_keys import OwnKeys
 from inventory.placement import Placement
+from inventory.reinstallations import Reinstallations
 from inventory.removed_hosts import RemovedHosts
 from inventory.reservations import Reservations
 from inventory.secrets import SecretBox, Secrets
@@ -33,6 +34,7 @@ class Inventory:
         self.closings = Closings(database)
         self.host_checks = HostChecks(database)
         self.removed_hosts = RemovedHosts(database)
+        self.reinstallations = Reinstallations(database)
         self.placement = Placement(database)
         self.leases = Leases(database)
         self.reservations = Reservations(database)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import not_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -14,6 +15,7 @@ from contracts.hosts import Host, HostFacts
 from contracts.states import HOST_STATUS_TRANSITIONS, HostStatus, ResourceState
 from inventory.database import Database
 from inventory.events import add_event
+from inventory.host_keys import being_reinstalled
 from inventory.hosts import host_row, select_hosts
 from inventory.models import HostRow, now
 
@@ -32,7 +34,8 @@ class Change:
 
 
 class HostChecks:
-    """Reads hosts in batches, writes what was seen of them.
+    """Reads hosts in batches, writes what was seen of them. One that is being re-installed is left
+    to that: whatever answers at its address is not it yet.
 
     A look says how a host was when it began: what was written since is newer, and stays.
     """
@@ -46,6 +49,7 @@ class HostChecks:
             self._database,
             col(HostRow.name) > after,
             col(HostRow.resource_state).not_in(NOT_CHECKED),
+            not_(being_reinstalled()),
             limit=most,
         )
 
@@ -72,6 +76,7 @@ class HostChecks:
             .where(
                 col(HostRow.name).in_(by_host),
                 col(HostRow.resource_state).not_in(NOT_CHECKED),
+                not_(being_reinstalled()),
             )
             .order_by(col(HostRow.name))
             .with_for_update()

@@ -22,6 +22,7 @@ from contracts.states import (
 from inventory.closings import untold
 from inventory.database import Database
 from inventory.events import add_event
+from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
@@ -460,6 +461,7 @@ def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[st
         ssh_port=row.ssh_port,
         user=row.user,
         host_key_sha256=row.host_key_sha256,
+        being_reinstalled=in_reinstallation(row.host_key_line),
         resource_state=ResourceState(row.resource_state),
         state_before_maintenance=(
             ResourceState(row.state_before_maintenance) if row.state_before_maintenance else None

@@ -16,6 +16,7 @@ from contracts.removal import HostRemoved
 from contracts.states import HostStatus, ResourceState
 from inventory.database import Database
 from inventory.events import add_event
+from inventory.host_keys import key_of
 from inventory.hosts import Login
 from inventory.leases import verify_lease
 from inventory.models import (
@@ -103,7 +104,8 @@ class RemovedHosts:
                 ssh_port=row.ssh_port,
                 user=row.user,
                 secret_id=None if cleaned else row.secret_id,
-                host_key_line=row.host_key_line,
+                # Of one that was being re-installed, the old installation may come back.
+                host_key_line=key_of(row.host_key_line),
                 host_key_sha256=row.host_key_sha256,
                 uuid=row.uuid,
                 forced=forced,

@@ -35,6 +35,7 @@ class Machine:
 
     Attributes:
         home: root's; `keys`: the file by which the server lets keys in.
+        password: of root.
         lets_keys_in: as sshd's PubkeyAuthentication says.
         lines: every command line that was run there.
         logins: how each login was made: "password" or "publickey".
@@ -44,12 +45,14 @@ class Machine:
         self.root = directory
         self.home = directory / "root"
         self.keys = self.home / ".ssh" / "authorized_keys"
+        self.password = PASSWORD
         self.lets_keys_in = True
         self.lines: list[str] = []
         self.logins: list[str] = []
         self._programs = directory / "programs"
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._port = 0
+        self._server: asyncssh.SSHAcceptor | None = None
         for made in (self.home, self._programs, directory / "run", directory / "dev"):
             made.mkdir(parents=True)
         for program in _PROGRAMS:
@@ -95,8 +98,13 @@ class Machine:
             port=self._port,
             user="root",
             host_key=" ".join(public.split()[:2]),
-            password=PASSWORD,
+            password=self.password,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its SSH host key."""
+        return self._host_key.get_fingerprint("sha256")
 
     async def run(self, line: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
         """What a command line does there."""
@@ -114,6 +122,14 @@ class Machine:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Its SSH server runs."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Its SSH server runs from now on, at the same port as before."""
 
         async def handle(process: "asyncssh.SSHServerProcess[bytes]") -> None:
             stdin = await process.stdin.read()
@@ -122,7 +138,7 @@ class Machine:
             process.stderr.write(stderr)
             process.exit(status)
 
-        server = await asyncssh.create_server(
+        self._server = await asyncssh.create_server(
             lambda: _Server(self),
             "127.0.0.1",
             self._port,
@@ -130,12 +146,22 @@ class Machine:
             process_factory=handle,
             encoding=None,
         )
-        self._port = server.get_port()
-        try:
-            yield
-        finally:
-            server.close()
-            await server.wait_closed()
+        self._port = self._server.get_port()
+
+    async def stop(self) -> None:
+        """Nobody answers, and whoever was there is cut off."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None
+
+    def rebuild(self, password: str) -> None:
+        """A new installation, while it is stopped: new host keys, another password, and nothing of
+        what Hostler or anybody else has put on the old one."""
+        self._host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.password = password
+        for place in ("/etc/hostler", "/etc/libvirt/hooks", "/var/lib/hostler", "/root/.ssh"):
+            shutil.rmtree(self.path(place), ignore_errors=True)
 
 
 class _Server(asyncssh.SSHServer):
@@ -151,7 +177,7 @@ class _Server(asyncssh.SSHServer):
 
     def validate_password(self, username: str, password: str) -> bool:
         self._method = "password"
-        return (username, password) == ("root", PASSWORD)
+        return (username, password) == ("root", self._machine.password)
 
     def public_key_auth_supported(self) -> bool:
         return self._machine.lets_keys_in

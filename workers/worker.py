@@ -24,6 +24,7 @@ from activities.packages import PackageActivities
 from activities.preflight import PreflightActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
+from activities.reinstallation import ReinstallationActivities
 from activities.removal import RemovalActivities
 from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
@@ -106,6 +107,10 @@ def build_worker(
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
             RemovalActivities(inventory, directory, cleaner, hypervisor, shell),
+            ReinstallationActivities(
+                *(inventory, directory, cleaner),
+                *(hypervisor, shell, Systemd(shell)),
+            ),
             ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),

@@ -6,6 +6,7 @@ from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
 from workflows.host_import import HostImport
 from workflows.host_maintenance import HostMaintenance
+from workflows.host_reinstallation import HostReinstallation
 from workflows.host_removal import HostRemoval
 from workflows.vm_return import VmReturn
 
@@ -16,6 +17,7 @@ WORKFLOWS = (
     HostCheck,
     HostImport,
     HostMaintenance,
+    HostReinstallation,
     HostRemoval,
     VmReturn,
 )

@@ -13,12 +13,8 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.addition import AdditionActivities
-    from activities.allocation import AllocationActivities
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
-    from activities.own_key import OwnKeyActivities
-    from activities.packages import PackageActivities
-    from activities.preflight import PreflightActivities
     from activities.records import RecordActivities
     from activities.survey import SurveyActivities
     from contracts.addition import (
@@ -27,7 +23,6 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
-    from contracts.allocation import TellHostsInput
     from contracts.hosts import Host, HostFacts
     from contracts.leases import Lease, LeaseRef, Owner
     from contracts.preflight import Finding, Findings, errors_among, summary
@@ -36,19 +31,15 @@ with workflow.unsafe.imports_passed_through():
     from contracts.steps import (
         AcquireLeaseInput,
         ChangeStateInput,
-        EventInput,
-        FenceInput,
         HostKeyResult,
-        OwnKeyResult,
         PreflightInput,
-        PreflightResult,
         RegisterHostInput,
         ScanHostKeyInput,
         SecretRef,
         SetStatusInput,
         TakeBackResult,
     )
-    from workflows import policies
+    from workflows import policies, provisioning
     from workflows.failures import as_application_error, explain, is_absence
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
 
@@ -137,7 +128,7 @@ class HostAddition:
         await self._install_fence()
         await self._change_to_own_key()
         host = await self._put_into_service(host)
-        await self._tell_allocation(host)
+        await provisioning.tell_allocation(host.name)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
         return self._result(host, facts)
@@ -228,8 +219,7 @@ class HostAddition:
         """All findings, those that are known already first; whether packages are wanting."""
         asked = self._asked
         self._enter(Phase.CONNECTING, "Logs in and looks at everything that an addition needs")
-        result: PreflightResult = await workflow.execute_activity_method(
-            PreflightActivities.preflight_host,
+        result = await provisioning.preflight(
             PreflightInput(
                 host=asked.name,
                 cluster=asked.cluster,
@@ -242,9 +232,7 @@ class HostAddition:
                 epoch=self._lease.epoch if self._lease is not None else None,
                 install_packages=asked.install_packages and not self._packages_begun,
                 returning=asked.returning,
-            ),
-            summary="Preflight: host, libvirt, cluster, inventory",
-            **policies.FIRST_LOOK,
+            )
         )
         self._findings = (*known, *result.findings)
         return result.lacks_packages
@@ -263,17 +251,7 @@ class HostAddition:
 
     async def _tell_warnings(self, findings: tuple[Finding, ...]) -> None:
         """Once there is a host to tell them of."""
-        for finding in findings:
-            await workflow.execute_activity_method(
-                RecordActivities.record_event,
-                EventInput(
-                    lease=self._held,
-                    kind="addition.warning",
-                    message=f"[{finding.code}] {finding.found} {finding.remedy}",
-                ),
-                summary=finding.code,
-                **policies.RECORD,
-            )
+        await provisioning.record_findings(self._held, "addition.warning", findings)
 
     # --- the host -------------------------------------------------------------------------------
 
@@ -307,12 +285,7 @@ class HostAddition:
         self._enter(Phase.INSTALLING, "Installs libvirt and QEMU; a job on the host does it")
         self._packages_begun = True
         before = self._findings
-        await workflow.execute_activity_method(
-            PackageActivities.install_packages,
-            self._held,
-            summary="Packages of libvirt and QEMU",
-            **policies.HOST_JOB,
-        )
+        await provisioning.install_packages(self._held)
         await self._preflight()
         self._require_no_errors()
         await self._tell_warnings(tuple(one for one in self._findings if one not in before))
@@ -331,43 +304,12 @@ class HostAddition:
     async def _install_fence(self) -> None:
         self._enter(Phase.INSTALLING, "Installs the fence and proves that it holds")
         self._fence_begun = True
-        await workflow.execute_activity_method(
-            FencingActivities.install_fence,
-            FenceInput(lease=self._held, operation=workflow.info().workflow_id),
-            summary="Fence hook, proven up and down",
-            **policies.HOST_CHANGE,
-        )
+        await provisioning.install_fence(self._held, stays_up=False)
 
     async def _change_to_own_key(self) -> None:
-        """After the fence: from then on the host itself refuses what comes from operations that
-        were taken over. The credential that was given stays in use if the host takes no key."""
         self._enter(Phase.INSTALLING, "Installs Hostler's own key and proves it by a new login")
-        await workflow.execute_activity_method(
-            OwnKeyActivities.stage_own_key,
-            self._held,
-            summary="A key, stored encrypted",
-            **policies.RECORD,
-        )
-        key: OwnKeyResult = await workflow.execute_activity_method(
-            OwnKeyActivities.install_own_key,
-            self._held,
-            summary="Key in authorized_keys, proven by a login",
-            **policies.HOST_CHANGE,
-        )
-        after = OwnKeyActivities.promote_own_key if key.proven else OwnKeyActivities.drop_own_key
-        await workflow.execute_activity_method(
-            after,
-            self._held,
-            summary="The key logs in from now on" if key.proven else "The key is of no use",
-            **policies.RECORD,
-        )
-        if not key.proven:
-            refused = warning(
-                "own-key-refused",
-                f"It lets nobody in with Hostler's own key: {key.problem}",
-                "Hostler goes on with the credential that was given. See PubkeyAuthentication and "
-                "AuthorizedKeysFile in its sshd_config.",
-            )
+        refused = await provisioning.change_to_own_key(self._held)
+        if refused is not None:
             self._findings += (refused,)
             await self._tell_warnings((refused,))
 
@@ -400,16 +342,6 @@ class HostAddition:
                 **policies.RECORD,
             )
         return added
-
-    async def _tell_allocation(self, host: Host) -> None:
-        """A host of something `Disabled` is closed. One that does not answer just now is told by
-        its checks."""
-        await workflow.execute_activity_method(
-            AllocationActivities.tell_hosts,
-            TellHostsInput(hosts=(host.name,)),
-            summary="Whether it takes new VMs",
-            **policies.SWEEP,
-        )
 
     # --- the way back ---------------------------------------------------------------------------
 

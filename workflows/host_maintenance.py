@@ -74,6 +74,8 @@ with workflow.unsafe.imports_passed_through():
 
 _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 _LONGEST_WAIT_S = 3600
+# What answers in the place of a host that is down is no answer of its own.
+_ANOTHER = "another-installation"
 
 
 @workflow.defn(name="HostMaintenance")
@@ -257,6 +259,11 @@ class HostMaintenance:
                 PHASE.value_set(state.phase),
             ]
         )
+        if host.being_reinstalled:
+            raise _conflict(
+                f"{host.name} is being re-installed. Go on with that: hostler host reinstall "
+                f"{host.name}"
+            )
         if host.resource_state in MAINTENANCE_STATES:
             state.restore = host.state_before_maintenance or ResourceState.ENABLED
             # Somebody may be working on it: whatever goes wrong, it does not go back unasked.
@@ -456,7 +463,8 @@ class HostMaintenance:
                 **policies.FIRST_CONTACT,
             )
         except ActivityError as error:
-            if not is_absence(error):
+            another = as_application_error(error).type == "HostKeyChanged"
+            if not is_absence(error) and not (another and workflow.patched(_ANOTHER)):
                 raise
             return False
         return True
@@ -610,7 +618,12 @@ class HostMaintenance:
             try:
                 await self._guard_until_back()
             except ActivityError as error:
-                await self._show_held(as_application_error(error))
+                problem = as_application_error(error)
+                if problem.type == "HostKeyChanged" and workflow.patched(_ANOTHER):
+                    # What has come back is not the host that was taken out: nothing is done to it.
+                    state.enter(Phase.READY, f"Ready for maintenance: {problem.message}")
+                else:
+                    await self._show_held(problem)
                 await state.unless_leaving(
                     workflow.sleep(
                         state.settings.retry_interval, summary=f"{state.name} is fenced again"

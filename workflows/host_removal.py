@@ -12,19 +12,12 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
-from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.leases import LeaseActivities
-    from activities.operations import OperationActivities
     from activities.records import RecordActivities
     from activities.removal import RemovalActivities
-    from contracts.cluster_maintenance import MaintenanceProgress, WaitForMaintenanceInput
-    from contracts.leases import Lease, LeaseRef, Owner
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
-    from contracts.operations import WORKFLOW_TYPES, OperationKind, workflow_id
     from contracts.removal import (
         BeginRemovalInput,
         Cleaning,
@@ -41,12 +34,13 @@ with workflow.unsafe.imports_passed_through():
         ResolveRemovalInput,
     )
     from contracts.states import Phase
-    from contracts.steps import AcquireLeaseInput, HandedOver, HandOverMaintenanceInput, HostRef
+    from contracts.steps import HostRef
     from workflows import policies
     from workflows.failures import as_application_error
     from workflows.removal_page import current_details, next_commands
     from workflows.removal_plan import check, effects, is_lost, needs_maintenance
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
+    from workflows.takeover import Takeover, conflict
 
 # Nobody can do anything about these by waiting or trying again.
 _HOPELESS = frozenset({"LeaseLost", "NotFound"})
@@ -61,8 +55,7 @@ class HostRemoval:
         self._request: HostRemovalInput | None = None
         self._phase = Phase.PLANNING
         self._message = "Looks at the host"
-        self._lease: LeaseRef | None = None
-        self._maintenance: Owner | None = None
+        self._takeover = Takeover("removal", self._enter)
         self._effects: tuple[RemovalEffect, ...] = ()
         self._begun = False
         self._canceled = False
@@ -103,7 +96,7 @@ class HostRemoval:
             return self._result(RemovalOutcome.PLANNED)
         if needs_maintenance(survey) and not is_lost(self._asked, survey):
             await self._take_out()
-        await self._take_over(survey.holder)
+        await self._takeover.acquire(self._asked.host, survey.holder, self._asked.reason)
         survey = await self._survey()
         if is_lost(self._asked, survey):
             return await self._remove_lost(survey)
@@ -155,98 +148,16 @@ class HostRemoval:
         return survey
 
     async def _take_out(self) -> None:
-        """By a HostMaintenance of the usual id, which goes on whatever becomes of this workflow."""
-        host = self._asked.host
-        usual = workflow_id(OperationKind.MAINTENANCE, host)
-        try:
-            started = await workflow.start_child_workflow(
-                WORKFLOW_TYPES[OperationKind.MAINTENANCE],
-                HostMaintenanceInput(
-                    host=host,
-                    reason=self._asked.reason or "is to be removed",
-                    on_blocker=self._asked.on_blocker,
-                    max_parallel=self._asked.max_parallel,
-                    queue=self._asked.queue,
-                ),
-                id=usual,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                parent_close_policy=ParentClosePolicy.ABANDON,
-                cancellation_type=ChildWorkflowCancellationType.ABANDON,
-                static_summary=f"Maintenance of {host} before its removal",
-            )
-        except WorkflowAlreadyStartedError as error:
-            raise _conflict(
-                f"{usual} is running already. Wait until it is ready, then remove the host; or end "
-                f"it: hostler maintenance leave {host}"
-            ) from error
-        started.add_done_callback(_hear_of_it)
-        self._maintenance = Owner(
-            workflow_id=started.id, first_run_id=started.first_execution_run_id or ""
-        )
-        await self._until_ready(self._maintenance)
-
-    async def _until_ready(self, maintenance: Owner) -> None:
-        found = MaintenanceProgress()
-        while not found.ready:
-            self._show_maintenance(found)
-            found = await workflow.execute_activity_method(
-                OperationActivities.wait_for_maintenance,
-                WaitForMaintenanceInput(host=self._asked.host, maintenance=maintenance, seen=found),
-                summary=f"Until {self._asked.host} is ready for maintenance",
-                **policies.HOST_JOB,
-            )
-            if found.ended is not None:
-                self._maintenance = None
-                raise _conflict(
-                    f"The maintenance of {self._asked.host} has ended before it was ready: "
-                    f"{found.ended}"
-                )
-
-    def _show_maintenance(self, found: MaintenanceProgress) -> None:
-        if found.question is not None:
-            self._enter(Phase.QUESTION, f"Its maintenance asks: {found.question}")
-        elif found.queued is not None:
-            self._enter(Phase.QUEUED, f"Its maintenance waits: {found.queued}")
-        else:
-            self._enter(Phase.EVACUATING, "It is taken out of service first")
-
-    async def _take_over(self, holder: Owner | None) -> None:
-        """The lease, from a maintenance that is ready, or from whoever has ended."""
-        host, info = self._asked.host, workflow.info()
-        own = Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id)
-        holder = self._maintenance or holder
-        self._enter(Phase.PLANNING, f"Takes {host} over")
-        handed_over = holder is not None and await self._hand_over(holder)
-        lease: Lease = await workflow.execute_activity_method(
-            LeaseActivities.acquire_lease,
-            AcquireLeaseInput(
-                host=host, owner=own, purpose=f"removal: {self._asked.reason or 'no reason given'}"
-            ),
-            summary=f"Lease of {host}",
-            **policies.RECORD,
-        )
-        self._lease = LeaseRef(
-            host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
-        )
-        if lease.taken_over_from is not None and not handed_over:
-            await workflow.sleep(
-                policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
-            )
-
-    async def _hand_over(self, holder: Owner) -> bool:
-        """Whether it was a maintenance that has let go: nothing of it runs any more then."""
-        outcome: HandedOver = await workflow.execute_activity_method(
-            OperationActivities.hand_over_maintenance,
-            HandOverMaintenanceInput(
+        await self._takeover.take_out(
+            HostMaintenanceInput(
                 host=self._asked.host,
-                holder=holder,
-                successor=workflow.info().workflow_id,
-                request=str(workflow.uuid4()),
+                reason=self._asked.reason or "is to be removed",
+                on_blocker=self._asked.on_blocker,
+                max_parallel=self._asked.max_parallel,
+                queue=self._asked.queue,
             ),
-            summary=f"{holder.workflow_id} hands {self._asked.host} over",
-            **policies.RECORD,
+            then="remove the host",
         )
-        return outcome.handed_over
 
     async def _begin(self) -> RemovalBegun:
         self._enter(Phase.CLEANING, "From here on there is no way back")
@@ -256,7 +167,7 @@ class HostRemoval:
             begun: RemovalBegun = await workflow.execute_activity_method(
                 RemovalActivities.begin_removal,
                 BeginRemovalInput(
-                    lease=self._held,
+                    lease=self._takeover.held,
                     leave_vms=self._asked.leave_vms,
                     step=f"{workflow.info().run_id}/begin",
                     reason=self._asked.reason or "no reason given",
@@ -282,7 +193,7 @@ class HostRemoval:
             try:
                 cleaning: Cleaning = await workflow.execute_activity_method(
                     RemovalActivities.clean_host,
-                    self._held,
+                    self._takeover.held,
                     summary=f"Nothing of Hostler's stays on {self._asked.host}",
                     **policy,
                 )
@@ -318,7 +229,7 @@ class HostRemoval:
         removed: HostRemoved = await workflow.execute_activity_method(
             RemovalActivities.remove_host,
             RemoveHostInput(
-                lease=self._held,
+                lease=self._takeover.held,
                 reason=self._asked.reason,
                 forced=self._asked.forced,
                 vms=vms,
@@ -328,20 +239,15 @@ class HostRemoval:
             summary=f"{host} leaves the inventory",
             **policies.RECORD,
         )
-        await self._release_lease()
+        await self._takeover.release()
         self._enter(Phase.DONE, f"{host} is removed")
         return removed
 
     async def _give_back(self) -> None:
         """Nobody holds the host; its state stays as it is."""
-        if self._lease is not None:
+        if self._takeover.lease is not None:
             self._enter(Phase.ROLLING_BACK, "Ends, and leaves the host as it is")
-            await self._release_lease()
-
-    async def _release_lease(self) -> None:
-        await workflow.execute_activity_method(
-            LeaseActivities.release_lease, self._held, **policies.RECORD
-        )
+            await self._takeover.release()
 
     # --- updates and the query ------------------------------------------------------------------
 
@@ -374,7 +280,7 @@ class HostRemoval:
                 self._phase,
                 asking=self._asking,
                 final=self._begun,
-                maintenance=self._maintenance is not None and self._lease is None,
+                maintenance=self._takeover.maintenance is not None and self._takeover.lease is None,
             ),
         )
 
@@ -383,14 +289,8 @@ class HostRemoval:
     @property
     def _asked(self) -> HostRemovalInput:
         if self._request is None:
-            raise _conflict("The removal has not begun yet.")
+            raise conflict("The removal has not begun yet.")
         return self._request
-
-    @property
-    def _held(self) -> LeaseRef:
-        if self._lease is None:
-            raise _conflict("The removal holds no lease yet.")
-        return self._lease
 
     def _cancel(self, work: "asyncio.Task[HostRemovalResult]") -> None:
         if self._begun:
@@ -412,9 +312,9 @@ class HostRemoval:
             return failure
         if self._begun:
             more = f"Start the removal again: hostler host remove {host}"
-        elif self._lease is not None:
+        elif self._takeover.lease is not None:
             more = f"{host} stays as it is. Put it back: hostler maintenance leave {host}"
-        elif self._maintenance is not None:
+        elif self._takeover.maintenance is not None:
             more = f"Its maintenance goes on: hostler maintenance status {host}"
         else:
             return failure
@@ -435,13 +335,3 @@ class HostRemoval:
 
     def _show(self) -> None:
         workflow.set_current_details(current_details(self.status()))
-
-
-def _conflict(message: str) -> ApplicationError:
-    return ApplicationError(message, type="Conflict", non_retryable=True)
-
-
-def _hear_of_it(maintenance: asyncio.Task[object]) -> None:
-    """Its end is learnt by an activity; the event is only read."""
-    if not maintenance.cancelled():
-        maintenance.exception()

@@ -28,11 +28,25 @@ _ADMINS = frozenset(
         OperationKind.ADDITION,
         OperationKind.IMPORT,
         OperationKind.REMOVAL,
+        OperationKind.REINSTALLATION,
         OperationKind.ZONE_ALLOCATION,
         OperationKind.POD_ALLOCATION,
         OperationKind.CLUSTER_ALLOCATION,
     }
 )
+
+# Why an operation whose status says `final` is not cancelled, and what to do.
+_POINTS_OF_NO_RETURN = {
+    OperationKind.REMOVAL: (
+        "Hostler is being taken off the host",
+        "Wait for its end; add the host again if it is to stay.",
+    ),
+    OperationKind.REINSTALLATION: (
+        "the old installation is trusted no more",
+        "Wait until the host is back; to give it up, terminate the workflow in Temporal, then "
+        "remove the host with forced.",
+    ),
+}
 
 
 @router.get("")
@@ -62,14 +76,14 @@ async def cancel_operation(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Ask an operation to take back what it did and end. An addition, a removal or an import, and
-    the allocation of a zone, pod or cluster, is its admin's; a removal that cleans its host already
-    can't be taken back."""
+    """Ask an operation to take back what it did and end. An addition, a removal, a re-installation
+    or an import, and the allocation of a zone, pod or cluster, is its admin's; a removal that
+    cleans its host already, and a re-installation once trust is withdrawn, can't be taken back."""
     if kind in _ADMINS:
         require_role(caller, Role.ADMIN)
     execution = await operations.find(kind, subject)
-    if kind is OperationKind.REMOVAL and is_open(execution):
-        await _require_not_final(operations, execution)
+    if kind in _POINTS_OF_NO_RETURN and is_open(execution):
+        await _require_not_final(operations, execution, *_POINTS_OF_NO_RETURN[kind])
     await operations.cancel(execution, caller)
     await inventory.events.record(
         f"{kind}.cancel_requested",
@@ -83,12 +97,9 @@ async def cancel_operation(
 
 
 async def _require_not_final(
-    operations: Operations, execution: WorkflowExecutionDescription
+    operations: Operations, execution: WorkflowExecutionDescription, why: str, remedy: str
 ) -> None:
     """Raises Conflict."""
     details = (await operations.show(execution)).details or {}
     if details.get("final"):
-        raise Conflict(
-            f"{execution.id} can't be taken back any more: Hostler is being taken off the host.",
-            remedy="Wait for its end; add the host again if it is to stay.",
-        )
+        raise Conflict(f"{execution.id} can't be taken back any more: {why}.", remedy=remedy)

@@ -6,13 +6,13 @@ from fastapi import APIRouter, Query, Response, status
 
 from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
-from api.operations import Operations, as_operation, link
+from api.operations import as_operation, link
 from api.requests import Items, RemovalQuery
-from contracts.errors import Conflict, NotFound
+from api.takeover import require_ready
+from contracts.errors import NotFound
 from contracts.hosts import RemovedHost
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.removal import HostRemovalInput, ResolveRemovalInput
-from contracts.states import Phase
 
 router = APIRouter(prefix="/v1", tags=["hosts"], dependencies=[VIEWER])
 
@@ -34,7 +34,7 @@ async def remove_host(
     await inventory.hosts.get(name)
     await operations.require_free(name, but=OperationKind.MAINTENANCE)
     if not query.dry_run:
-        await _require_ready(name, operations)
+        await require_ready(name, operations)
     await operations.start(
         _KIND, name, HostRemovalInput(host=name, **dict(query)), caller, query.reason
     )
@@ -78,19 +78,6 @@ async def resolve_removal(
 async def list_removed_hosts(inventory: TheInventory) -> Items[RemovedHost]:
     """The tombstones of all that were removed, the latest first."""
     return Items(items=await inventory.removed_hosts.list())
-
-
-async def _require_ready(name: str, operations: Operations) -> None:
-    """Raises Conflict while a maintenance is open that can't hand its host over yet."""
-    maintenance = await operations.running(name, OperationKind.MAINTENANCE)
-    if maintenance is None:
-        return
-    now = await operations.status(maintenance)
-    if now.phase is not Phase.READY:
-        raise Conflict(
-            f"{maintenance.id} is not ready ({now.phase}: {now.message}).",
-            remedy="Wait until it is, or end it; of a host that is lost, terminate it in Temporal.",
-        )
 
 
 def _in_words(query: RemovalQuery) -> str:

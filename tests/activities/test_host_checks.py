@@ -31,7 +31,7 @@ from drivers.protocols import (
 )
 from inventory import Database, Inventory, SecretBox
 from tests.activities.conftest import change_state, run
-from tests.inventory.conftest import enabled, register
+from tests.inventory.conftest import acquire, enabled, ref, register
 from tests.samples import FACTS
 
 HANGS = 30.0
@@ -396,6 +396,20 @@ async def test_one_host_out_of_turn(
     await register(inventory, 4)
     with pytest.raises(Conflict, match="kvm-4 is Creating"):
         await run(activities.look_at_host, HostRef(host="kvm-4"))
+
+
+async def test_a_host_that_is_re_installed_is_left_alone(
+    activities: HostCheckActivities, inventory: Inventory, machines: Machines
+) -> None:
+    out = (ResourceState.PREPARE_FOR_MAINTENANCE, ResourceState.MAINTENANCE)
+    await change_state(inventory, "kvm-1", *out)
+    lease = ref(await acquire(inventory, host="kvm-1"))
+    await inventory.reinstallations.withdraw(lease, reason="disk broken")
+    swept = await check(activities)
+    assert swept.seen == {Seen.ANSWERED: 2}
+    assert (await host(inventory, "kvm-1")).status_reason == "is being re-installed"
+    with pytest.raises(Conflict, match="kvm-1 is being re-installed"):
+        await run(activities.look_at_host, HostRef(host="kvm-1"))
 
 
 async def test_a_credential_that_cannot_be_read_costs_that_host_alone(

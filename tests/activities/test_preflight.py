@@ -291,6 +291,28 @@ async def test_what_an_addition_has_left_is_no_other_host(inventory: Inventory) 
     assert codes(await look(inventory)) == []
 
 
+async def test_a_host_that_is_re_installed_is_no_other_host(inventory: Inventory) -> None:
+    await known(inventory, "sim-1", "198.19.0.1", FACTS)
+    await in_service(inventory, "sim-1")
+    sight = Sight()
+    assert codes(await look(inventory, sight, known=True)) == []
+    # What was open to its old installation is closed.
+    assert sight.forgotten == ["sim-1"]
+    assert codes(await look(inventory, Sight(uuid="of sim-2"), known=True)) == ["uuid-taken"]
+
+
+async def test_its_own_tombstone_is_no_news_and_that_of_another_machine_is(
+    inventory: Inventory,
+) -> None:
+    await known(inventory, "sim-1", "198.19.0.1", FACTS)
+    await in_service(inventory, "sim-1")
+    await removed(inventory, uuid=FACTS.uuid)
+    assert codes(await look(inventory, known=True)) == []
+    await removed(inventory, uuid="of kvm-7")
+    another = await look(inventory, Sight(uuid="of kvm-7"), known=True)
+    assert codes(another) == ["removed-before"]
+
+
 async def test_libvirt_is_not_asked_where_there_is_none(inventory: Inventory) -> None:
     sight = Sight(report={"libvirt_version": None}, libvirt=AssertionError("it was asked"))
     result = await look(inventory, sight)

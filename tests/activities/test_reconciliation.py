@@ -16,6 +16,7 @@ from activities.reconciliation import ReconciliationActivities
 from contracts.host_checks import Look, RoundPlan, SweepInput, Swept
 from contracts.host_status import Seen
 from contracts.leases import LeaseRef, LeaseScope, Owner
+from contracts.states import AllocationState
 from drivers.errors import EpochRefused, HostUnreachable
 from drivers.protocols import Fence, FenceState, HostAccess, Hypervisor
 from inventory import Database, Inventory, SecretBox
@@ -229,7 +230,7 @@ async def test_what_ended_operations_hold_is_given_back(
     lease = await lease_of(inventory, owner)
     for place in ("set_zone_state", "set_pod_state", "set_cluster_state"):
         name = f"{place.split('_')[1]}-1"
-        await getattr(inventory.topology, place)(name, "Enabled", actor="test")
+        await getattr(inventory.topology, place)(name, AllocationState.ENABLED, actor="test")
     await reserve(inventory, lease, "kvm-2", "uuid-of-vm-1")
     await inventory.maintenances.take_turn(lease, "cluster-1", 1)
     await run(activities.free_abandoned)

@@ -698,3 +698,25 @@ async def test_a_vm_that_may_run_on_a_lost_host_is_not_resumed(
     else:
         await run(activities.settle_migrations, lease)
     assert hypervisor.resumed is not forced
+
+
+async def test_a_host_that_is_re_installed_can_only_be_lost(
+    inventory: Inventory, lease: LeaseRef, on: Make
+) -> None:
+    await inventory.reinstallations.withdraw(lease, reason="disk broken")
+    machine = Machine()
+    survey = await run(on(machine).survey_removal, HostRef(host=HOST))
+    assert not survey.answers
+    assert "is being re-installed" in survey.problem
+    # Nobody has tried to log in.
+    assert machine.calls == []
+    await run(
+        on(machine).remove_host,
+        RemoveHostInput(
+            lease=lease, reason="lost", forced=True, vms=(), cleaned=False, problem=survey.problem
+        ),
+    )
+    assert await inventory.hosts.find(HOST) is None
+    # The old installation is cleaned, should it ever answer.
+    done = await run(on(machine).clean_removed)
+    assert done.cleaned == (HOST,)

@@ -44,6 +44,13 @@ with workflow.unsafe.imports_passed_through():
         ResolveVmInput,
         VmAction,
     )
+    from contracts.reinstallation import (
+        AnswerReinstallationInput,
+        HostReinstallationInput,
+        HostReinstallationResult,
+        HostReinstallationStatus,
+        ReinstallationOutcome,
+    )
     from contracts.removal import (
         HostRemovalInput,
         HostRemovalResult,
@@ -423,6 +430,51 @@ class StandInRemoval:
         )
 
 
+@workflow.defn(name="HostReinstallation")
+class StandInReinstallation:
+    """Waits for the signal `go`, if the reason is "slow" or "final"; with "final" it can't be taken
+    back any more. `message` tells the answer that came in; a second one is refused."""
+
+    def __init__(self) -> None:
+        self._request: HostReinstallationInput | None = None
+        self._go = False
+        self._answer: AnswerReinstallationInput | None = None
+
+    @workflow.run
+    async def run(self, request: HostReinstallationInput) -> HostReinstallationResult:
+        self._request = request
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        await workflow.wait_condition(lambda: self._go or request.reason not in ("slow", "final"))
+        planned, done = ReinstallationOutcome.PLANNED, ReinstallationOutcome.REINSTALLED
+        return HostReinstallationResult(
+            host=request.host, outcome=planned if request.dry_run else done, effects=()
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.update(name="answer")
+    async def answer(self, said: AnswerReinstallationInput) -> None:
+        self._answer = said
+
+    @answer.validator
+    def _check_answer(self, said: AnswerReinstallationInput) -> None:
+        if self._answer is not None:
+            raise ApplicationError("Nothing waits for an answer.", type="Conflict")
+
+    @workflow.query(name="status")
+    def status(self) -> HostReinstallationStatus:
+        assert self._request
+        return HostReinstallationStatus(
+            host=self._request.host,
+            phase=Phase.REINSTALLING,
+            reason=self._request.reason,
+            message=self._answer.model_dump_json() if self._answer is not None else "",
+            final=self._request.reason == "final",
+        )
+
+
 WORKFLOWS = (
     StandInAllocation,
     StandInClusterMaintenance,
@@ -431,5 +483,6 @@ WORKFLOWS = (
     StandInAddition,
     StandInImport,
     StandInRemoval,
+    StandInReinstallation,
     StandInCheck,
 )

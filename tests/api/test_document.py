@@ -30,6 +30,8 @@ PATHS = {
     "/v1/hosts": {"get", "post"},
     "/v1/hosts/{name}": {"get", "patch", "delete"},
     "/v1/hosts/{name}/removal": {"post"},
+    "/v1/hosts/{name}/reinstallation": {"post"},
+    "/v1/hosts/{name}/reinstallation/answer": {"post"},
     "/v1/removed-hosts": {"get"},
     "/v1/hosts/{name}/host-key": {"post"},
     "/v1/hosts/{name}/check": {"post"},

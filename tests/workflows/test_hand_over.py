@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from temporalio import activity
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -18,8 +19,9 @@ from contracts.maintenance import (
     OnBlocker,
 )
 from contracts.states import Phase, ResourceState
+from contracts.steps import AwaitChangeInput, HostRef, RemainingVms
 from tests.workflows.maintenance_run import Begin, Run
-from tests.workflows.world import running, three_hosts
+from tests.workflows.world import World, refusal, running, three_hosts
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -134,6 +136,37 @@ async def test_a_host_that_comes_back_from_down_is_not(begin: Begin) -> None:
     await run.until(lambda now: now.message == "Ready for maintenance")
     await hand_over(run)
     assert (await run.result()).outcome is MaintenanceOutcome.HANDED_OVER
+
+
+class Reinstalled(World):
+    """kvm-1 comes back from `Down` as another installation."""
+
+    @activity.defn(name="wait_for_host")
+    async def wait_for_host(self, request: AwaitChangeInput) -> bool:
+        await super().wait_for_host(request)
+        raise refusal("HostKeyChanged", "kvm-1 shows another SSH host key.")
+
+    @activity.defn(name="list_remaining_vms")
+    async def list_remaining_vms(self, request: HostRef) -> RemainingVms:
+        if self.silent:
+            return await super().list_remaining_vms(request)
+        raise refusal("HostKeyChanged", "kvm-1 shows another SSH host key.")
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["later", "from the start"])
+async def test_another_installation_in_its_place_is_handed_over_too(
+    begin: Begin, silent: bool
+) -> None:
+    world = Reinstalled(vms={"kvm-1": [], "kvm-2": [], "kvm-3": []})
+    world.silent = silent
+    run = await begin(world, host_is_down=True)
+    await run.until_phase(Phase.READY)
+    world.silent = False
+    await run.until(lambda now: "another SSH host key" in now.message)
+    assert world.state is ResourceState.MAINTENANCE
+    await hand_over(run)
+    assert (await run.result()).outcome is MaintenanceOutcome.HANDED_OVER
+    assert (world.state, world.fence) == (ResourceState.MAINTENANCE, None)
 
 
 async def test_of_leave_and_hand_over_only_one_has_its_way(begin: Begin) -> None:
