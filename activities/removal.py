@@ -27,13 +27,22 @@ from drivers.errors import (
     FenceFailed,
     HostKeyChanged,
     HostUnreachable,
+    HypervisorFailed,
     LoginRefused,
 )
 from drivers.protocols import HostAccess, HostCleaner, Hypervisor, RemoteShell
 from inventory import Inventory
+from inventory.errors import SecretUnreadable
 
-# It does not answer, or not as the host that it was.
-_LOST = (HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused)
+# It does not answer, or not as the host that it was, or can't be asked; or its libvirt can't.
+_LOST = (
+    HostUnreachable,
+    CallTimedOut,
+    HostKeyChanged,
+    LoginRefused,
+    SecretUnreadable,
+    HypervisorFailed,
+)
 # Removed hosts that are looked for at a time.
 _AT_A_TIME = 10
 
@@ -61,10 +70,9 @@ class RemovalActivities:
 
     @activity.defn(name="survey_removal")
     async def survey_removal(self, request: HostRef) -> RemovalSurvey:
-        """What a removal would find and delete. A host that does not answer is a finding, not an
-        error. Raises NotFound."""
+        """What a removal would find and delete. A host that does not answer, or whose credential
+        can't be read, is a finding, not an error. Raises NotFound."""
         host = await self._inventory.hosts.get(request.host)
-        access = await self._directory.access(host.name)
         possessions = await self._inventory.removed_hosts.preview(host.name)
         lease = await self._inventory.leases.find(host.name)
         answers, problem = False, ""
@@ -72,6 +80,7 @@ class RemovalActivities:
         active: list[str] = []
         defined: list[str] = []
         try:
+            access = await self._directory.access(host.name)
             found = await self._cleaner.look(access, host.name)
             answers = True
             active, defined = await self._vms(access)

@@ -34,11 +34,12 @@ from drivers.errors import (
     FenceFailed,
     HostKeyChanged,
     HostUnreachable,
+    HypervisorFailed,
     LoginRefused,
 )
 from drivers.protocols import CommandResult, Fence, HostAccess, HostKey, Hypervisor, LocalDisks
 from inventory import Database, Inventory, SecretBox
-from inventory.models import HostRow
+from inventory.models import HostRow, SecretVersionRow
 from tests.activities.conftest import ref, run
 from tests.samples import FACTS, FINGERPRINT
 
@@ -68,6 +69,7 @@ class Machine:
     own_key: bool = True
     password: str | None = None
     silent: bool = False
+    mute: bool = False
     another: bool = False
     refusal: str | None = None
     sticky: bool = False
@@ -112,6 +114,8 @@ class Machine:
 
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         self._log_in("list_vms", access)
+        if self.mute:
+            raise HypervisorFailed(f"libvirt on {access.name}: Failed to connect socket.")
         return [
             Vm(name=name, uuid=name, state=VmState.RUNNING, memory_mib=1, vcpus=1)
             for name in self.active
@@ -265,6 +269,34 @@ async def test_a_host_that_is_lost_is_a_finding(on: Make, how: str) -> None:
     survey = await run(on(machine).survey_removal, HostRef(host=HOST))
     assert not survey.answers
     assert HOST in survey.problem
+
+
+async def test_a_libvirt_that_is_dead_is_a_finding(on: Make) -> None:
+    survey = await run(on(Machine(mute=True)).survey_removal, HostRef(host=HOST))
+    assert survey.answers
+    assert survey.found == (*FILES, *KEY)
+    assert "Failed to connect" in survey.problem
+
+
+async def test_a_credential_that_can_not_be_read_is_a_finding(
+    on: Make, inventory: Inventory
+) -> None:
+    async with inventory.database.writing() as session:
+        await session.exec(update(SecretVersionRow).values(ciphertext=b"of another master key"))
+    survey = await run(on(Machine()).survey_removal, HostRef(host=HOST))
+    assert not survey.answers
+    assert "does not decrypt" in survey.problem
+
+
+async def test_a_host_whose_libvirt_is_dead_is_cleaned_late(
+    on: Make, inventory: Inventory, lease: LeaseRef
+) -> None:
+    machine = Machine(mute=True)
+    activities = on(machine)
+    await lost(activities, inventory, lease)
+    assert (await run(activities.clean_removed)).cleaned == (HOST,)
+    (event,) = await told(inventory, "removed.cleaned")
+    assert "which VMs run there is not known" in event
 
 
 async def test_begin_records_that_there_is_no_way_back(
