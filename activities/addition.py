@@ -49,7 +49,7 @@ class AdditionActivities:
 
         async def remove() -> list[str]:
             epoch = lease.closing_epoch
-            said = await self._cleaner.remove_files(access, lease.host, epoch, spare_jobs=True)
+            said = await self._cleaner.remove_files(access, epoch, spare_jobs=True)
             await self._cleaner.remove_key(access, lease.host, epoch)
             return said
 

@@ -77,5 +77,6 @@ def host_access(
         user=user,
         host_key=host_key,
         password=credential.plaintext if credential.kind == "password" else None,
-        private_key=credential.plaintext if credential.kind == "private_key" else None,
+        private_key=None if credential.kind == "password" else credential.plaintext,
+        own_key=credential.kind == "own_key",
     )

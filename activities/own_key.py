@@ -26,7 +26,7 @@ class OwnKeyActivities:
         if (await self._inventory.own_keys.find(lease.host)).staged_key is not None:
             return
         secret = await self._inventory.secrets.store(
-            "private_key", self._keys.create(), actor=lease.owner.workflow_id
+            "own_key", self._keys.create(), actor=lease.owner.workflow_id
         )
         if await self._inventory.own_keys.stage(lease.host, secret, lease=lease) != secret:
             await self._inventory.secrets.discard(secret)

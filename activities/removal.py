@@ -27,13 +27,23 @@ from drivers.errors import (
     FenceFailed,
     HostKeyChanged,
     HostUnreachable,
+    HypervisorFailed,
     LoginRefused,
 )
 from drivers.protocols import HostAccess, HostCleaner, Hypervisor, RemoteShell
 from inventory import Inventory
+from inventory.errors import SecretUnreadable
 
-# It does not answer, or not as the host that it was.
-_LOST = (HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused, TrustWithdrawn)
+# It does not answer, or not as the host that it was, or can't be asked; or its libvirt can't.
+_LOST = (
+    HostUnreachable,
+    CallTimedOut,
+    HostKeyChanged,
+    LoginRefused,
+    TrustWithdrawn,
+    SecretUnreadable,
+    HypervisorFailed,
+)
 # Removed hosts that are looked for at a time.
 _AT_A_TIME = 10
 
@@ -61,8 +71,8 @@ class RemovalActivities:
 
     @activity.defn(name="survey_removal")
     async def survey_removal(self, request: HostRef) -> RemovalSurvey:
-        """What a removal would find and delete. A host that does not answer is a finding, not an
-        error. Raises NotFound."""
+        """What a removal would find and delete. A host that does not answer, or whose credential
+        can't be read, is a finding, not an error. Raises NotFound."""
         host = await self._inventory.hosts.get(request.host)
         possessions = await self._inventory.removed_hosts.preview(host.name)
         lease = await self._inventory.leases.find(host.name)
@@ -103,6 +113,7 @@ class RemovalActivities:
         found: tuple[str, ...] = ()
         if host.resource_state is not ResourceState.REMOVED:
             access = await self._directory.access(host.name)
+            await self._forget(host.name)  # a connection that is kept is no login
             found = tuple(await self._cleaner.look(access, host.name))
             active, defined = await self._vms(access)
             _require_empty(host.name, active, defined, leave_vms=request.leave_vms)
@@ -123,9 +134,10 @@ class RemovalActivities:
         """Take away what Hostler has put on the host, its own key last, and prove it. Ends well if
         an earlier attempt was killed at any moment.
 
-        A host that refuses the key after that has had it taken away: `begin_removal` had logged in
-        with it. Where a password is kept beside the key, that looks again. Raises FenceFailed (VMs
-        are refused although the fence is gone), CommandFailed, LoginRefused, Conflict, LeaseLost.
+        Hostler's own key goes when nothing else is left, and that is recorded first: a host that
+        refuses it from then on has had it taken away. Where a password is kept beside the key, that
+        looks again. Raises FenceFailed (VMs are refused although the fence is gone), CommandFailed,
+        LoginRefused, Conflict, LeaseLost.
         """
         await self._inventory.leases.verify(lease)
         host = await self._inventory.hosts.get(lease.host)
@@ -135,7 +147,7 @@ class RemovalActivities:
         try:
             proof = await uninterrupted(self._clean(access, lease))
         except LoginRefused:
-            if access.private_key is None:
+            if not (access.own_key and await self._inventory.own_keys.is_leaving(host.name)):
                 raise
             proof = await self._without_key(lease)
         finally:
@@ -191,17 +203,17 @@ class RemovalActivities:
         return active, [name for name in defined if name not in active]
 
     async def _clean(self, access: HostAccess, lease: LeaseRef) -> str:
-        await self._cleaner.remove_files(access, lease.host, lease.epoch)
+        await self._cleaner.remove_files(access, lease.epoch)
         refusal = await self._hypervisor.start_probe(access)
         if refusal is not None:
             raise FenceFailed(
                 f"The fence of {access.name} is gone, yet libvirt refuses a VM: {refusal}",
                 remedy="Restart libvirtd there.",
             )
-        await self._inventory.leases.verify(lease)
+        await self._require_key_alone(access, lease.host)
+        await self._inventory.own_keys.record_leaving(lease.host, lease=lease)
         had_key = await self._cleaner.remove_key(access, lease.host, lease.epoch)
-        await self._require_nothing(access, lease.host)
-        proof = "looked again and found nothing, and libvirt starts VMs"
+        proof = "looked again and found nothing but the key, and libvirt starts VMs"
         if had_key and access.private_key is not None:
             proof += "; " + await self._try_key(access)
         return proof
@@ -216,8 +228,10 @@ class RemovalActivities:
                 pass
         return "Hostler's key is refused, and it is taken away last"
 
-    async def _require_nothing(self, access: HostAccess, host: str) -> None:
-        left = await self._cleaner.look(access, host)
+    async def _require_key_alone(self, access: HostAccess, host: str) -> None:
+        """Before the key goes: whoever finds the login refused then can't look any more."""
+        found = await self._cleaner.look(access, host)
+        left = [line for line in found if not line.startswith("key ")]
         if left:
             raise CommandFailed(
                 f"Something of Hostler's is still on {access.name}: {', '.join(left)}.",
@@ -262,8 +276,8 @@ class RemovalActivities:
         except Unavailable:
             return False
         except HostlerError as error:
-            refused = isinstance(error, LoginRefused) and access.private_key is not None
-            if not (refused and await tombs.cleaning_has_begun(removed)):
+            refused = isinstance(error, LoginRefused) and access.own_key
+            if not (refused and await tombs.key_leaves(removed)):
                 await tombs.record_problem(removed, str(error))
                 return False
             message = "cleaned: Hostler's key is refused, and it is taken away last"
@@ -274,13 +288,15 @@ class RemovalActivities:
 
     async def _take_off(self, access: HostAccess, removed: RemovedHost) -> str:
         found = await self._cleaner.look(access, removed.name)
-        await self._inventory.removed_hosts.begin_cleaning(removed)
         vms = await self._running_again(access)
         if await self._inventory.removed_hosts.present_as(removed) is not None:
             raise Conflict(f"{removed.name} has just become a host again.")
-        await self._cleaner.remove_files(access, removed.name, None)
-        await self._cleaner.remove_key(access, removed.name, None)
-        await self._require_nothing(access, removed.name)
+        # A host that holds a higher one is another Hostler's by now.
+        epoch = await self._inventory.leases.last_epoch(removed.name)
+        await self._cleaner.remove_files(access, epoch)
+        await self._require_key_alone(access, removed.name)
+        await self._inventory.removed_hosts.record_key_leaving(removed)
+        await self._cleaner.remove_key(access, removed.name, epoch)
         return f"answers again and was cleaned ({', '.join(found) or 'nothing was left'}); {vms}"
 
     async def _running_again(self, access: HostAccess) -> str:

@@ -23,6 +23,8 @@ class RemovalChoices(Protocol):
     @property
     def forced(self) -> bool: ...
     @property
+    def leave_vms(self) -> bool: ...
+    @property
     def on_blocker(self) -> OnBlocker: ...
 
 
@@ -34,6 +36,11 @@ def check_choices(asked: RemovalChoices) -> None:
         raise PydanticCustomError(
             "forced_after_maintenance",
             "forced is for hosts that can't be put into maintenance: not with after_maintenance",
+        )
+    if asked.after_maintenance and asked.on_blocker is OnBlocker.SHUTDOWN and not asked.leave_vms:
+        raise PydanticCustomError(
+            "shut_down_vms",
+            "VMs that are shut down stay defined on the host: on_blocker shutdown needs leave_vms",
         )
     if asked.on_blocker is OnBlocker.KEEP:
         raise PydanticCustomError(

@@ -8,7 +8,7 @@ import importlib.resources
 
 import asyncssh
 
-from drivers.commands import check_change
+from drivers.commands import check, check_change
 from drivers.protocols import HostAccess, RemoteShell
 
 
@@ -33,7 +33,8 @@ class AuthorizedKeys:
         EpochRefused."""
         public = asyncssh.import_private_key(private_key).export_public_key("openssh").decode()
         kind, base64, *_ = public.split()
-        await self._change(access, "install", epoch, f"{kind} {base64} {_mark(access)}\n")
+        line = f"{kind} {base64} {_mark(access.name)}\n"
+        await self._change(access, "install", access.name, epoch, line)
 
     async def log_in(self, access: HostAccess, private_key: str) -> None:
         """Prove it by a new login with nothing else. Raises LoginRefused."""
@@ -45,18 +46,31 @@ class AuthorizedKeys:
     async def remove(self, access: HostAccess, epoch: int) -> None:
         """Let no own key in any more; all others stay as they are. Raises CommandFailed,
         EpochRefused."""
-        await self._change(access, "remove", epoch)
+        await self.remove_of(access, access.name, epoch)
+
+    async def find(self, access: HostAccess, host: str) -> list[str]:
+        """What is there of the own key that the machine has as `host`, one line each ("key
+        hostler:kvm-1 in /root/.ssh/authorized_keys")."""
+        command = ["sh", "-c", _SCRIPT, "own-key", "look", _mark(host)]
+        result = await self._shell.run(access, command, timeout=self._command_timeout)
+        check(access, "own-key look", result)
+        return result.stdout.splitlines()
+
+    async def remove_of(self, access: HostAccess, host: str, epoch: int) -> list[str]:
+        """Let that key in no more; what was there of it. Raises CommandFailed, EpochRefused."""
+        return await self._change(access, "remove", host, epoch)
 
     async def _change(
-        self, access: HostAccess, action: str, epoch: int, line: str | None = None
-    ) -> None:
-        command = ["sh", "-c", _SCRIPT, "own-key", action, str(epoch), _mark(access)]
+        self, access: HostAccess, action: str, host: str, epoch: int, line: str | None = None
+    ) -> list[str]:
+        command = ["sh", "-c", _SCRIPT, "own-key", action, _mark(host), str(epoch)]
         result = await self._shell.run(access, command, stdin=line, timeout=self._command_timeout)
         check_change(access, f"own-key {action}", result, epoch)
+        return result.stdout.splitlines()
 
 
-def _mark(access: HostAccess) -> str:
-    return f"hostler:{access.name}"
+def _mark(host: str) -> str:
+    return f"hostler:{host}"
 
 
 _SCRIPT = importlib.resources.files("drivers.hooks").joinpath("own-key").read_text("utf-8")

@@ -19,6 +19,7 @@ class HostAccess:
         host_key: the pinned public key as one line of OpenSSH's format ("ssh-ed25519 AAAA...").
         password: the login password, or None.
         private_key: an OpenSSH private key in PEM, or None.
+        own_key: that key is Hostler's own, which it takes off the host when it leaves.
     """
 
     name: str
@@ -28,6 +29,7 @@ class HostAccess:
     host_key: str
     password: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
+    own_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -303,20 +305,21 @@ class Neighbours(Protocol):
 
 class HostCleaner(Protocol):
     """What Hostler has put on a host under the name `host`, and its removal. `epoch` is the lease's
-    (see Fence), or None: the host is nobody's any more. Every method may be called many times, may
-    be killed at any moment and called again, and raises CommandFailed if something stays."""
+    (see Fence; EpochRefused). Every method may be called many times, may be killed at any moment
+    and called again, and raises CommandFailed if something stays."""
 
     async def look(self, access: HostAccess, host: str) -> list[str]:
-        """What of Hostler's is there, one line each ("file /etc/hostler/fence")."""
+        """What of Hostler's is there, one line each ("file /etc/hostler/fence"); those of its key
+        begin with "key "."""
 
     async def remove_files(
-        self, access: HostAccess, host: str, epoch: int | None, *, spare_jobs: bool = False
+        self, access: HostAccess, epoch: int, *, spare_jobs: bool = False
     ) -> list[str]:
         """Remove all but the key that logs in; what was there. With `spare_jobs`, jobs that run go
-        on and stay, one line each ("running UNIT"). Raises EpochRefused."""
+        on and stay, one line each ("running UNIT")."""
 
-    async def remove_key(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
-        """Remove Hostler's own key, which comes last; what was there. Raises EpochRefused."""
+    async def remove_key(self, access: HostAccess, host: str, epoch: int) -> list[str]:
+        """Remove Hostler's own key, which comes last; what was there."""
 
 
 class LocalDisks(Protocol):

@@ -13,8 +13,11 @@ from inventory.database import Database
 from inventory.events import add_event
 from inventory.hosts import host_row
 from inventory.leases import verify_lease
-from inventory.models import HostRow, SecretVersionRow, now
+from inventory.models import EventRow, HostRow, SecretVersionRow, now
 from inventory.secrets import unclaimed
+
+_LEAVING = "host.key_leaves"
+_STATE = "host.state"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,26 @@ class OwnKeys:
             if staged is not None:
                 await _delete_unclaimed(session, row, staged)
 
+    async def record_leaving(self, host: str, *, lease: LeaseRef) -> None:
+        """The key is taken off the host now, of which nothing else is left: a login that is refused
+        from then on is the work of that. May be called many times."""
+        async with self._changing(host, lease) as (session, _):
+            if not await is_leaving(session, host):
+                operation = lease.owner.workflow_id
+                add_event(
+                    session,
+                    _LEAVING,
+                    f"host/{host}",
+                    "nothing of Hostler's is left on it but its key, which goes now",
+                    operation=operation,
+                    actor=operation,
+                )
+
+    async def is_leaving(self, host: str) -> bool:
+        """Whether that was recorded since the host became `Removed`."""
+        async with self._database.reading() as session:
+            return await is_leaving(session, host)
+
     @asynccontextmanager
     async def _changing(
         self, host: str, lease: LeaseRef
@@ -89,6 +112,17 @@ class OwnKeys:
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
             yield session, await host_row(session, host)
+
+
+async def is_leaving(session: AsyncSession, host: str) -> bool:
+    """The same in a transaction. Nothing changes the state of a host that is `Removed`, so a state
+    that was recorded later belongs to another machine of that name."""
+    query = (
+        select(EventRow.kind)
+        .where(col(EventRow.subject) == f"host/{host}", col(EventRow.kind).in_((_LEAVING, _STATE)))
+        .order_by(col(EventRow.id).desc())
+    )
+    return (await session.exec(query.limit(1))).first() == _LEAVING
 
 
 async def _delete_unclaimed(session: AsyncSession, row: HostRow, secret_id: str) -> None:

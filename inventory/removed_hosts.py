@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, false, or_
 from sqlalchemy.orm import Mapped
 from sqlmodel import SQLModel, col, delete, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -30,10 +30,11 @@ from inventory.models import (
     SecretVersionRow,
     now,
 )
+from inventory.own_keys import is_leaving
 from inventory.secrets import unclaimed
 
 _MAX_PROBLEM_CHARS = 1000
-_BEGUN = "removed.cleaning_begun"
+_LEAVING = "removed.key_leaves"
 # A host whose evacuation has ended, or that can't be reached at all.
 _UNREACHED = frozenset({ResourceState.MAINTENANCE, ResourceState.REMOVED})
 
@@ -119,6 +120,9 @@ class RemovedHosts:
             secret_ids = _secret_ids(row)
             if cleaned:
                 secret_ids |= await _settle_earlier(session, row)
+            elif await is_leaving(session, row.name):
+                await session.flush()
+                _add_leaving(session, _removed(tombstone))
             belongings = await _belongings(session, lease.host)
             for owned in _BELONGINGS:
                 await session.exec(delete(owned.table).where(owned.of(lease.host)))
@@ -142,14 +146,14 @@ class RemovedHosts:
 
     async def present_as(self, removed: RemovedHost) -> str | None:
         """The host that is at that address now, or is that machine, whatever its name; or None."""
-        marks = [
-            (col(HostRow.address) == removed.address) & (col(HostRow.ssh_port) == removed.ssh_port),
-            col(HostRow.host_key_sha256) == removed.host_key_sha256,
-        ]
-        if removed.uuid is not None:
-            marks.append(col(HostRow.uuid) == removed.uuid)
+        there = (col(HostRow.address) == removed.address) & (
+            col(HostRow.ssh_port) == removed.ssh_port
+        )
+        machine = _is_machine(HostRow, removed.uuid, removed.host_key_sha256)
         async with self._database.reading() as session:
-            return (await session.exec(select(HostRow.name).where(or_(*marks)).limit(1))).first()
+            return (
+                await session.exec(select(HostRow.name).where(there | machine).limit(1))
+            ).first()
 
     async def login(self, tombstone: int) -> Login:
         """How to log in to one that is not clean. Raises NotFound."""
@@ -165,17 +169,17 @@ class RemovedHosts:
             secret_id=row.secret_id,
         )
 
-    async def begin_cleaning(self, removed: RemovedHost) -> None:
-        """Record that its cleaning begins, with a credential that has just logged in: a login that
-        is refused from then on is the work of that. May be called many times."""
+    async def record_key_leaving(self, removed: RemovedHost) -> None:
+        """Its key is taken off it now, and nothing else is left there: a login that is refused from
+        then on is the work of that. May be called many times."""
         async with self._database.writing() as session:
-            if not await _has_begun(session, removed.id):
-                _add_event(session, _BEGUN, removed, "it answers again and is being cleaned")
+            if not await _key_leaves(session, removed.id):
+                _add_leaving(session, removed)
 
-    async def cleaning_has_begun(self, removed: RemovedHost) -> bool:
+    async def key_leaves(self, removed: RemovedHost) -> bool:
         """Whether that was recorded."""
         async with self._database.reading() as session:
-            return await _has_begun(session, removed.id)
+            return await _key_leaves(session, removed.id)
 
     async def record_cleaned(self, removed: RemovedHost, message: str) -> None:
         """Nothing of Hostler's is left on it; its credential is deleted. No effect if that is
@@ -208,16 +212,7 @@ class RemovedHosts:
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
             row = (await session.exec(select(HostRow).where(col(HostRow.name) == host))).one()
-            tombstones = await session.exec(
-                select(RemovedHostRow).where(
-                    col(RemovedHostRow.cleaned_at).is_(None),
-                    or_(
-                        col(RemovedHostRow.host_key_sha256) == row.host_key_sha256,
-                        col(RemovedHostRow.uuid) == row.uuid,
-                    ),
-                )
-            )
-            for tombstone in tombstones.all():
+            for tombstone in await _uncleaned_as(session, row):
                 secret, tombstone.secret_id = tombstone.secret_id, None
                 tombstone.cleaned_at = now()
                 tombstone.cleaning_problem = f"it was added again as {host}"
@@ -230,13 +225,29 @@ async def find_tombstone(
     session: AsyncSession, *, uuid: str | None, host_key_sha256: str | None
 ) -> RemovedHostRow | None:
     """The row of the latest, if there is any."""
-    marks = []
-    if uuid is not None:
-        marks.append(col(RemovedHostRow.uuid) == uuid)
-    if host_key_sha256 is not None:
-        marks.append(col(RemovedHostRow.host_key_sha256) == host_key_sha256)
-    query = select(RemovedHostRow).where(or_(*marks)).order_by(col(RemovedHostRow.id).desc())
-    return (await session.exec(query.limit(1))).first() if marks else None
+    query = (
+        select(RemovedHostRow)
+        .where(_is_machine(RemovedHostRow, uuid, host_key_sha256))
+        .order_by(col(RemovedHostRow.id).desc())
+    )
+    return (await session.exec(query.limit(1))).first()
+
+
+async def _uncleaned_as(session: AsyncSession, row: HostRow) -> Sequence[RemovedHostRow]:
+    """The tombstones of that machine whose host's side is not clean, by whatever name."""
+    query = select(RemovedHostRow).where(
+        _is_machine(RemovedHostRow, row.uuid, row.host_key_sha256),
+        col(RemovedHostRow.cleaned_at).is_(None),
+    )
+    return (await session.exec(query)).all()
+
+
+def _is_machine(
+    table: type[HostRow] | type[RemovedHostRow], uuid: str | None, host_key_sha256: str | None
+) -> ColumnElement[bool]:
+    """A row of the machine with that UUID or host key, as far as they are known."""
+    known = ((col(table.uuid), uuid), (col(table.host_key_sha256), host_key_sha256))
+    return or_(false(), *(column == value for column, value in known if value is not None))
 
 
 # --- what belongs to a host ---------------------------------------------------------------------
@@ -319,13 +330,8 @@ async def _cluster(session: AsyncSession, row: HostRow) -> str:
 
 async def _settle_earlier(session: AsyncSession, row: HostRow) -> set[str]:
     """The same machine's earlier tombstones are clean with it; the secrets that they had kept."""
-    marks = [col(RemovedHostRow.host_key_sha256) == row.host_key_sha256]
-    if row.uuid is not None:
-        marks.append(col(RemovedHostRow.uuid) == row.uuid)
     kept: set[str] = set()
-    for earlier in await session.exec(
-        select(RemovedHostRow).where(or_(*marks), col(RemovedHostRow.cleaned_at).is_(None))
-    ):
+    for earlier in await _uncleaned_as(session, row):
         kept |= {earlier.secret_id} if earlier.secret_id is not None else set()
         earlier.cleaned_at, earlier.cleaning_problem, earlier.secret_id = now(), "", None
         session.add(earlier)
@@ -378,9 +384,9 @@ async def _tombstone(session: AsyncSession, tombstone: int) -> RemovedHostRow | 
     return (await session.exec(query.with_for_update())).first()
 
 
-async def _has_begun(session: AsyncSession, tombstone: int) -> bool:
+async def _key_leaves(session: AsyncSession, tombstone: int) -> bool:
     query = select(EventRow.id).where(
-        col(EventRow.kind) == _BEGUN, col(EventRow.operation) == _operation(tombstone)
+        col(EventRow.kind) == _LEAVING, col(EventRow.operation) == _operation(tombstone)
     )
     return (await session.exec(query.limit(1))).first() is not None
 
@@ -388,6 +394,11 @@ async def _has_begun(session: AsyncSession, tombstone: int) -> bool:
 def _add_event(session: AsyncSession, kind: str, removed: RemovedHost, message: str) -> None:
     operation = _operation(removed.id)
     add_event(session, kind, f"host/{removed.name}", message, operation=operation, actor=operation)
+
+
+def _add_leaving(session: AsyncSession, removed: RemovedHost) -> None:
+    message = "nothing of Hostler's is left on it but its key, which goes now"
+    _add_event(session, _LEAVING, removed, message)
 
 
 def _operation(tombstone: int) -> str:

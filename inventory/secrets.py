@@ -32,7 +32,8 @@ _AT_A_TIME = 500  # of ids in one statement
 
 @dataclass(frozen=True)
 class Credential:
-    """`kind` is "password" or "private_key" (OpenSSH's PEM)."""
+    """`kind` is "password", "private_key" (OpenSSH's PEM), or "own_key", the same, made by
+    Hostler for that host."""
 
     kind: str
     plaintext: str = field(repr=False)

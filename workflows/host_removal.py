@@ -17,6 +17,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from activities.records import RecordActivities
     from activities.removal import RemovalActivities
+    from contracts.hosts import Host
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
     from contracts.removal import (
         BeginRemovalInput,
@@ -33,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
         RemoveHostInput,
         ResolveRemovalInput,
     )
-    from contracts.states import Phase
+    from contracts.states import Phase, ResourceState
     from contracts.steps import HostRef
     from workflows import policies
     from workflows.failures import as_application_error
@@ -103,7 +104,7 @@ class HostRemoval:
         return await self._remove_clean(survey)
 
     async def _remove_clean(self, survey: RemovalSurvey) -> HostRemovalResult:
-        begun = await self._begin()
+        begun = await self._begin(survey)
         cleaning, problem = await self._clean()
         removed = await self._delete(
             vms=survey.defined, cleaned=cleaning is not None, problem=problem
@@ -143,7 +144,7 @@ class HostRemoval:
         workflow.upsert_search_attributes(
             [HOST_CLUSTER.value_set(survey.host.cluster), HOST_ZONE.value_set(survey.host.zone)]
         )
-        check(self._asked, survey)
+        check(self._asked, survey, untouched=self._takeover.lease is None)
         self._effects = effects(self._asked, survey)
         return survey
 
@@ -159,7 +160,7 @@ class HostRemoval:
             then="remove the host",
         )
 
-    async def _begin(self) -> RemovalBegun:
+    async def _begin(self, survey: RemovalSurvey) -> RemovalBegun:
         self._enter(Phase.CLEANING, "From here on there is no way back")
         # Whether it has taken effect is not known while it runs.
         self._begun = True
@@ -176,8 +177,17 @@ class HostRemoval:
                 **policies.FIRST_LOOK,
             )
         except ActivityError:
-            self._begun = False
-            raise
+            # Its end may be what was lost.
+            host: Host = await workflow.execute_activity_method(
+                RecordActivities.get_host,
+                HostRef(host=self._asked.host),
+                summary="Whether it is Removed all the same",
+                **policies.RECORD,
+            )
+            self._begun = host.resource_state is ResourceState.REMOVED
+            if not self._begun:
+                raise
+            begun = RemovalBegun(found=survey.found)
         return begun
 
     async def _clean(self) -> tuple[Cleaning | None, str]:

@@ -15,8 +15,9 @@ _TOMBSTONE = (
 
 
 def is_lost(asked: HostRemovalInput, survey: RemovalSurvey) -> bool:
-    """Whether the host is removed without being cleaned."""
-    return asked.forced and not survey.answers
+    """Whether the host is removed without being cleaned: it does not answer, or its libvirt does
+    not. What can be cleaned then, the next round of checks does."""
+    return asked.forced and bool(survey.problem)
 
 
 def needs_maintenance(survey: RemovalSurvey) -> bool:
@@ -24,25 +25,24 @@ def needs_maintenance(survey: RemovalSurvey) -> bool:
     return survey.host.resource_state in _IN_SERVICE
 
 
-def check(asked: HostRemovalInput, survey: RemovalSurvey) -> None:
-    """Raises Conflict, with the remedy, if the host can't be removed as it is and was asked."""
+def check(asked: HostRemovalInput, survey: RemovalSurvey, *, untouched: bool) -> None:
+    """Raises Conflict, with the remedy, if the host can't be removed as it is and was asked.
+    `untouched`: the removal has changed nothing so far."""
     refusal = _refusal(asked, survey)
     if refusal is not None:
-        raise ApplicationError(
-            f"{refusal} Nothing was changed.", type="Conflict", non_retryable=True
-        )
+        if untouched:
+            refusal = f"{refusal} Nothing was changed."
+        raise ApplicationError(refusal, type="Conflict", non_retryable=True)
 
 
 def _refusal(asked: HostRemovalInput, survey: RemovalSurvey) -> str | None:
     name, state = survey.host.name, survey.host.resource_state
     if state is ResourceState.REMOVED:
         return None  # by an earlier removal, which has ended half-way: this one goes on
-    if not survey.answers:
-        return _refusal_of_silent(asked, survey)
     if survey.problem:
-        return f"{name} answers, but does not tell which VMs it has: {survey.problem}"
+        return _refusal_of_silent(asked, survey)
     if state in _IN_SERVICE and asked.after_maintenance:
-        return None
+        return _refusal_of_defined(asked, survey)
     if state is not ResourceState.MAINTENANCE:
         vms = ", ".join(survey.active) or "none"
         return (
@@ -54,24 +54,31 @@ def _refusal(asked: HostRemovalInput, survey: RemovalSurvey) -> str | None:
             f"VMs run on {name}: {', '.join(survey.active)}. Put it back and into maintenance "
             f"again: hostler maintenance leave {name}"
         )
-    if survey.defined and not asked.leave_vms:
-        return (
-            f"VMs are defined on {name}, shut off: {', '.join(survey.defined)}. Undefine or move "
-            "them, or remove it with leave_vms: they stay as they are."
-        )
-    return None
+    return _refusal_of_defined(asked, survey)
+
+
+def _refusal_of_defined(asked: HostRemovalInput, survey: RemovalSurvey) -> str | None:
+    """No maintenance moves them."""
+    if not survey.defined or asked.leave_vms:
+        return None
+    left = ", ".join(survey.defined)
+    return (
+        f"VMs are defined on {survey.host.name}, shut off: {left}. Undefine or move them, or "
+        "remove it with leave_vms: they stay as they are."
+    )
 
 
 def _refusal_of_silent(asked: HostRemovalInput, survey: RemovalSurvey) -> str | None:
     name, host = survey.host.name, survey.host
+    silence = "answers, but does not tell which VMs it has" if survey.answers else "does not answer"
     if not asked.forced:
         return (
-            f"{name} can't be cleaned: {survey.problem} Wait until it answers; if it is lost, "
-            "remove it with forced and a reason."
+            f"{name} {silence}: {survey.problem} Wait until it does; if it is lost, remove it with "
+            "forced and a reason."
         )
     if host.status is HostStatus.UP and host.resource_state is not ResourceState.MAINTENANCE:
         return (
-            f"{name} does not answer now, but is {HostStatus.UP} as far as was seen: one missed "
+            f"{name} {silence} now, but is {HostStatus.UP} as far as was seen: one missed "
             f"answer is no evidence that it is lost ({survey.problem}) Wait until its status says "
             f"so (hostler host show {name}), or confirm it: hostler maintenance enter {name} "
             "--host-is-down"
@@ -105,11 +112,13 @@ def _effects(asked: HostRemovalInput, survey: RemovalSurvey) -> Iterator[Removal
             message=f"{name} is taken out of service first; VMs that leave it: {leaving}",
         )
     if lost:
-        yield RemovalEffect(
-            kind=EffectKind.HOST,
-            message=f"nothing on {name} itself, which does not answer: it is cleaned, and not "
-            "taken back, when it answers again at its address with its host key",
+        when = (
+            "which does not tell which VMs it has: the next round of checks cleans it all the same"
+            if survey.answers
+            else "which does not answer: it is cleaned, and not taken back, when it answers again "
+            "at its address with its host key"
         )
+        yield RemovalEffect(kind=EffectKind.HOST, message=f"nothing on {name} itself, {when}")
         yield RemovalEffect(kind=EffectKind.VMS, message=_last_seen(survey))
     else:
         yield RemovalEffect(

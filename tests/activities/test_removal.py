@@ -34,11 +34,12 @@ from drivers.errors import (
     FenceFailed,
     HostKeyChanged,
     HostUnreachable,
+    HypervisorFailed,
     LoginRefused,
 )
 from drivers.protocols import CommandResult, Fence, HostAccess, HostKey, Hypervisor, LocalDisks
 from inventory import Database, Inventory, SecretBox
-from inventory.models import HostRow
+from inventory.models import HostRow, SecretVersionRow
 from tests.activities.conftest import ref, run
 from tests.samples import FACTS, FINGERPRINT
 
@@ -68,6 +69,7 @@ class Machine:
     own_key: bool = True
     password: str | None = None
     silent: bool = False
+    mute: bool = False
     another: bool = False
     refusal: str | None = None
     sticky: bool = False
@@ -97,14 +99,14 @@ class Machine:
         return (FILES if self.files else []) + (KEY if self.key else [])
 
     async def remove_files(
-        self, access: HostAccess, host: str, epoch: int | None, *, spare_jobs: bool = False
+        self, access: HostAccess, epoch: int, *, spare_jobs: bool = False
     ) -> list[str]:
         self._log_in("remove_files", access)
         removed, self.files = FILES if self.files else [], self.sticky
         self._end("remove_files")
         return removed
 
-    async def remove_key(self, access: HostAccess, host: str, epoch: int | None) -> list[str]:
+    async def remove_key(self, access: HostAccess, host: str, epoch: int) -> list[str]:
         self._log_in("remove_key", access)
         removed, self.key = KEY if self.key else [], False
         self._end("remove_key")
@@ -112,6 +114,8 @@ class Machine:
 
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         self._log_in("list_vms", access)
+        if self.mute:
+            raise HypervisorFailed(f"libvirt on {access.name}: Failed to connect socket.")
         return [
             Vm(name=name, uuid=name, state=VmState.RUNNING, memory_mib=1, vcpus=1)
             for name in self.active
@@ -145,6 +149,7 @@ class Machine:
     async def close(self) -> None: ...
 
 
+@dataclass
 class Connected(Machine):
     """A machine whose kept connection outlives the key, as sshd's do, until it is forgotten."""
 
@@ -185,7 +190,7 @@ async def register(inventory: Inventory, name: str, address: str) -> None:
         address=address,
         ssh_port=22,
         user="root",
-        secret_id=await inventory.secrets.store("private_key", "key", actor="test"),
+        secret_id=await inventory.secrets.store("own_key", f"key of {name}", actor="test"),
         host_key_line="ssh-ed25519 AAAA",
         host_key_sha256=FINGERPRINT,
         capacity_memory_mib=None,
@@ -266,6 +271,34 @@ async def test_a_host_that_is_lost_is_a_finding(on: Make, how: str) -> None:
     assert HOST in survey.problem
 
 
+async def test_a_libvirt_that_is_dead_is_a_finding(on: Make) -> None:
+    survey = await run(on(Machine(mute=True)).survey_removal, HostRef(host=HOST))
+    assert survey.answers
+    assert survey.found == (*FILES, *KEY)
+    assert "Failed to connect" in survey.problem
+
+
+async def test_a_credential_that_can_not_be_read_is_a_finding(
+    on: Make, inventory: Inventory
+) -> None:
+    async with inventory.database.writing() as session:
+        await session.exec(update(SecretVersionRow).values(ciphertext=b"of another master key"))
+    survey = await run(on(Machine()).survey_removal, HostRef(host=HOST))
+    assert not survey.answers
+    assert "does not decrypt" in survey.problem
+
+
+async def test_a_host_whose_libvirt_is_dead_is_cleaned_late(
+    on: Make, inventory: Inventory, lease: LeaseRef
+) -> None:
+    machine = Machine(mute=True)
+    activities = on(machine)
+    await lost(activities, inventory, lease)
+    assert (await run(activities.clean_removed)).cleaned == (HOST,)
+    (event,) = await told(inventory, "removed.cleaned")
+    assert "which VMs run there is not known" in event
+
+
 async def test_begin_records_that_there_is_no_way_back(
     on: Make, inventory: Inventory, lease: LeaseRef
 ) -> None:
@@ -316,10 +349,10 @@ async def test_cleaning_takes_the_key_last_and_proves_it(
     await run(activities.begin_removal, begin(lease))
     machine.calls.clear()
     proof = (await run(activities.clean_host, lease)).proof
-    assert machine.calls == ["remove_files", "start_probe", "remove_key", "look", "run"]
+    assert machine.calls == ["remove_files", "start_probe", "look", "remove_key", "run"]
     assert not machine.files
     assert not machine.key
-    assert "found nothing, and libvirt starts VMs" in proof
+    assert "found nothing but the key, and libvirt starts VMs" in proof
     wanted = "key is refused" if kind is Connected else "still logs in"
     assert wanted in proof
     assert machine.forgotten[-1] == HOST
@@ -344,12 +377,14 @@ async def test_cleaning_that_was_killed_is_brought_to_its_end(
     assert proof == (
         "Hostler's key is refused, and it is taken away last"
         if password is None
-        else "looked again and found nothing, and libvirt starts VMs"
+        else "looked again and found nothing but the key, and libvirt starts VMs"
     )
 
 
-async def set_secret(inventory: Inventory, column: str, password: str) -> None:
-    secret = await inventory.secrets.store("password", password, actor="test")
+async def set_secret(
+    inventory: Inventory, column: str, plaintext: str, *, kind: str = "password"
+) -> None:
+    secret = await inventory.secrets.store(kind, plaintext, actor="test")
     async with inventory.database.writing() as session:
         await session.exec(update(HostRow).values({column: secret}))
 
@@ -360,6 +395,7 @@ async def test_a_password_that_is_refused_too_proves_as_much(
     await set_secret(inventory, "password_secret_id", "former")
     machine = Machine(files=False, key=False, password="changed")
     await become(inventory, ResourceState.REMOVED)
+    await inventory.own_keys.record_leaving(HOST, lease=lease)
     assert "key is refused" in (await run(on(machine).clean_host, lease)).proof
 
 
@@ -392,8 +428,46 @@ async def test_what_comes_back_is_named(on: Make, lease: LeaseRef) -> None:
     machine = Connected(sticky=True)
     activities = on(machine)
     await run(activities.begin_removal, begin(lease))
-    with pytest.raises(CommandFailed, match=r"still on kvm-1: file /etc/hostler/fence"):
+    for _ in range(2):
+        with pytest.raises(CommandFailed, match=r"still on kvm-1: file /etc/hostler/fence"):
+            await run(activities.clean_host, lease)
+    assert machine.key
+
+
+@pytest.mark.parametrize("kind", ["own_key", "private_key"])
+async def test_a_refused_key_proves_nothing_unless_it_was_taken_away(
+    on: Make, inventory: Inventory, lease: LeaseRef, kind: str
+) -> None:
+    """Hostler's own key before it goes, and an operator's at any time."""
+    await set_secret(inventory, "secret_id", "key", kind=kind)
+    machine = Machine(dies_after="remove_files" if kind == "own_key" else "remove_key")
+    activities = on(machine)
+    await run(activities.begin_removal, begin(lease))
+    with pytest.raises(Killed):
         await run(activities.clean_host, lease)
+    machine.key = False
+    with pytest.raises(LoginRefused):
+        await run(activities.clean_host, lease)
+
+
+async def test_that_its_key_went_is_told_of_no_later_host_of_that_name(
+    on: Make, inventory: Inventory, lease: LeaseRef
+) -> None:
+    activities = on(Machine())
+    await run(activities.begin_removal, begin(lease))
+    await run(activities.clean_host, lease)
+    assert await inventory.own_keys.is_leaving(HOST)
+    await remove(activities, lease)
+    await register(inventory, HOST, "198.18.0.11")
+    assert not await inventory.own_keys.is_leaving(HOST)
+
+
+async def test_a_connection_that_is_kept_begins_nothing(
+    on: Make, inventory: Inventory, lease: LeaseRef
+) -> None:
+    with pytest.raises(LoginRefused):
+        await run(on(Connected(connected=True, key=False)).begin_removal, begin(lease))
+    assert (await inventory.hosts.get(HOST)).resource_state is ResourceState.MAINTENANCE
 
 
 async def test_whoever_lost_the_lease_does_nothing(
@@ -489,17 +563,47 @@ async def test_late_cleaning_that_was_killed_is_brought_to_its_end(
     assert not machine.key
 
 
-async def test_a_refused_key_proves_nothing_before_it_has_begun(
-    on: Make, inventory: Inventory, lease: LeaseRef
+@pytest.mark.parametrize("dies_after", [None, "remove_files"])
+async def test_a_refused_key_proves_nothing_before_it_goes(
+    on: Make, inventory: Inventory, lease: LeaseRef, dies_after: str | None
 ) -> None:
-    activities = on(Machine(key=False))
+    machine = Machine(key=dies_after is not None, dies_after=dies_after)
+    activities = on(machine)
     await lost(activities, inventory, lease)
+    if dies_after is not None:
+        with pytest.raises(Killed):
+            await run(activities.clean_removed)
+        machine.key = False
     for _ in range(2):
         assert (await run(activities.clean_removed)).waiting == (HOST,)
     removed = await tombstone(inventory)
     assert removed.cleaned_at is None
     assert "refuses the login" in removed.cleaning_problem
     assert len(await told(inventory, "removed.not_cleaned")) == 1
+
+
+async def test_what_comes_back_on_a_removed_host_keeps_its_key(
+    on: Make, inventory: Inventory, lease: LeaseRef
+) -> None:
+    machine = Machine(sticky=True)
+    activities = on(machine)
+    await lost(activities, inventory, lease)
+    for _ in range(2):
+        assert (await run(activities.clean_removed)).waiting == (HOST,)
+    assert machine.key
+    assert "still on kvm-1" in (await tombstone(inventory)).cleaning_problem
+
+
+async def test_a_host_whose_key_went_before_it_was_left_is_clean(
+    on: Make, inventory: Inventory, lease: LeaseRef
+) -> None:
+    machine = Machine(dies_after="remove_key")
+    activities = on(machine)
+    await run(activities.begin_removal, begin(lease))
+    with pytest.raises(Killed):
+        await run(activities.clean_host, lease)
+    await remove(activities, lease, cleaned=False)
+    assert (await run(activities.clean_removed)).cleaned == (HOST,)
 
 
 async def test_another_machine_at_that_address_is_not_touched(

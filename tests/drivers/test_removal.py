@@ -1,5 +1,6 @@
 """The script that takes Hostler off a host, run by sh under a root of its own, killed anywhere."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -26,11 +27,12 @@ ssh-ed25519 {KEY}four hostler:kvm-2
 """
 FILES = (
     "unit hostler-job-m-1.service",
-    "file /var/lib/hostler",
+    "folder /var/lib/hostler/jobs",
+    "folder /var/lib/hostler",
     "file /etc/libvirt/hooks/qemu.d/hostler",
+    "file /etc/hostler/fence",
     "file /etc/hostler/closed",
     "file /etc/hostler/epoch",
-    "file /etc/hostler/fence",
     "file /etc/hostler/lock",
     "file /run/hostler-disks.lock",
     "folder /etc/hostler",
@@ -101,11 +103,12 @@ class Root:
         script = re.sub(
             r"^PATH=.*$", f"PATH={self.programs}:{os.environ['PATH']}", script, flags=re.M
         )
-        script = script.replace("~root/", "/root/")
-        script, changed = re.subn(r"(?<==)(?=/(?:etc|var|run|root)/)", str(self.path), script)
-        assert changed == 5, "the script has other paths than this test knows"
+        script, changed = re.subn(r"(?<==)(?=/(?:etc|var|run)/)", str(self.path), script)
+        assert changed == {"clean": 4, "own-key": 1}[words[0]], "there are paths unknown here"
         return subprocess.Popen(
             [shell, option, script, *words],
+            env={**os.environ, "HOME": str(self.at("/root"))},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -153,7 +156,7 @@ async def test_looking_lists_all_and_changes_nothing(root: Root) -> None:
 
 async def test_files_then_key_and_nothing_is_left(root: Root) -> None:
     cleaner = ScriptCleaner(root)
-    assert await cleaner.remove_files(ACCESS, HOST, 4) == [*FILES]
+    assert await cleaner.remove_files(ACCESS, 4) == [*FILES]
     assert root.files() == {"/root/.ssh/authorized_keys"}
     assert not root.at("/etc/hostler").exists()
     assert not root.at("/etc/libvirt/hooks").exists()
@@ -164,8 +167,8 @@ async def test_files_then_key_and_nothing_is_left(root: Root) -> None:
     keys = root.at("/root/.ssh/authorized_keys")
     assert keys.read_text() == OTHERS
     assert keys.stat().st_mode & 0o777 == 0o640
-    for again in (cleaner.remove_files, cleaner.remove_key):
-        assert await again(ACCESS, HOST, 4) == []
+    assert await cleaner.remove_files(ACCESS, 4) == []
+    assert await cleaner.remove_key(ACCESS, HOST, 4) == []
     assert root.files() == {"/root/.ssh/authorized_keys"}
 
 
@@ -173,19 +176,21 @@ async def test_a_job_that_is_spared_goes_on_and_is_named(root: Root) -> None:
     cleaner, job = ScriptCleaner(root), "/var/lib/hostler/jobs/m-1/output"
     removed = [line for line in FILES if "job" not in line and "/var/lib" not in line]
     for there in (removed, []):
-        assert await cleaner.remove_files(ACCESS, HOST, 4, spare_jobs=True) == [
+        assert await cleaner.remove_files(ACCESS, 4, spare_jobs=True) == [
             "running hostler-job-m-1.service",
             *there,
         ]
         assert root.files() == {job, "/root/.ssh/authorized_keys"}
     (root.programs / "systemctl.units" / "hostler-job-m-1.service").unlink()
-    await cleaner.remove_files(ACCESS, HOST, 4, spare_jobs=True)
+    await cleaner.remove_files(ACCESS, 4, spare_jobs=True)
     assert root.files() == {"/root/.ssh/authorized_keys"}
 
 
 async def test_what_others_have_put_there_stays(root: Root) -> None:
     mine = {
         "/etc/hostler/hooks/pre_flight",
+        "/etc/hostler/of-the-operator",
+        "/var/lib/hostler/master-key",
         "/etc/libvirt/hooks/qemu.d/other",
         "/etc/libvirt/hooks/network",
     }
@@ -194,16 +199,27 @@ async def test_what_others_have_put_there_stays(root: Root) -> None:
         root.at(name).write_text("#!/bin/sh\n")
     cleaner = ScriptCleaner(root)
     for _ in range(2):
-        await cleaner.remove_files(ACCESS, HOST, 5)
+        await cleaner.remove_files(ACCESS, 5)
         await cleaner.remove_key(ACCESS, HOST, 5)
         assert await cleaner.look(ACCESS, HOST) == []
         assert root.files() == mine | {"/root/.ssh/authorized_keys"}
 
 
+def test_whatever_scripts_write_into_the_folder_is_taken_away() -> None:
+    """A name that is new there has to be told to hooks/clean too."""
+    scripts = Path(__file__).parents[2] / "drivers/hooks"
+    written = set()
+    for script in scripts.iterdir():
+        if script.is_file() and "home=/etc/hostler" in (text := script.read_text()):
+            written |= set(re.findall(r"\$home/([a-z.]+)", text))
+    (names,) = re.findall(r"^names='(.*)'$", (scripts / "clean").read_text(), flags=re.M)
+    assert written - {"hooks"} <= set(names.split())
+
+
 async def test_a_file_of_keys_that_is_empty_then_goes(root: Root) -> None:
     root.fill(keys=f"{OWN}\n{OWN}\n")
     cleaner = ScriptCleaner(root)
-    assert await cleaner.remove_key(ACCESS, HOST, None) == [KEY_LINE, KEY_LINE]
+    assert await cleaner.remove_key(ACCESS, HOST, 4) == [KEY_LINE, KEY_LINE]
     assert not root.at("/root/.ssh/authorized_keys").exists()
 
 
@@ -214,6 +230,39 @@ async def test_a_link_to_the_keys_stays_a_link(root: Root) -> None:
     assert await ScriptCleaner(root).remove_key(ACCESS, HOST, 4) == [KEY_LINE]
     assert keys.is_symlink()
     assert root.at("/root/keys").read_text() == OTHERS
+    assert {path for path in root.files() if "hostler-new" in path} == set()
+
+
+async def test_the_new_file_of_keys_lies_beside_the_real_one(root: Root) -> None:
+    """On another file system a rename would be a copy, without which nobody logs in any more."""
+    keys = root.at("/root/.ssh/authorized_keys")
+    root.at("/srv").mkdir()
+    keys.rename(root.at("/srv/keys"))
+    keys.symlink_to(root.at("/srv/keys"))
+    root.program("mv", f'#!/bin/sh\nprintf "%s " "$@" >{root.programs}/moved\nexec /bin/mv "$@"\n')
+    await ScriptCleaner(root).remove_key(ACCESS, HOST, 4)
+    _, source, target = (root.programs / "moved").read_text().split()
+    assert Path(source).parent == Path(target).parent == root.at("/srv")
+
+
+async def test_the_keys_are_changed_by_one_at_a_time(root: Root) -> None:
+    held = os.open(root.at("/root/.ssh"), os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    process = root.start(_command("key"))
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    os.close(held)
+    assert process.communicate(timeout=20)[0]
+    assert process.returncode == 0
+
+
+async def test_half_of_a_new_file_of_keys_is_found_and_goes(root: Root) -> None:
+    half = root.at("/root/.ssh/authorized_keys.hostler-new")
+    half.write_text(OWN)
+    cleaner = ScriptCleaner(root)
+    assert (await cleaner.look(ACCESS, HOST))[-1] == "file /root/.ssh/authorized_keys.hostler-new"
+    await cleaner.remove_key(ACCESS, HOST, 4)
+    assert not half.exists()
 
 
 async def test_a_host_that_was_never_touched(tmp_path: Path) -> None:
@@ -221,7 +270,7 @@ async def test_a_host_that_was_never_touched(tmp_path: Path) -> None:
     root.path.mkdir()
     cleaner = ScriptCleaner(root)
     assert await cleaner.look(ACCESS, HOST) == []
-    assert await cleaner.remove_files(ACCESS, HOST, 2) == []
+    assert await cleaner.remove_files(ACCESS, 2) == []
     assert await cleaner.remove_key(ACCESS, HOST, 2) == []
     assert root.files() == set()
 
@@ -229,25 +278,38 @@ async def test_a_host_that_was_never_touched(tmp_path: Path) -> None:
 async def test_a_lower_epoch_than_the_hosts_is_refused(root: Root) -> None:
     before = root.files()
     cleaner = ScriptCleaner(root)
-    for change in (cleaner.remove_files, cleaner.remove_key):
+    for change in (cleaner.remove_files(ACCESS, 3), cleaner.remove_key(ACCESS, HOST, 3)):
         with pytest.raises(EpochRefused) as refused:
-            await change(ACCESS, HOST, 3)
+            await change
         assert refused.value.details == {"held": 4, "own": 3}
     assert root.files() == before
-    assert await cleaner.remove_files(ACCESS, HOST, None) == [*FILES]
+
+
+async def test_an_epoch_that_rises_while_it_waits_for_the_lock_counts(root: Root) -> None:
+    with root.at("/etc/hostler/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = root.start(_command("files"))
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        root.at("/etc/hostler/epoch").write_text("6\n")
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (77, "6\n")
+    assert root.at("/etc/hostler/fence").exists()
 
 
 async def test_a_damaged_epoch_is_not_taken_for_none(root: Root) -> None:
     root.at("/etc/hostler/epoch").write_text("x\n")
     with pytest.raises(CommandFailed, match="damaged"):
-        await ScriptCleaner(root).remove_files(ACCESS, HOST, 9)
+        await ScriptCleaner(root).remove_files(ACCESS, 9)
     assert root.at("/etc/hostler/fence").exists()
 
 
 async def test_what_stays_is_a_failure_that_names_it(root: Root) -> None:
-    root.program("rm", '#!/bin/sh\ncase $* in */var/lib/hostler) ;; *) exec /bin/rm "$@" ;; esac\n')
-    with pytest.raises(CommandFailed, match=r"still there: file .*/var/lib/hostler"):
-        await ScriptCleaner(root).remove_files(ACCESS, HOST, 4)
+    root.program(
+        "rm", '#!/bin/sh\ncase $* in */var/lib/hostler/jobs) ;; *) exec /bin/rm "$@" ;; esac\n'
+    )
+    with pytest.raises(CommandFailed, match=r"still there: folder .*/jobs"):
+        await ScriptCleaner(root).remove_files(ACCESS, 4)
 
 
 SLOW = ("rm", "rmdir", "find", "mv", "cp", "sync", "awk")
@@ -280,7 +342,7 @@ async def test_killed_at_any_step_the_next_run_ends_it(root: Root, number: int) 
     for name in SLOW:
         (root.programs / name).unlink()
     cleaner = ScriptCleaner(root)
-    await cleaner.remove_files(ACCESS, HOST, 4)
+    await cleaner.remove_files(ACCESS, 4)
     await cleaner.remove_key(ACCESS, HOST, 4)
     assert await cleaner.look(ACCESS, HOST) == []
     assert root.files() == {"/root/.ssh/authorized_keys"}
@@ -288,8 +350,12 @@ async def test_killed_at_any_step_the_next_run_ends_it(root: Root, number: int) 
 
 
 def _command(action: str) -> list[str]:
-    script = (Path(__file__).parents[2] / "drivers/hooks/clean").read_text()
-    return ["sh", "-c", script, "clean", action, HOST, "4"]
+    name, *words = {
+        "files": ("clean", "files", "4"),
+        "key": ("own-key", "remove", f"hostler:{HOST}", "4"),
+    }[action]
+    script = (Path(__file__).parents[2] / "drivers/hooks" / name).read_text()
+    return ["sh", "-c", script, name, *words]
 
 
 def _lines(counter: Path) -> int:

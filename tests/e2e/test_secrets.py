@@ -81,7 +81,7 @@ async def own_keys(system: System) -> list[str]:
     for host in await inventory.hosts.list():
         login = (await inventory.own_keys.find(host.name)).login
         credential = await inventory.secrets.reveal(login)
-        assert credential.kind == "private_key"
+        assert credential.kind == "own_key"
         keys.append(credential.plaintext.splitlines()[3])
     await database.close()
     return keys

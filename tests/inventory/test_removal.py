@@ -232,13 +232,13 @@ async def test_a_problem_is_told_once(inventory: Inventory) -> None:
     assert (await only(inventory)).cleaning_problem == ""
 
 
-async def test_that_its_cleaning_has_begun_is_remembered(inventory: Inventory) -> None:
+async def test_that_its_key_goes_is_remembered(inventory: Inventory) -> None:
     removed = await lost(inventory)
-    assert not await inventory.removed_hosts.cleaning_has_begun(removed)
+    assert not await inventory.removed_hosts.key_leaves(removed)
     for _ in range(2):
-        await inventory.removed_hosts.begin_cleaning(removed)
-    assert await inventory.removed_hosts.cleaning_has_begun(removed)
-    assert len(await messages(inventory, "removed.cleaning_begun")) == 1
+        await inventory.removed_hosts.record_key_leaving(removed)
+    assert await inventory.removed_hosts.key_leaves(removed)
+    assert len(await messages(inventory, "removed.key_leaves")) == 1
 
 
 async def test_a_machine_or_an_address_that_is_a_host_again(inventory: Inventory) -> None:

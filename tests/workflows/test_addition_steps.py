@@ -57,7 +57,7 @@ async def test_each_step_is_done_twice_and_has_one_effect(site: Site) -> None:
     await assert_added(site, result)
     assert set(fault.done) == set(STEPS)
     assert all(count >= 2 for count in fault.done.values()), fault.done
-    assert await site.secrets() == ["password", "private_key"]
+    assert await site.secrets() == ["own_key", "password"]
     states = await site.messages("host.state")
     assert states[-1] == "Creating -> Enabled: added"
     assert len([message for message in states if "->" in message]) == 1
@@ -125,7 +125,7 @@ async def test_a_key_that_was_given_is_not_kept(site: Site) -> None:
     site.machine.keys.write_text(public)
     async with site.worker(Fault()):
         await (await site.begin(given.export_private_key("openssh").decode())).result()
-    assert await site.secrets() == ["private_key"]
+    assert await site.secrets() == ["own_key"]
     theirs, own = site.machine.keys.read_text().splitlines()
     assert (f"{theirs}\n", own.split()[-1]) == (public, f"hostler:{HOST}")
     assert "password" not in site.machine.logins

@@ -47,6 +47,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 R = ResourceState
 FOUND = ("file /etc/hostler/fence", "key hostler:kvm-1 in /root/.ssh/authorized_keys")
 SILENCE = "kvm-1 does not answer."
+MUTENESS = "libvirt on kvm-1: Failed to connect socket."
 
 
 @dataclass
@@ -55,6 +56,9 @@ class Site(World):
 
     Attributes:
         defined: VMs that are defined there and shut off.
+        mute: its libvirt does not tell which VMs it has.
+        given_up: the beginning took effect, and nobody got to know in time; begin_fails: it did
+            not take effect.
         last_seen: VMs that were there as far as was known.
         twice: the activity whose first attempt is lost after its effect.
         hold: the activity that waits for `go`, before its effect; `holding`: it does.
@@ -63,12 +67,15 @@ class Site(World):
     """
 
     defined: tuple[str, ...] = ()
+    mute: bool = False
     last_seen: tuple[str, ...] = ()
     twice: str = ""
     hold: str = ""
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     cleaning_fails: list[ApplicationError] = field(default_factory=list)
+    given_up: bool = False
+    begin_fails: bool = False
     clean: bool = False
     deleted: list[RemoveHostInput] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -93,11 +100,11 @@ class Site(World):
         if request.host not in self.vms or self.deleted:
             raise refusal("NotFound", f"There is no host {request.host!r}.")
         self._end("survey_removal")
-        active = [] if self.silent else [vm.name for vm in self.vms[request.host]]
+        active = [] if self.silent or self.mute else [vm.name for vm in self.vms[request.host]]
         return RemovalSurvey(
             host=await self.get_host(request),
             answers=not self.silent,
-            problem=SILENCE if self.silent else "",
+            problem=SILENCE if self.silent else MUTENESS if self.mute else "",
             active=tuple(active),
             defined=() if self.silent else self.defined,
             found=() if self.silent else FOUND,
@@ -110,9 +117,13 @@ class Site(World):
     @activity.defn(name="begin_removal")
     async def begin_removal(self, request: BeginRemovalInput) -> RemovalBegun:
         await self._begin("begin_removal")
+        if self.begin_fails:
+            raise refusal("CallTimedOut", "kvm-1 answered no call within its deadline.")
         if self.state is not R.REMOVED:
             self._become(R.REMOVED, request.reason)
         self._end("begin_removal")
+        if self.given_up:
+            raise refusal("CallTimedOut", "kvm-1 answered no call within its deadline.")
         return RemovalBegun(found=FOUND)
 
     @activity.defn(name="clean_host")
@@ -464,11 +475,52 @@ async def test_what_fails_after_the_take_over_says_how_to_go_back(remove: Begin)
         ({"forced": True, "reason": " "}, "forced needs a reason"),
         ({"forced": True, "reason": "x", "after_maintenance": True}, "not with after_maintenance"),
         ({"on_blocker": "keep"}, "on_blocker can't be keep"),
+        ({"on_blocker": "shutdown", "after_maintenance": True}, "shutdown needs leave_vms"),
     ],
 )
 async def test_choices_that_exclude_each_other(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         HostRemovalInput.model_validate({"host": "kvm-1", **asked})
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_vms_that_no_maintenance_moves_refuse_it_before_there_is_one(
+    remove: Begin, *, dry_run: bool
+) -> None:
+    site = in_service(defined=("vm-9",))
+    refused = await failure(await remove(site, after_maintenance=True, dry_run=dry_run))
+    assert "shut off: vm-9" in refused.message
+    assert refused.message.endswith("Nothing was changed.")
+    assert site.states == [R.ENABLED]
+    assert site.lease is None
+
+
+async def test_nothing_was_changed_is_said_only_where_it_is_so(remove: Begin) -> None:
+    site = in_maintenance(hold="acquire_lease")
+    handle = await remove(site)
+    await site.holding.wait()
+    site.defined = ("vm-9",)
+    site.go.set()
+    refused = await failure(handle)
+    assert "shut off: vm-9" in refused.message
+    assert "Nothing was changed" not in refused.message
+    assert "hostler maintenance leave kvm-1" in refused.message
+
+
+async def test_a_beginning_whose_end_was_lost_is_gone_on_from(remove: Begin) -> None:
+    site = in_maintenance(given_up=True)
+    result = await (await remove(site)).result()
+    assert result.outcome is RemovalOutcome.REMOVED
+    assert result.removed_from_host == FOUND
+    assert site.clean
+
+
+async def test_a_beginning_that_was_none_refuses(remove: Begin) -> None:
+    site = in_maintenance(begin_fails=True)
+    refused = await failure(await remove(site))
+    assert (refused.type, site.state) == ("CallTimedOut", R.MAINTENANCE)
+    assert "maintenance leave kvm-1" in refused.message
+    assert site.deleted == []
 
 
 # --- dry run ------------------------------------------------------------------------------------
@@ -667,6 +719,26 @@ async def test_forced_on_a_host_in_maintenance_that_answers_cleans_it(remove: Be
     result = await (await remove(site, forced=True, reason="sold")).result()
     assert site.clean
     assert result.proof
+
+
+@pytest.mark.parametrize("status", [HostStatus.ALERT, HostStatus.UP])
+async def test_a_host_whose_libvirt_is_dead_is_removed_if_forced(
+    remove: Begin, status: HostStatus
+) -> None:
+    site = in_service(mute=True, last_seen=("vm-1",))
+    site.status = status
+    refused = await failure(await remove(site))
+    assert MUTENESS in refused.message
+    assert "does not tell which VMs it has" in refused.message
+    handle = await remove(site, forced=True, reason="libvirt was uninstalled")
+    if status is HostStatus.UP:
+        assert "no evidence" in (await failure(handle)).message
+        return
+    result = await handle.result()
+    assert result.vms == ("vm-1",)
+    assert "the next round of checks cleans it" in result.effects[0].message
+    (request,) = site.deleted
+    assert (request.cleaned, request.problem) == (False, MUTENESS)
 
 
 async def test_one_that_answers_after_all_is_not_lost(remove: Begin) -> None:
