@@ -15,12 +15,9 @@ from api.routes import (
     events,
     health,
     hosts,
-    imports,
     maintenance,
     operations,
     placement,
-    reinstallation,
-    removal,
     settings,
     topology,
 )
@@ -56,9 +53,6 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
     for routes in (
         topology,
         hosts,
-        imports,
-        removal,
-        reinstallation,
         placement,
         maintenance,
         cluster_maintenance,

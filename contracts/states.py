@@ -47,10 +47,6 @@ class Phase(StrEnum):
     RETURNING = "Returning"
     CONNECTING = "Connecting"
     INSTALLING = "Installing"
-    TELLING = "Telling"
-    CLEANING = "Cleaning"
-    REMOVING = "Removing"
-    REINSTALLING = "Reinstalling"
     DONE = "Done"
 
 

@@ -163,7 +163,7 @@ class Placement:
 async def _lock_cluster(session: AsyncSession, name: str) -> None:
     """One change at a time per cluster, so that none is checked against what another replaces.
     Raises NotFound."""
-    await cluster_row(session, name, lock=True)
+    await session.refresh(await cluster_row(session, name), with_for_update=True)
 
 
 async def _policy_row(session: AsyncSession, cluster: str, vm: str) -> VmPolicyRow:

@@ -1,4 +1,4 @@
-"""The settings that need no restart."""
+"""The settings that take effect at once."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
