@@ -1,7 +1,18 @@
 """From a host's name to how to reach it: the one place where a credential is decrypted."""
 
+import dataclasses
+
+from contracts.errors import Failed
+from contracts.hosts import RemovedHost
 from drivers.protocols import HostAccess
 from inventory import Inventory
+from inventory.host_keys import is_revoked, key_of
+from inventory.hosts import Login
+from inventory.secrets import Credential
+
+
+class TrustWithdrawn(Failed):
+    """Its re-installation has begun: nobody logs in where a new installation is to answer."""
 
 
 class HostDirectory:
@@ -11,15 +22,61 @@ class HostDirectory:
         self._inventory = inventory
 
     async def access(self, name: str) -> HostAccess:
-        """How to reach the host `name`. Raises NotFound, Failed (secret not readable)."""
+        """How to reach the host `name`. Raises NotFound, TrustWithdrawn, Failed (secret not
+        readable)."""
         login = await self._inventory.hosts.login(name)
-        credential = await self._inventory.secrets.reveal(login.secret_id)
-        return HostAccess(
-            name=name,
+        return await self._access(name, login, login.secret_id)
+
+    async def access_by_password(self, name: str) -> HostAccess | None:
+        """The same with the password that is kept beside Hostler's own key, which lets us in while
+        the key comes or goes; None if there is none."""
+        login = await self._inventory.hosts.login(name)
+        if login.password_secret_id is None or login.password_secret_id == login.secret_id:
+            return None
+        return await self._access(name, login, login.password_secret_id)
+
+    async def access_to_former(self, name: str) -> HostAccess:
+        """How to reach the old installation of a host whose trust was withdrawn."""
+        login = await self._inventory.hosts.login(name)
+        former = dataclasses.replace(login, host_key_line=key_of(login.host_key_line))
+        return await self._access(name, former, login.secret_id)
+
+    async def access_to_removed(self, removed: RemovedHost) -> HostAccess:
+        """How to reach a removed host that is not clean yet; its name says that it is one. Raises
+        NotFound, Failed."""
+        login = await self._inventory.removed_hosts.login(removed.id)
+        return await self._access(
+            f"{removed.name} (removed host {removed.id})", login, login.secret_id
+        )
+
+    async def _access(self, name: str, login: Login, secret_id: str) -> HostAccess:
+        if is_revoked(login.host_key_line):
+            raise TrustWithdrawn(
+                f"{name} is being re-installed: what answers at its address is not trusted.",
+                remedy=f"See `hostler operation show reinstallation {name}`; if it has ended, "
+                f"start it again: hostler host reinstall {name}",
+            )
+        return host_access(
+            name,
             address=login.address,
             port=login.port,
             user=login.user,
             host_key=login.host_key_line,
-            password=credential.plaintext if credential.kind == "password" else None,
-            private_key=credential.plaintext if credential.kind == "private_key" else None,
+            credential=await self._inventory.secrets.reveal(secret_id),
         )
+
+
+def host_access(
+    name: str, *, address: str, port: int, user: str, host_key: str, credential: Credential
+) -> HostAccess:
+    """With the credential as what it is."""
+    return HostAccess(
+        name=name,
+        address=address,
+        port=port,
+        user=user,
+        host_key=host_key,
+        password=credential.plaintext if credential.kind == "password" else None,
+        private_key=None if credential.kind == "password" else credential.plaintext,
+        own_key=credential.kind == "own_key",
+    )

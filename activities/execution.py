@@ -1,9 +1,13 @@
-"""Work in activities that a cancel must not tear apart."""
+"""Work in activities that must not be torn apart: by a cancel, or by one host of many."""
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
+
+from temporalio import activity
+
+from contracts.errors import Failed, HostlerError
 
 T = TypeVar("T")
 
@@ -27,3 +31,18 @@ async def ended(task: "asyncio.Future[T]") -> None:
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([task])
+
+
+@contextmanager
+def surprises_of(host: str) -> Iterator[None]:
+    """Around calls of drivers in a sweep: what a driver did not expect of a host is a failure of
+    that host (Failed), so that the sweep goes on with all the others."""
+    try:
+        yield
+    except (HostlerError, TimeoutError):
+        raise
+    except Exception as error:
+        activity.logger.exception("%s is beyond Hostler", host)
+        raise Failed(
+            f"{host} answered what Hostler does not understand: {type(error).__name__}: {error}"
+        ) from error

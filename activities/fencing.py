@@ -7,7 +7,7 @@ from activities.execution import uninterrupted
 from contracts.leases import LeaseRef
 from contracts.steps import FenceInput
 from drivers.errors import FenceFailed
-from drivers.protocols import Fence, HostAccess, Hypervisor
+from drivers.protocols import Fence, HostAccess, Hypervisor, refused_as_closed
 from inventory import Inventory
 
 
@@ -24,7 +24,8 @@ class FencingActivities:
 
     @activity.defn(name="install_fence")
     async def install_fence(self, request: FenceInput) -> None:
-        """Put the hook in place, have libvirtd notice it, and prove both of its answers.
+        """Put the hook in place, have libvirtd notice it, and prove both of its answers; the first
+        alone if the fence is to stay up.
 
         Raises FenceFailed, EpochRefused. VMs on the host run on: libvirtd is restarted, QEMU not.
         """
@@ -33,6 +34,10 @@ class FencingActivities:
         access = await self._directory.access(lease.host)
 
         async def install() -> None:
+            if request.stays_up:
+                await self._inventory.hosts.want_fence(
+                    lease.host, request.operation, lease.epoch, lease=lease
+                )
             await self._fence.install(access, lease.epoch)
             await self._fence.put_up(access, request.operation, lease.epoch)
             if await self._hypervisor.start_probe(access) is None:
@@ -40,6 +45,8 @@ class FencingActivities:
                 await self._fence.restart_libvirtd(access)
                 await self._hypervisor.forget(lease.host)
             await self._prove_up(access, request.operation)
+            if request.stays_up:
+                return
             await self._inventory.leases.verify(lease)
             await self._fence.take_down(access, lease.epoch)
             await self._prove_down(access)
@@ -106,7 +113,8 @@ class FencingActivities:
 
     async def _prove_down(self, access: HostAccess) -> None:
         refusal = await self._hypervisor.start_probe(access)
-        if refusal is not None:
+        # A host that is closed refuses the probe, which was not there before.
+        if refusal is not None and not refused_as_closed(refusal):
             raise FenceFailed(
                 f"The fence of {access.name} is down, yet libvirt refuses a VM: {refusal}",
                 remedy="Look at the other hooks in /etc/libvirt/hooks.",

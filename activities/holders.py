@@ -3,11 +3,12 @@
 Visibility lags behind and must not decide who owns what.
 """
 
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from contracts.errors import Unavailable
 from contracts.leases import Owner
+from contracts.operations import WORKFLOW_TYPES, OperationKind
 from inventory import Inventory
 
 
@@ -21,18 +22,32 @@ class Holders:
     async def runs(self, holder: Owner) -> bool:
         """Whether the holder's chain of runs is open. "Not found" is closed; no answer raises
         Unavailable."""
+        return await self._open_run(holder) is not None
+
+    async def works(self, holder: Owner) -> bool:
+        """Whether the holder is open and may be changing its host at this moment. A maintenance
+        that waits for its operator does not. Raises Unavailable."""
+        run = await self._open_run(holder)
+        if run is None:
+            return False
+        waits = run.workflow_type == WORKFLOW_TYPES[OperationKind.MAINTENANCE] and not (
+            run.raw_description.pending_activities
+        )
+        return not waits
+
+    async def _open_run(self, holder: Owner) -> WorkflowExecutionDescription | None:
         try:
             latest = await self._client.get_workflow_handle(holder.workflow_id).describe()
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return False
+                return None
             raise Unavailable(
                 f"Temporal did not say whether {holder.workflow_id} still runs: {error.message}."
             ) from error
         # One run per workflow id is open at a time: another chain there means that ours is closed.
         if latest.raw_info.first_run_id != holder.first_run_id:
-            return False
-        return latest.status is WorkflowExecutionStatus.RUNNING
+            return None
+        return latest if latest.status is WorkflowExecutionStatus.RUNNING else None
 
     async def operation_runs(self, operation: str) -> bool:
         """The same for the key of an operation's rows, "workflow id#first run id"."""

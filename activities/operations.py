@@ -23,13 +23,16 @@ from contracts.cluster_maintenance import (
     MaintenanceProgress,
     WaitForMaintenanceInput,
 )
-from contracts.errors import Failed, Unavailable
+from contracts.errors import Conflict, Failed, Unavailable
 from contracts.leases import Owner
-from contracts.maintenance import LeaveInput
+from contracts.maintenance import HandOverInput, LeaveInput, MaintenanceOutcome
+from contracts.operations import WORKFLOW_TYPES, OperationKind
 from contracts.states import Phase
+from contracts.steps import HandedOver, HandOverMaintenanceInput
 
 _LOOK_AGAIN_S = 2.0
 _SAME_NEWS_S = 60.0
+_PUT_BACK = "somebody has put the host back into service"
 
 
 class NotLeft(Failed):
@@ -37,7 +40,7 @@ class NotLeft(Failed):
 
 
 class OperationActivities:
-    """What a ClusterMaintenance asks of the HostMaintenances that it has started.
+    """What operations ask of the HostMaintenances that they have started, or go on from.
 
     Args:
         look_again: seconds between two looks at one that is waited for.
@@ -74,19 +77,53 @@ class OperationActivities:
             )
             await sent.result()
         except WorkflowUpdateFailedError as error:
-            cause = error.cause
-            reason = cause.message if isinstance(cause, FailureError) else str(cause)
-            raise NotLeft(f"{request.host} stays out of service: {reason}") from error
+            raise NotLeft(f"{request.host} stays out of service: {_words(error.cause)}") from error
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise _unanswered(request.maintenance, error) from error
             await self._require_left(request)
 
+    @activity.defn(name="hand_over_maintenance")
+    async def hand_over_maintenance(self, request: HandOverMaintenanceInput) -> HandedOver:
+        """Have the maintenance end with its host as it is, for its successor to take the lease.
+        No effect on one that has ended, and on an operation of another kind: its lease tells.
+
+        Raises Conflict, with the reason and what to do, if it is not ready.
+        """
+        latest = await self._describe(request.holder)
+        if (
+            latest is None
+            or latest.status is not WorkflowExecutionStatus.RUNNING
+            or latest.workflow_type != WORKFLOW_TYPES[OperationKind.MAINTENANCE]
+        ):
+            return HandedOver(handed_over=False)
+        try:
+            sent = await self._chain(request.holder).start_update(
+                "hand_over",
+                HandOverInput(successor=request.successor),
+                id=request.request,
+                wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+            )
+            await sent.result()
+        except WorkflowUpdateFailedError as error:
+            raise Conflict(
+                _words(error.cause),
+                remedy=f"Or end it first: hostler maintenance leave {request.host}; if the host is "
+                f"lost: temporal workflow terminate --workflow-id {request.holder.workflow_id}",
+            ) from error
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise _unanswered(request.holder, error) from error
+            return HandedOver(handed_over=False)  # it has just ended
+        return HandedOver(handed_over=True)
+
     async def _require_left(self, request: LeaveMaintenanceInput) -> None:
         latest = await self._describe(request.maintenance)
-        if latest is None or latest.status in (
-            WorkflowExecutionStatus.COMPLETED,
-            WorkflowExecutionStatus.CANCELED,
+        if latest is None or latest.status is WorkflowExecutionStatus.CANCELED:
+            return
+        if (
+            latest.status is WorkflowExecutionStatus.COMPLETED
+            and await self._ending(request.maintenance) == _PUT_BACK
         ):
             return
         raise NotLeft(
@@ -125,19 +162,28 @@ class OperationActivities:
 
     async def _ending(self, maintenance: Owner) -> str:
         """How its chain of runs has ended, in words."""
-        handle = self._client.get_workflow_handle(
-            maintenance.workflow_id, run_id=maintenance.first_run_id
-        )
         try:
-            await handle.result()
+            successor = await self._successor(maintenance)
         except WorkflowFailureError as failure:
-            cause = failure.cause
-            return cause.message if isinstance(cause, FailureError) else str(cause)
+            return _words(failure.cause)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return "Temporal does not know it any more"
             raise _unanswered(maintenance, error) from error
-        return "somebody has put the host back into service"
+        if successor is not None:
+            return f"it was handed over to {successor}"
+        return _PUT_BACK
+
+    async def _successor(self, maintenance: Owner) -> str | None:
+        """The operation that it was handed over to, when it has completed. Raises
+        WorkflowFailureError, RPCError."""
+        # As a plain object: its model may have fields of a later version.
+        result: dict[str, Any] = await self._client.get_workflow_handle(
+            maintenance.workflow_id, run_id=maintenance.first_run_id
+        ).result()
+        if result["outcome"] != MaintenanceOutcome.HANDED_OVER:
+            return None
+        return str(result["handed_over_to"])
 
     def _chain(self, maintenance: Owner) -> WorkflowHandle[Any, Any]:
         """The run that is open now, if it descends from the same first one."""
@@ -153,6 +199,10 @@ def _is_news(now: MaintenanceProgress, seen: MaintenanceProgress, waited: float)
     if (now.question is None, now.queued is None) != (seen.question is None, seen.queued is None):
         return True
     return now != seen and waited > _SAME_NEWS_S
+
+
+def _words(cause: BaseException) -> str:
+    return cause.message if isinstance(cause, FailureError) else str(cause)
 
 
 def _unanswered(maintenance: Owner, error: RPCError) -> Unavailable:

@@ -16,7 +16,7 @@ from activities.capacity import (
 )
 from activities.directory import HostDirectory
 from activities.holders import Holders
-from contracts.errors import Conflict, Failed, Unavailable
+from contracts.errors import Conflict, Failed, NotFound, Unavailable
 from contracts.evacuation import (
     AffinityGroup,
     BlockerKind,
@@ -66,7 +66,7 @@ class _Cluster:
 
 
 class SurveyActivities:
-    """Reads only."""
+    """Reads, and writes down what is seen of a host."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class SurveyActivities:
                 continue
             try:
                 active = await self._hypervisor.list_vms(await self._directory.access(other.name))
-            except (Unavailable, Failed) as error:
+            except (Unavailable, Failed, NotFound) as error:  # it may have just been removed
                 activity.logger.info("%s does not tell of its VMs: %s", other.name, error)
                 unseen.append(other.name)
                 continue
@@ -194,6 +194,7 @@ class SurveyActivities:
         """Whether the host answers, and has again what it offered to VMs before. Raises
         HostNotSound, which names what is missing."""
         now = await self._hypervisor.environment(await self._directory.access(request.host))
+        await self._note_answer(request.host)
         before = request.environment
         if before is None:
             return
@@ -211,6 +212,20 @@ class SurveyActivities:
                 f"{request.host} had these before its maintenance and lacks them now: "
                 f"{', '.join(missing)}.",
                 remedy="Bring them back and leave again, or leave with force.",
+            )
+
+    async def _note_answer(self, name: str) -> None:
+        """A host that goes back into service takes VMs at once: the next round of checks would be
+        too late to say that it is back. One that was taken out as Down is for its operation."""
+        host = await self._inventory.hosts.get(name)
+        if host.status in (HostStatus.DISCONNECTED, HostStatus.ALERT):
+            operation = activity.info().workflow_id
+            await self._inventory.hosts.set_status(
+                name,
+                HostStatus.UP,
+                reason="it answers again",
+                operation=operation,
+                actor=str(operation),
             )
 
     # --- one look -------------------------------------------------------------------------------
@@ -264,9 +279,7 @@ class SurveyActivities:
 
     async def _disabled(self, host: Host) -> str | None:
         """Which place above the host takes no VM, or None."""
-        zone = await self._inventory.topology.get_zone(host.zone)
-        pod = await self._inventory.topology.get_pod(host.pod)
-        cluster = await self._inventory.topology.get_cluster(host.cluster)
+        zone, pod, cluster = await self._inventory.topology.get_with_parents(host.cluster)
         for kind, place in (("zone", zone), ("pod", pod), ("cluster", cluster)):
             if place.allocation_state is AllocationState.DISABLED:
                 return f"{kind} {place.name} is Disabled"
@@ -275,12 +288,14 @@ class SurveyActivities:
     async def _candidate(self, host: Host, cluster: _Cluster) -> Candidate:
         unsuitable = _unsuitable(host, cluster.disabled)
         absent = False
+        if unsuitable is None and host.status is not HostStatus.UP:
+            unsuitable, absent = f"is {host.status}", True
         try:
             if unsuitable is None:
                 return await self._suitable(host, cluster)
             names = await self._names_at(host) if cluster.groups else frozenset()
-        except (Unavailable, Failed) as error:
-            absent = unsuitable is None
+        except (Unavailable, Failed, NotFound) as error:  # it may have just been removed
+            absent = absent or unsuitable is None
             unsuitable = unsuitable or f"does not answer: {error.message}"
             names = frozenset()
         out_for = await self._out_for(host, cluster.disabled)
@@ -399,11 +414,9 @@ class SurveyActivities:
 
 
 def _unsuitable(host: Host, disabled: str | None) -> str | None:
-    """Why no VM may go to `host`, from what the inventory knows."""
+    """Why no VM is to go to `host`, answer or not, from what the inventory knows."""
     if host.resource_state is not ResourceState.ENABLED:
         return f"is {host.resource_state}"
-    if host.status is not HostStatus.UP:
-        return f"is {host.status}"
     if host.fence is not None:
         return f"is fenced by {host.fence}"
     return disabled

@@ -23,7 +23,7 @@ from activities.capacity import Capacities, Free, migration_address, with_shared
 from activities.directory import HostDirectory
 from activities.execution import ended, uninterrupted
 from activities.holders import Holders
-from contracts.errors import Conflict, Failed, HostlerError, Unavailable
+from contracts.errors import Conflict, Failed, HostlerError, NotFound, Unavailable
 from contracts.leases import LeaseRef
 from contracts.maintenance import MigrationMode
 from contracts.settings import (
@@ -595,12 +595,26 @@ class VirtualizationActivities:
                 found.running = other.name
             else:
                 found.stopped = other.name
+        found.unclear += await self._lost(source, suspects - {other.name for other in others})
         return found
+
+    async def _lost(self, source: str, suspects: set[str]) -> list[str]:
+        """Those of `suspects` that were removed without an answer: nobody knows what runs there."""
+        if not suspects:
+            return []
+        forced = {
+            removed.name for removed in await self._inventory.removed_hosts.list() if removed.forced
+        }
+        return [
+            f"{name} (removed while it did not answer; if it is certain that the VM does not run "
+            f"there, `virsh resume` it on {source})"
+            for name in sorted(suspects & forced)
+        ]
 
     async def _look_at(self, host: str, uuid: str) -> Vm | HostlerError | None:
         try:
             return await self._hypervisor.find_vm(await self._directory.access(host), uuid)
-        except (Unavailable, Failed) as error:
+        except (Unavailable, Failed, NotFound) as error:  # it may have just been removed
             activity.logger.info("%s does not tell of %s: %s", host, uuid, error)
             return error
 

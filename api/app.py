@@ -15,9 +15,12 @@ from api.routes import (
     events,
     health,
     hosts,
+    imports,
     maintenance,
     operations,
     placement,
+    reinstallation,
+    removal,
     settings,
     topology,
 )
@@ -53,6 +56,9 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
     for routes in (
         topology,
         hosts,
+        imports,
+        removal,
+        reinstallation,
         placement,
         maintenance,
         cluster_maintenance,

@@ -1,12 +1,13 @@
 """Operations as Temporal runs them: found, started, steered, described."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from temporalio import exceptions
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
@@ -30,24 +31,34 @@ from contracts.access import Principal
 from contracts.base import Contract
 from contracts.cluster_maintenance import ClusterMaintenanceStatus
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.host_checks import HOST_CHECK, HostCheckInput, HostCheckResult, HostSighting
+from contracts.host_import import HostImportStatus
+from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
 from contracts.operations import (
-    CLUSTER_KINDS,
     HOST_KINDS,
+    SUBJECTS,
     WORKFLOW_TYPES,
     Operation,
     OperationKind,
+    kind_of,
+    kinds_of,
     workflow_id,
 )
+from contracts.states import Phase
 from inventory import Inventory
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(seconds=10)
 _A_MOMENT = timedelta(milliseconds=100)
-_KINDS = {workflow_type: kind for kind, workflow_type in WORKFLOW_TYPES.items()}
-_HOST = SearchAttributeKey.for_keyword("HostlerHost")
-_CLUSTER = SearchAttributeKey.for_keyword("HostlerCluster")
+_ATTRIBUTES = {
+    level: SearchAttributeKey.for_keyword(f"Hostler{level.capitalize()}")
+    for level in ("host", "cluster", "pod", "zone")
+}
+_PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
+# libvirt and SSH one after the other, each with its time-out, and a worker that has much to do.
+_LONGEST_LOOK = timedelta(seconds=90)
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -90,14 +101,8 @@ class Operations:
         """
         lease = await self._inventory.leases.find(host)
         if lease is not None:
-            holder = await self._describe(lease.owner.workflow_id)
-            # Another chain of runs under that id means that the holder's has ended.
-            if (
-                holder is not None
-                and holder.raw_info.first_run_id == lease.owner.first_run_id
-                and is_open(holder)
-                and _KINDS.get(holder.workflow_type) in kinds
-            ):
+            holder = await self._open_run(lease.owner)
+            if holder is not None and any(kind in kinds for kind in kinds_of(holder.workflow_type)):
                 return holder
         for kind in kinds:
             usual = await self._describe(workflow_id(kind, host))
@@ -105,18 +110,60 @@ class Operations:
                 return usual
         return None
 
-    async def require_free(self, host: str) -> None:
-        """Raises LeaseHeld, with a link to the operation that is open on the host."""
-        holder = await self.running(host, *HOST_KINDS)
+    async def require_free(self, host: str, *, but: OperationKind | None = None) -> None:
+        """Raises LeaseHeld, with a link to the operation that is open on the host; one of the kind
+        `but` may be."""
+        holder = await self.running(host, *(kind for kind in HOST_KINDS if kind is not but))
         if holder is not None:
             raise _held(host, holder)
+
+    async def require_unnamed(self, level: str, name: str) -> None:
+        """Raises LeaseHeld if an open operation goes by the name of that zone, pod or cluster.
+
+        Those on the hosts of a cluster carry its name along. They are found here by the search
+        attribute that they have set, which lags behind: who holds a host, its lease says.
+        """
+        # What is done to a zone, pod or cluster has that word in its kind.
+        for kind in (kind for kind in OperationKind if kind.startswith(f"{level}-")):
+            usual = await self._describe(workflow_id(kind, name))
+            if usual is not None and is_open(usual):
+                raise _held(name, usual)
+        if level == "cluster":
+            query = f"{_ATTRIBUTES['cluster'].name} = '{name}' AND ExecutionStatus = 'Running'"
+            with _translated():
+                found = [
+                    execution.id
+                    async for execution in self._client.list_workflows(query, rpc_timeout=_PATIENCE)
+                ]
+            for workflow in found:
+                holder = await self._describe(workflow)
+                if holder is not None and is_open(holder):
+                    raise _held(name, holder)
+
+    async def require_ended(self, name: str, owners: Iterable[Owner]) -> None:
+        """Raises LeaseHeld, with a link, if one of these, which work on `name`, is open."""
+        for owner in owners:
+            holder = await self._open_run(owner)
+            if holder is not None:
+                raise _held(name, holder)
+
+    async def _open_run(self, owner: Owner) -> WorkflowExecutionDescription | None:
+        """Of the owner's chain. Another chain under its id means that it has ended."""
+        latest = await self._describe(owner.workflow_id)
+        if (
+            latest is not None
+            and latest.raw_info.first_run_id == owner.first_run_id
+            and is_open(latest)
+        ):
+            return latest
+        return None
 
     async def find(self, kind: OperationKind, subject: str) -> WorkflowExecutionDescription:
         """The newest operation of that kind; `subject` may also be the workflow's own id, should
         a person have chosen that. Raises NotFound."""
         for candidate in (workflow_id(kind, subject), subject):
             found = await self._describe(candidate)
-            if found is not None and found.workflow_type == WORKFLOW_TYPES[kind]:
+            if found is not None and _kind(found) is kind:
                 return found
         raise NotFound(
             f"There is no {kind} of {subject!r}.",
@@ -127,12 +174,17 @@ class Operations:
         self, *, kind: OperationKind | None, status: str | None, limit: int
     ) -> list[Operation]:
         """The open ones and those that Temporal still keeps, newest first, without details."""
-        types = [WORKFLOW_TYPES[kind]] if kind is not None else WORKFLOW_TYPES.values()
+        types = {WORKFLOW_TYPES[kind]} if kind is not None else set(WORKFLOW_TYPES.values())
         # A run that continues as new is no operation of its own.
         query = (
-            f"WorkflowType IN ({', '.join(map(repr, types))}) "
+            f"WorkflowType IN ({', '.join(map(repr, sorted(types)))}) "
             "AND ExecutionStatus != 'ContinuedAsNew'"
         )
+        if kind is not None and len(kinds_of(WORKFLOW_TYPES[kind])) > 1:
+            query += (
+                f" AND (WorkflowId STARTS_WITH '{workflow_id(kind, '')}'"
+                f" OR {_attribute(kind).name} IS NOT NULL)"
+            )
         if status is not None:
             query += f" AND ExecutionStatus = '{status.title().replace('_', '')}'"
         with _translated():
@@ -143,6 +195,31 @@ class Operations:
                 )
             ]
         return sorted(found, key=lambda operation: operation.started_at, reverse=True)
+
+    async def open_import(self, name: str) -> WorkflowExecutionDescription | None:
+        """The import of that name, while it runs."""
+        found = await self._describe(workflow_id(OperationKind.IMPORT, name))
+        return found if found is not None and is_open(found) else None
+
+    async def require_no_import(self, name: str) -> None:
+        """Raises LeaseHeld, with a link, while an import of that name runs."""
+        running = await self.open_import(name)
+        if running is not None:
+            raise _held(f"The import {name}", running)
+
+    async def addition_phases(self) -> dict[str, Phase]:
+        """Of the additions that run, by host, as far as Temporal's index knows them yet."""
+        query = (
+            f"WorkflowType = '{WORKFLOW_TYPES[OperationKind.ADDITION]}' "
+            "AND ExecutionStatus = 'Running'"
+        )
+        phases = {}
+        with _translated():
+            async for execution in self._client.list_workflows(query, rpc_timeout=_PATIENCE):
+                phase = execution.typed_search_attributes.get(_PHASE)
+                if phase is not None:
+                    phases[subject_of(execution)] = Phase(phase)
+        return phases
 
     # --- describe -------------------------------------------------------------------------------
 
@@ -169,6 +246,17 @@ class Operations:
         """What the maintenance of a cluster answers to its query `status`."""
         answer: ClusterMaintenanceStatus = await self._query(execution, ClusterMaintenanceStatus)
         return answer
+
+    async def import_status(self, execution: WorkflowExecution) -> HostImportStatus:
+        """What the import answers to its query `status`."""
+        answer: HostImportStatus = await self._query(execution, HostImportStatus)
+        return answer
+
+    async def shown_host_key(self, host: str) -> str | None:
+        """The fingerprint that the addition of the host waits for somebody to accept."""
+        addition = await self.running(host, OperationKind.ADDITION)
+        details = await self._details(addition) if addition is not None else None
+        return (details or {}).get("host_key_sha256")
 
     async def _details(self, execution: WorkflowExecution) -> dict[str, Any] | None:
         """Temporal knows the operation even while no worker can answer for it."""
@@ -252,6 +340,35 @@ class Operations:
             )
             await _raise_refusal(sent)
 
+    # --- look -----------------------------------------------------------------------------------
+
+    async def check_host(self, host: str, caller: Principal) -> HostSighting:
+        """Have a worker look at the host now; callers at the same time share one look."""
+        handle: WorkflowHandle[Any, HostCheckResult]
+        with _translated():
+            handle = await self._client.start_workflow(
+                HOST_CHECK,
+                HostCheckInput(host=host),
+                id=f"check/{host}",
+                task_queue=self._task_queue,
+                result_type=HostCheckResult,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=_LONGEST_LOOK,
+                static_summary=f"Look at {host} for {caller.name}",
+                memo=_memo(caller),
+                rpc_timeout=_PATIENCE,
+            )
+            try:
+                result = await handle.result(rpc_timeout=_LONGEST_LOOK)
+            except WorkflowFailureError as failure:
+                if isinstance(failure.cause, exceptions.TimeoutError):
+                    raise _no_worker() from failure
+                raise _refusal(failure.cause) from failure
+        if result.sighting is None:
+            raise Failed(f"The check of {host} says nothing of it.")
+        return result.sighting
+
     # --- steer ----------------------------------------------------------------------------------
 
     async def update(self, execution: WorkflowExecution, name: str, argument: Contract) -> None:
@@ -303,7 +420,7 @@ def as_operation(execution: WorkflowExecution) -> Operation:
     """What Temporal itself says of it."""
     status = execution.status or WorkflowExecutionStatus.RUNNING
     return Operation(
-        kind=_KINDS[execution.workflow_type],
+        kind=_kind(execution),
         subject=subject_of(execution),
         workflow_id=execution.id,
         run_id=execution.run_id,
@@ -314,27 +431,40 @@ def as_operation(execution: WorkflowExecution) -> Operation:
 
 
 def subject_of(execution: WorkflowExecution) -> str:
-    """The host or cluster: by the usual form of the id, else by the search attribute that it has
-    set."""
-    kind = _KINDS[execution.workflow_type]
+    """The host, cluster, pod or zone: by the usual form of the id, else by the search attribute
+    that it has set."""
+    kind = _kind(execution)
     usual = workflow_id(kind, "")
     if execution.id.startswith(usual):
         return execution.id.removeprefix(usual)
-    attribute = _CLUSTER if kind in CLUSTER_KINDS else _HOST
-    return execution.typed_search_attributes.get(attribute) or execution.id
+    return execution.typed_search_attributes.get(_attribute(kind)) or execution.id
 
 
 def link(execution: WorkflowExecution) -> str:
     """Where the API shows it."""
-    kind = _KINDS[execution.workflow_type]
+    kind = _kind(execution)
     subject = execution.id.removeprefix(workflow_id(kind, ""))
     return f"/v1/operations/{kind}/{quote(subject, safe='')}"
 
 
 def event_subject(execution: WorkflowExecution) -> str:
     """Its subject as the audit trail names it."""
-    level = "cluster" if _KINDS[execution.workflow_type] in CLUSTER_KINDS else "host"
-    return f"{level}/{subject_of(execution)}"
+    return f"{SUBJECTS.get(_kind(execution), 'host')}/{subject_of(execution)}"
+
+
+def _kind(execution: WorkflowExecution) -> OperationKind:
+    """Of several that its type may be, the one whose search attribute it has set; one that has not
+    begun has set none."""
+    known = kind_of(execution.workflow_type, execution.id)
+    if known is not None:
+        return known
+    kinds = kinds_of(execution.workflow_type)
+    attributes = execution.typed_search_attributes
+    return next((kind for kind in kinds if attributes.get(_attribute(kind))), kinds[0])
+
+
+def _attribute(kind: OperationKind) -> SearchAttributeKey[str]:
+    return _ATTRIBUTES.get(SUBJECTS.get(kind, "host"), _ATTRIBUTES["host"])
 
 
 def is_open(execution: WorkflowExecution) -> bool:
@@ -343,7 +473,7 @@ def is_open(execution: WorkflowExecution) -> bool:
 
 
 def _held(host: str, holder: WorkflowExecution) -> LeaseHeld:
-    known = holder.workflow_type in _KINDS
+    known = bool(kinds_of(holder.workflow_type))
     return LeaseHeld(
         f"{host} is held by {holder.id}, which is running.",
         remedy="Wait for it, end it, or, if nobody needs it any more, terminate it in Temporal.",

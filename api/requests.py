@@ -1,6 +1,6 @@
 """Bodies and queries that only the API knows, and the form of its lists."""
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -18,8 +18,11 @@ from contracts.addition import Fingerprint, Port, UserName
 from contracts.base import Contract, Name, Reason, VmName
 from contracts.cluster_maintenance import ClusterMaintenanceChoices
 from contracts.evacuation import AffinityKind
+from contracts.host_import import MAX_HOSTS, Parallel
 from contracts.maintenance import OnBlocker, VmAction
 from contracts.operations import OperationKind
+from contracts.reinstallation import ReinstallationChoices
+from contracts.removal import check_choices
 from contracts.states import AllocationState, HostStatus, ResourceState
 
 T = TypeVar("T")
@@ -40,6 +43,21 @@ class Items(Contract, Generic[T]):
     """A list."""
 
     items: list[T]
+
+
+class Page(Items[T]):
+    """A part of a list that is sorted by name. `next`: the `after` of the part that follows, None
+    at the end."""
+
+    next: Name | None = None
+
+
+class PageQuery(Contract):
+    """Which part of a list that is sorted by name: at most `limit` entries, of names that come
+    after `after`."""
+
+    limit: Limit = 100
+    after: Name | None = None
 
 
 class Health(Contract):
@@ -68,10 +86,29 @@ class ClusterRequest(Contract):
     pod: Name
 
 
-class AllocationRequest(Contract):
-    """Whether a zone, pod or cluster is to take new VMs."""
+class PlaceRequest(Contract):
+    """What is to change of a zone, pod or cluster: either its name, or whether its hosts take new
+    VMs; `reason` goes with the latter."""
 
-    allocation_state: AllocationState
+    name: Name | None = None
+    allocation_state: AllocationState | None = None
+    reason: Reason = ""
+
+    @model_validator(mode="after")
+    def _one_change(self) -> "PlaceRequest":
+        if (self.name is None) == (self.allocation_state is None):
+            raise PydanticCustomError(
+                "one_change", "exactly one of name and allocation_state is required"
+            )
+        return self
+
+
+class HostAllocationRequest(Contract):
+    """Whether a host is to take new VMs: `Enabled` or `Disabled`. Other states have operations of
+    their own."""
+
+    resource_state: Literal[ResourceState.ENABLED, ResourceState.DISABLED]
+    reason: Reason = ""
 
 
 class HostAdditionRequest(Contract):
@@ -94,6 +131,9 @@ class HostAdditionRequest(Contract):
     capacity_memory_mib: Annotated[StrictInt, Field(ge=1)] | None = None
     capacity_cpus: Annotated[StrictInt, Field(ge=1)] | None = None
     reserved_memory_mib: Annotated[StrictInt, Field(ge=0)] = 0
+    dry_run: StrictBool = False
+    returning: StrictBool = False
+    install_packages: StrictBool = False
 
     @model_validator(mode="after")
     def _one_credential(self) -> "HostAdditionRequest":
@@ -110,6 +150,21 @@ class HostAdditionRequest(Contract):
         if self.private_key is not None:
             return "private_key", self.private_key.get_secret_value()
         raise AssertionError("the validator lets no request through without a credential")
+
+
+class HostImportRequest(Contract):
+    """Many hosts: each as in HostAdditionRequest, once `defaults` has filled in what it lacks.
+
+    Attributes:
+        name: of the import; None: one is made up.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    name: Name | None = None
+    parallel: Parallel = 20
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    hosts: Annotated[list[Any], Field(min_length=1, max_length=MAX_HOSTS)]
 
 
 class HostMaintenanceRequest(Contract):
@@ -175,20 +230,28 @@ class SettingQuery(Contract):
     zone: Name | None = None
 
 
-class PodQuery(Contract):
+class ZoneQuery(PageQuery):
+    """Which zones to list."""
+
+    allocation_state: AllocationState | None = None
+
+
+class PodQuery(PageQuery):
     """Which pods to list."""
 
     zone: Name | None = None
+    allocation_state: AllocationState | None = None
 
 
-class ClusterQuery(Contract):
+class ClusterQuery(PageQuery):
     """Which clusters to list."""
 
     zone: Name | None = None
     pod: Name | None = None
+    allocation_state: AllocationState | None = None
 
 
-class HostQuery(Contract):
+class HostQuery(PageQuery):
     """Which hosts to list."""
 
     cluster: Name | None = None
@@ -196,6 +259,7 @@ class HostQuery(Contract):
     pod: Name | None = None
     resource_state: ResourceState | None = None
     status: HostStatus | None = None
+    tag: Name | None = None
 
 
 class OperationQuery(Contract):
@@ -210,6 +274,61 @@ class OperationQuery(Contract):
         | None
     ) = None
     limit: Limit = 100
+
+
+class RemovalQuery(Contract):
+    """HostRemovalInput for the host that the path names."""
+
+    reason: Reason = ""
+    after_maintenance: bool = False
+    forced: bool = False
+    leave_vms: bool = False
+    dry_run: bool = False
+    on_blocker: OnBlocker = OnBlocker.REFUSE
+    max_parallel: Annotated[int, Field(ge=1, le=64)] | None = None
+    queue: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> "RemovalQuery":
+        check_choices(self)
+        return self
+
+
+class OptionalCredential(Contract):
+    """At most one of `password` and `private_key` (OpenSSH's PEM, without passphrase)."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    password: Password | None = None
+    private_key: PrivateKey | None = None
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> "OptionalCredential":
+        if self.password is not None and self.private_key is not None:
+            raise PydanticCustomError(
+                "one_credential", "only one of password and private_key can be given"
+            )
+        return self
+
+    def credential(self) -> tuple[str, str] | None:
+        """Its kind and itself."""
+        if self.password is not None:
+            return "password", self.password.get_secret_value()
+        if self.private_key is not None:
+            return "private_key", self.private_key.get_secret_value()
+        return None
+
+
+class HostReinstallationRequest(OptionalCredential, ReinstallationChoices):
+    """HostReinstallationInput for the host that the path names, with the credential itself."""
+
+
+class AnswerReinstallationRequest(OptionalCredential):
+    """AnswerReinstallationInput for the host that the path names, with the credential itself."""
+
+    host_key_sha256: Fingerprint | None = None
+    install_packages: StrictBool = False
+    skip_command: StrictBool = False
 
 
 class EventQuery(Contract):

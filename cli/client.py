@@ -27,9 +27,12 @@ from workers.settings import load_settings
 
 M = TypeVar("M", bound=BaseModel)
 
-# A question to a workflow may take the API ten seconds.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_TIMEOUT = httpx.Timeout(30, connect=5)
+# The most that the API gives at a time.
+_PAGE = 1000
+_CONNECT_WITHIN_S = 5.0
+# A question to a workflow may take the API ten seconds.
+_ANSWER_WITHIN_S = 30.0
 
 _ERRORS: Mapping[int, type[HostlerError]] = {
     401: Refused,
@@ -72,15 +75,23 @@ class Api:
 
     def items(self, *path: str, **query: object) -> list[Any]:
         """The answer's `items`."""
-        answer = self.get(*path, **query)
-        if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
-            raise self._not_understood("a list")
-        items: list[Any] = answer["items"]
-        return items
+        return self._list(*path, **query)[0]
 
-    def post(self, *path: str, body: Mapping[str, object]) -> Any:
+    def all_items(self, *path: str, **query: object) -> list[Any]:
+        """The `items` of all pages of a list by name."""
+        items: list[Any] = []
+        after: str | None = None
+        while True:
+            page, after = self._list(*path, **query, limit=_PAGE, after=after)
+            items += page
+            if after is None:
+                return items
+
+    def post(
+        self, *path: str, body: Mapping[str, object], within_s: float = _ANSWER_WITHIN_S
+    ) -> Any:
         """The answer, None if it is empty."""
-        return self._request("POST", path, body=body)
+        return self._request("POST", path, body=body, within_s=within_s)
 
     def put(self, *path: str, body: Mapping[str, object], **query: object) -> Any:
         """The answer."""
@@ -101,6 +112,13 @@ class Api:
         except ValidationError as error:
             raise self._not_understood(f"a {model.__name__}") from error
 
+    def _list(self, *path: str, **query: object) -> tuple[list[Any], str | None]:
+        """The answer's `items`, and its `next`."""
+        answer = self.get(*path, **query)
+        if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+            raise self._not_understood("a list")
+        return answer["items"], answer.get("next")
+
     def _request(
         self,
         method: str,
@@ -108,6 +126,7 @@ class Api:
         *,
         query: Mapping[str, object] | None = None,
         body: Mapping[str, object] | None = None,
+        within_s: float = _ANSWER_WITHIN_S,
     ) -> Any:
         try:
             response = self._http.request(
@@ -115,6 +134,7 @@ class Api:
                 "/v1/" + "/".join(quote(part, safe="") for part in path),
                 params={k: str(v) for k, v in (query or {}).items() if v is not None},
                 json=body,
+                timeout=httpx.Timeout(within_s, connect=_CONNECT_WITHIN_S),
             )
         except httpx.TransportError as error:
             raise Unavailable(
@@ -157,7 +177,6 @@ def connect() -> Iterator[Api]:
         http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
-            timeout=_TIMEOUT,
             # The way to this machine itself needs no proxy, which would read the token.
             trust_env=url.host not in _LOOPBACK,
         )

@@ -223,7 +223,7 @@ def resolve(
 def list_all(as_json: JsonOption = False) -> None:
     """List the hosts that are out of service or wait for their turn: why, and since when."""
     with connect() as api:
-        hosts = [api.read(Host, item) for item in api.items("hosts")]
+        hosts = [api.read(Host, item) for item in api.all_items("hosts")]
         rows = list(_maintenances(api, hosts))
     if as_json:
         say_json(rows)

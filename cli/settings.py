@@ -1,4 +1,4 @@
-"""`hostler setting`: what takes effect at once, globally, in a zone or in a cluster."""
+"""`hostler setting`: what takes effect without a restart, globally, in a zone or in a cluster."""
 
 import json
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ import typer
 from cli.arguments import JsonOption, NameArgument
 from cli.client import connect
 from cli.output import note, say, say_fields, say_json, say_table
-from contracts.settings import SettingValue
+from contracts.settings import Effect, SettingValue
 
 ClusterOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="In this cluster, instead of globally.")
@@ -17,13 +17,18 @@ ZoneOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="In this zone, instead of globally.")
 ]
 
+_EFFECTS = {
+    Effect.AT_ONCE: "at once, also in operations that run",
+    Effect.NEXT_OPERATION: "in operations that start later",
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     commands = typer.Typer(
         name="setting",
-        help="Settings that take effect at once; a cluster's goes before its zone's, and that "
-        "before the global one.",
+        help="Settings that need no restart; a cluster's goes before its zone's, and that before "
+        "the global one.",
         no_args_is_help=True,
     )
     commands.command("list")(list_all)
@@ -79,6 +84,7 @@ def show(
             ("default", _text(setting.default)),
             ("possible", setting.possible),
             ("scopes", ", ".join(setting.scopes)),
+            ("takes effect", _EFFECTS[setting.effect]),
             ("updated at", setting.updated_at),
             ("updated by", setting.updated_by),
         ]
@@ -91,7 +97,7 @@ def set_value(
     cluster: ClusterOption = None,
     zone: ZoneOption = None,
 ) -> None:
-    """Set it. Running operations use it from their next step on."""
+    """Set it; `show` says whether operations that run go by it too. Nothing needs a restart."""
     with connect() as api:
         answer = api.put(
             "settings", name, body={"value": _value(value)}, cluster=cluster, zone=zone

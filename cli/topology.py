@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
-from cli import cluster_maintenance
-from cli.arguments import JsonOption, NameArgument
+from cli import allocation, cluster_maintenance
+from cli.arguments import JsonOption, NameArgument, check_name
 from cli.client import connect
 from cli.output import say, say_fields, say_json, say_table
+from contracts.allocation import AllocationLevel
 from contracts.hosts import Cluster, Pod, Zone
 from contracts.states import AllocationState
+
+AllocationOption = Annotated[AllocationState | None, typer.Option(help="Only those that are so.")]
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,11 @@ _CLUSTER = _Level("cluster", "clusters", Cluster)
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.add_typer(_commands(_ZONE, "Zones: data centres.", create_zone))
-    app.add_typer(_commands(_POD, "Pods: racks or rows of a zone.", create_pod))
-    clusters = _commands(_CLUSTER, "Clusters: hosts between which VMs can migrate.", create_cluster)
+    app.add_typer(_commands(_ZONE, "Zones: data centres.", create_zone, list_zones))
+    app.add_typer(_commands(_POD, "Pods: racks or rows of a zone.", create_pod, list_pods))
+    clusters = _commands(
+        _CLUSTER, "Clusters: hosts between which VMs can migrate.", create_cluster, list_clusters
+    )
     cluster_maintenance.register(clusters)
     app.add_typer(clusters)
 
@@ -62,28 +67,56 @@ def create_cluster(
     _create(_CLUSTER, {"name": name, "pod": pod})
 
 
+def list_zones(allocation_state: AllocationOption = None, as_json: JsonOption = False) -> None:
+    """All of them, or those in a state."""
+    _list(_ZONE, as_json, allocation_state=allocation_state)
+
+
+def list_pods(
+    zone: Annotated[str | None, typer.Option(help="Only of this zone.")] = None,
+    allocation_state: AllocationOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Those that match all that is given."""
+    _list(_POD, as_json, zone=zone, allocation_state=allocation_state)
+
+
+def list_clusters(
+    zone: Annotated[str | None, typer.Option(help="Only of this zone.")] = None,
+    pod: Annotated[str | None, typer.Option(help="Only of this pod.")] = None,
+    allocation_state: AllocationOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Those that match all that is given."""
+    _list(_CLUSTER, as_json, zone=zone, pod=pod, allocation_state=allocation_state)
+
+
+def _list(level: _Level, as_json: bool, **filters: str | None) -> None:
+    with connect() as api:
+        items = api.all_items(level.path, **filters)
+        if as_json:
+            say_json(items)
+            return
+        rows = [api.read(level.model, item).model_dump() for item in items]
+    say_table(
+        [column.replace("_", " ").upper() for column in level.columns],
+        [[row[column] for column in level.columns] for row in rows],
+    )
+
+
 def _create(level: _Level, body: Mapping[str, str]) -> None:
     with connect() as api:
         made = api.read(level.model, api.post(level.path, body=body))
     say(f"{level.noun} {made.name} is {made.allocation_state}.")
 
 
-def _commands(level: _Level, summary: str, create: Callable[..., None]) -> typer.Typer:
+def _commands(
+    level: _Level, summary: str, create: Callable[..., None], list_all: Callable[..., None]
+) -> typer.Typer:
     commands = typer.Typer(name=level.noun, help=summary, no_args_is_help=True)
     commands.command("create")(create)
 
-    @commands.command("list", help=f"List the {level.path}.")
-    def _list(as_json: JsonOption = False) -> None:
-        with connect() as api:
-            items = api.items(level.path)
-            if as_json:
-                say_json(items)
-                return
-            rows = [api.read(level.model, item).model_dump() for item in items]
-        say_table(
-            [column.replace("_", " ").upper() for column in level.columns],
-            [[row[column] for column in level.columns] for row in rows],
-        )
+    commands.command("list", help=f"List the {level.path}.")(list_all)
 
     @commands.command("show", help=f"Show one {level.noun}.")
     def _show(name: NameArgument, as_json: JsonOption = False) -> None:
@@ -95,19 +128,22 @@ def _commands(level: _Level, summary: str, create: Callable[..., None]) -> typer
             found = api.read(level.model, answer)
         say_fields((field.replace("_", " "), value) for field, value in found)
 
-    @commands.command("enable", help=f"Let VMs come to the {level.noun}'s hosts.")
-    def _enable(name: NameArgument) -> None:
-        _allocate(level, name, AllocationState.ENABLED)
+    @commands.command("rename", help=f"Give a {level.noun} another name.")
+    def _rename(
+        name: Annotated[
+            str, typer.Argument(metavar="OLD", callback=check_name, help="Its present name.")
+        ],
+        new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    ) -> None:
+        with connect() as api:
+            renamed = api.read(level.model, api.patch(level.path, name, body={"name": new}))
+        say(f"{level.noun} {name} is now {renamed.name}.")
 
-    @commands.command("disable", help=f"Keep VMs from coming to the {level.noun}'s hosts.")
-    def _disable(name: NameArgument) -> None:
-        _allocate(level, name, AllocationState.DISABLED)
+    @commands.command("delete", help=f"Delete a {level.noun} that is empty.")
+    def _delete(name: NameArgument) -> None:
+        with connect() as api:
+            api.delete(level.path, name)
+        say(f"{level.noun} {name} is deleted.")
 
+    allocation.register(commands, AllocationLevel(level.noun))
     return commands
-
-
-def _allocate(level: _Level, name: str, state: AllocationState) -> None:
-    with connect() as api:
-        answer = api.patch(level.path, name, body={"allocation_state": state})
-        changed = api.read(level.model, answer)
-    say(f"{level.noun} {changed.name} is {changed.allocation_state}.")

@@ -6,6 +6,7 @@ from pydantic import Field, IPvAnyAddress, StrictBool, StrictInt, StringConstrai
 
 from contracts.base import Contract, Name
 from contracts.hosts import HostFacts
+from contracts.preflight import Finding
 from contracts.states import Phase, ResourceState
 
 # OpenSSH's notation, as `ssh-keygen -lf` prints it: unpadded base64 of the SHA-256.
@@ -18,10 +19,14 @@ class HostAdditionInput(Contract):
     """Bring a host into service.
 
     Attributes:
-        secret: id of the stored credential (a secret version); never the credential itself.
+        secret: id of the stored credential (a secret version); never the credential itself. It is
+            the addition's own: one that ends without a host in the inventory deletes it.
         host_key_sha256: the accepted fingerprint; None: the workflow shows what it finds and
             waits for the update `accept_host_key`.
         enabled: put it into service; otherwise it ends `Disabled`.
+        dry_run: only look; the result has the findings, and nothing is changed.
+        returning: a machine that was removed before is added again on purpose.
+        install_packages: install libvirt's daemon and QEMU where they are missing.
     """
 
     name: Name
@@ -35,6 +40,9 @@ class HostAdditionInput(Contract):
     capacity_memory_mib: Annotated[StrictInt, Field(ge=1)] | None = None
     capacity_cpus: Annotated[StrictInt, Field(ge=1)] | None = None
     reserved_memory_mib: Annotated[StrictInt, Field(ge=0)] = 0
+    dry_run: StrictBool = False
+    returning: StrictBool = False
+    install_packages: StrictBool = False
 
 
 class AcceptHostKeyInput(Contract):
@@ -44,19 +52,28 @@ class AcceptHostKeyInput(Contract):
 
 
 class HostAdditionResult(Contract):
-    """What a completed HostAddition answers."""
+    """What a completed HostAddition answers.
+
+    Attributes:
+        resource_state: None, as the facts: it was a dry run.
+        host_key_sha256: None: the host has shown none.
+        findings: of the preflight; errors only after a dry run.
+    """
 
     name: Name
-    resource_state: ResourceState
-    host_key_sha256: str
-    facts: HostFacts
+    resource_state: ResourceState | None = None
+    host_key_sha256: str | None = None
+    facts: HostFacts | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 class HostAdditionStatus(Contract):
-    """What the `status` query answers; `host_key_sha256` is shown as soon as it is known."""
+    """What the `status` query answers; `host_key_sha256` and the `findings` of the preflight are
+    shown as soon as they are known."""
 
     name: Name
     phase: Phase
     message: str
     host_key_sha256: str | None = None
+    findings: tuple[Finding, ...] = ()
     commands: tuple[str, ...] = ()

@@ -97,7 +97,7 @@ class Candidate(Contract):
 
     Attributes:
         unsuitable: why no VM at all may go there, or None.
-        absent: it is unsuitable only because it did not answer.
+        absent: it is unsuitable only because it did not answer, now or when it was checked last.
         out_for: the operation for which it is out of service, if it would be suitable otherwise;
             room and incompatibilities are then those it would have if it came back empty.
         memory_free_mib: after what runs there, what is reserved, and what the host keeps.

@@ -49,6 +49,15 @@ class HostFacts(Contract):
     operating_system: str
 
 
+class HostUsage(Contract):
+    """What was seen on a host at its last check: active VMs, and the maxima of what they take."""
+
+    vms: int = Field(ge=0)
+    memory_used_mib: int = Field(ge=0)
+    cpus_used: int = Field(ge=0)
+    at: datetime
+
+
 class Host(Contract):
     """A hypervisor host as the inventory knows it; never holds a secret.
 
@@ -62,6 +71,13 @@ class Host(Contract):
         tags: properties that VMs may ask for: those that do are only sent to hosts that have them.
         secured: its libvirtd takes and gives VMs by TLS only.
         state_before_maintenance: what leaving the maintenance gives back.
+        status_reason: what the last change of `status` was based on.
+        checked_at: when the host was last looked at by the schedule.
+        missed_checks: checks in a row that it did not answer.
+        closed: the host itself refuses VMs that were not there before, because it, its cluster, pod
+            or zone is `Disabled`; says what the host was last told, not what is wanted. None: it is
+            not sure what it was told.
+        being_reinstalled: its trust was withdrawn, and it is not back in service yet.
     """
 
     name: Name
@@ -72,9 +88,16 @@ class Host(Contract):
     ssh_port: int = 22
     user: str
     host_key_sha256: str | None
+    being_reinstalled: bool = False
     resource_state: ResourceState
     state_before_maintenance: ResourceState | None
     status: HostStatus
+    status_reason: str = ""
+    status_since: datetime | None = None
+    checked_at: datetime | None = None
+    missed_checks: int = 0
+    closed: bool | None = None
+    usage: HostUsage | None = None
     fence: str | None
     fence_generation: int
     facts: HostFacts | None
@@ -85,6 +108,30 @@ class Host(Contract):
     secured: bool = False
     created_at: datetime
     updated_at: datetime
+
+
+class RemovedHost(Contract):
+    """A machine that was removed from the inventory; it is only added again on purpose.
+
+    Attributes:
+        vms: names of those that were last seen there.
+        cleaned_at: when nothing of Hostler's was left on it; None: it has not answered since.
+    """
+
+    id: int
+    name: Name
+    cluster: Name
+    address: str
+    ssh_port: int
+    uuid: str | None
+    host_key_sha256: str
+    forced: bool
+    reason: str
+    vms: tuple[str, ...]
+    operation: str
+    removed_at: datetime
+    cleaned_at: datetime | None
+    cleaning_problem: str
 
 
 class Event(Contract):

@@ -128,6 +128,8 @@ class MaintenanceOutcome(StrEnum):
 
     PLANNED = "planned"
     LEFT = "left"
+    HANDED_OVER = "handed over"
+    """Another operation goes on with the host as it is."""
 
 
 class HostMaintenanceResult(Contract):
@@ -138,6 +140,7 @@ class HostMaintenanceResult(Contract):
     resource_state: ResourceState
     plan: EvacuationPlan | None
     vms: tuple[VmStatus, ...] = ()
+    handed_over_to: str | None = None
 
 
 class LeaveInput(Contract):
@@ -157,6 +160,23 @@ class LeaveResult(Contract):
 
     host: Name
     resource_state: ResourceState
+
+
+class HandOverInput(Contract):
+    """End the maintenance with the host as it is, for another operation to go on from there.
+
+    Attributes:
+        successor: that operation's workflow id.
+    """
+
+    successor: str
+
+
+class HandOverResult(Contract):
+    """What the successor takes over: the lease stays in its place."""
+
+    host: Name
+    lease: LeaseRef
 
 
 class ResolveVmInput(Contract):

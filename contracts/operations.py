@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from contracts.allocation import AllocationLevel
 from contracts.base import Contract
 
 DEFAULT_TASK_QUEUE = "hostler"
@@ -16,6 +17,13 @@ class OperationKind(StrEnum):
     ADDITION = "addition"
     RETURN = "return"
     CLUSTER_MAINTENANCE = "cluster-maintenance"
+    IMPORT = "import"
+    HOST_ALLOCATION = "host-allocation"
+    CLUSTER_ALLOCATION = "cluster-allocation"
+    POD_ALLOCATION = "pod-allocation"
+    ZONE_ALLOCATION = "zone-allocation"
+    REMOVAL = "removal"
+    REINSTALLATION = "reinstallation"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -23,16 +31,49 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.ADDITION: "HostAddition",
     OperationKind.RETURN: "VmReturn",
     OperationKind.CLUSTER_MAINTENANCE: "ClusterMaintenance",
+    OperationKind.HOST_ALLOCATION: "AllocationState",
+    OperationKind.CLUSTER_ALLOCATION: "AllocationState",
+    OperationKind.POD_ALLOCATION: "AllocationState",
+    OperationKind.ZONE_ALLOCATION: "AllocationState",
+    OperationKind.IMPORT: "HostImport",
+    OperationKind.REMOVAL: "HostRemoval",
+    OperationKind.REINSTALLATION: "HostReinstallation",
 }
 
-# What is done to a cluster; the subject of all others is a host.
-CLUSTER_KINDS = frozenset({OperationKind.CLUSTER_MAINTENANCE})
-HOST_KINDS = tuple(kind for kind in OperationKind if kind not in CLUSTER_KINDS)
+ALLOCATION_KINDS = {
+    AllocationLevel.HOST: OperationKind.HOST_ALLOCATION,
+    AllocationLevel.CLUSTER: OperationKind.CLUSTER_ALLOCATION,
+    AllocationLevel.POD: OperationKind.POD_ALLOCATION,
+    AllocationLevel.ZONE: OperationKind.ZONE_ALLOCATION,
+}
+
+# What is done to a cluster, pod or zone; an import has a name of its own; the subject of all others
+# is a host.
+SUBJECTS = {
+    OperationKind.CLUSTER_MAINTENANCE: "cluster",
+    OperationKind.IMPORT: "import",
+} | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
+# What holds a host's lease: one at a time on each.
+HOST_KINDS = tuple(kind for kind in OperationKind if kind not in SUBJECTS)
 
 
 def workflow_id(kind: OperationKind, subject: str) -> str:
     """The workflow id that the API and the CLI use for an operation."""
     return f"{kind}/{subject}"
+
+
+def kinds_of(workflow_type: str) -> tuple[OperationKind, ...]:
+    """All kinds that are run by workflows of that type."""
+    return tuple(kind for kind, known in WORKFLOW_TYPES.items() if known == workflow_type)
+
+
+def kind_of(workflow_type: str, workflow: str) -> OperationKind | None:
+    """The kind of a workflow by its type and, where several share that, by the usual form of its
+    id; None: these do not say."""
+    kinds = kinds_of(workflow_type)
+    if len(kinds) == 1:
+        return kinds[0]
+    return next((kind for kind in kinds if workflow.startswith(workflow_id(kind, ""))), None)
 
 
 class Operation(Contract):

@@ -1,7 +1,8 @@
 """Settings that operators change while Hostler runs: one typed entry each.
 
-Stored per scope, resolved cluster > zone > global > default. Each takes effect at its next use; no
-process needs a restart. What only a start can change is in `workers/settings.py`.
+Stored per scope, resolved cluster > zone > global > default. Each takes effect at its next use, or
+with the next operation (`Effect`); no process needs a restart. What only a start can change is in
+`workers/settings.py`.
 """
 
 from collections.abc import Mapping
@@ -70,6 +71,15 @@ class SettingScope(StrEnum):
     CLUSTER = "cluster"
 
 
+class Effect(StrEnum):
+    """When a changed value is gone by. A restart is never needed."""
+
+    AT_ONCE = "at once"
+    """At its next use, by operations that run too."""
+    NEXT_OPERATION = "next operation"
+    """By operations that start later: each takes the value along from its beginning."""
+
+
 @dataclass(frozen=True)
 class Setting(Generic[T]):
     """One setting. `kind` is what a value is validated against (lax: "5" is 5)."""
@@ -80,6 +90,7 @@ class Setting(Generic[T]):
     description: str
     unit: str | None = None
     scopes: frozenset[SettingScope] = frozenset(SettingScope)
+    effect: Effect = Effect.AT_ONCE
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -155,6 +166,7 @@ class SettingValue(Contract):
         type: in words of JSON schema: integer, number, boolean, string, array.
         possible: the values that it takes, in words.
         value: what is in force at the place that was asked for.
+        effect: when a change is gone by.
         origin: where that comes from: "default", "global", "zone NAME" or "cluster NAME".
         problem: why the stored value can't be used; operations that need it fail until it is set
             again.
@@ -168,6 +180,7 @@ class SettingValue(Contract):
     unit: str | None
     description: str
     scopes: tuple[SettingScope, ...]
+    effect: Effect
     origin: str
     problem: str | None = None
     updated_at: datetime | None = None
@@ -192,6 +205,7 @@ MAINTENANCE_QUEUE_TIMEOUT = Setting[int](
     86_400,
     "How long a maintenance waits for its turn, and for room, before it is refused.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 MAINTENANCE_UNREACHABLE_TIMEOUT = Setting[int](
     "maintenance.unreachable.timeout",
@@ -200,6 +214,7 @@ MAINTENANCE_UNREACHABLE_TIMEOUT = Setting[int](
     "Until a host or a database that does not answer puts a maintenance in an error state. It goes "
     "on by itself when there is an answer.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 MAINTENANCE_RETRY_INTERVAL = Setting[int](
     "maintenance.retry.interval",
@@ -207,6 +222,7 @@ MAINTENANCE_RETRY_INTERVAL = Setting[int](
     600,
     "Until a VM that could not be moved is tried again unasked, if nothing has changed before.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 MAINTENANCE_QUESTION_REMINDER = Setting[int](
     "maintenance.question.reminder",
@@ -214,6 +230,7 @@ MAINTENANCE_QUESTION_REMINDER = Setting[int](
     86_400,
     "Between two events that say that a question still waits for an operator.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 MAINTENANCE_ARRIVALS_TIMEOUT = Setting[int](
     "maintenance.arrivals.timeout",
@@ -221,6 +238,7 @@ MAINTENANCE_ARRIVALS_TIMEOUT = Setting[int](
     3_600,
     "How long VMs that are on their way to the host are waited for at a time.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 MAINTENANCE_LEAVE_TIMEOUT = Setting[int](
     "maintenance.leave.timeout",
@@ -228,6 +246,7 @@ MAINTENANCE_LEAVE_TIMEOUT = Setting[int](
     180,
     "How long a host has to answer when it is to go back into service.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 MIGRATION_PARALLEL_MAX = Setting[int](
     "migration.parallel.max",
@@ -262,6 +281,7 @@ MIGRATION_AUTO_CONVERGE = Setting[bool](
     bool,
     True,
     "Whether a migration that does not converge is tried again with the guest's CPUs slowed down.",
+    effect=Effect.NEXT_OPERATION,
 )
 MIGRATION_FOREIGN_TIMEOUT = Setting[int](
     "migration.foreign.timeout",
@@ -276,6 +296,7 @@ VM_SHUTDOWN_TIMEOUT = Setting[int](
     120,
     "How long a guest has to power off when it was asked to.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 STORAGE_SHARED_PATHS = Setting[tuple[Directory, ...]](
     "storage.shared.paths",
@@ -291,12 +312,76 @@ HOOK_TIMEOUT = Setting[int](
     1_800,
     "How long a maintenance hook may run, unless it says otherwise.",
     "s",
+    effect=Effect.NEXT_OPERATION,
 )
 HOST_REBOOT_TIMEOUT = Setting[int](
     "host.reboot.timeout",
     Seconds,
     900,
     "How long a host has to come back from a reboot.",
+    "s",
+    effect=Effect.NEXT_OPERATION,
+)
+HOST_CLOCK_SKEW_MAX = Setting[int](
+    "host.clock.skew.max",
+    Annotated[int, Field(ge=1, le=86_400), BeforeValidator(_no_boolean)],
+    10,
+    "How far the clock of a host that is added may be off Hostler's.",
+    "s",
+)
+HOST_DISK_FREE_MIN = Setting[int](
+    "host.disk.free.min",
+    Annotated[int, Field(ge=1, le=1_000_000_000), BeforeValidator(_no_boolean)],
+    64,
+    "Room that a host that is added must have for /etc, /root and /var/lib each.",
+    "MiB",
+)
+
+HOST_CHECK_INTERVAL = Setting[int](
+    "host.check.interval",
+    Annotated[int, Field(ge=10, le=3_600), BeforeValidator(_no_boolean)],
+    60,
+    "Between two rounds in which every host is looked at; each round sets it for the next.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_TIMEOUT = Setting[int](
+    "host.check.timeout",
+    Annotated[int, Field(ge=1, le=300), BeforeValidator(_no_boolean)],
+    15,
+    "How long a host has to answer when it is looked at: libvirt first, then SSH.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_BATCH = Setting[int](
+    "host.check.batch",
+    Annotated[int, Field(ge=10, le=2_000), BeforeValidator(_no_boolean)],
+    200,
+    "Hosts per step of a round.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_CONCURRENCY = Setting[int](
+    "host.check.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    50,
+    "Hosts of a step that are looked at at a time.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+HOST_CHECK_MISSED_MAX = Setting[int](
+    "host.check.missed.max",
+    Annotated[int, Field(ge=2, le=100), BeforeValidator(_no_boolean)],
+    3,
+    "Checks in a row that a host misses until other hosts of its cluster are asked for it: if they "
+    "can't reach it either, it is Down.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+
+HOST_REINSTALLATION_TIMEOUT = Setting[int](
+    "host.reinstallation.timeout",
+    Seconds,
+    86_400,
+    "How long a host that is being re-installed is waited for between two events that say that it "
+    "is still not back.",
     "s",
 )
 

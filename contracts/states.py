@@ -47,6 +47,10 @@ class Phase(StrEnum):
     RETURNING = "Returning"
     CONNECTING = "Connecting"
     INSTALLING = "Installing"
+    TELLING = "Telling"
+    CLEANING = "Cleaning"
+    REMOVING = "Removing"
+    REINSTALLING = "Reinstalling"
     DONE = "Done"
 
 

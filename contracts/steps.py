@@ -9,6 +9,7 @@ from contracts.base import Contract, Name, VmName
 from contracts.evacuation import HostEnvironment, Move, Survey
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.maintenance import MigrationMode
+from contracts.preflight import Finding
 from contracts.states import HostStatus, ResourceState
 from contracts.vms import MigrationState, Vm
 
@@ -215,10 +216,12 @@ class ShutDownVmInput(Contract):
 
 
 class FenceInput(Contract):
-    """The fence of the lease's host; `operation` is what the refusal names."""
+    """The fence of the lease's host; `operation` is what the refusal names. `stays_up`: when it has
+    been installed, it is wanted from then on."""
 
     lease: LeaseRef
     operation: str
+    stays_up: bool = False
 
 
 class ScanHostKeyInput(Contract):
@@ -257,3 +260,71 @@ class SetStatusInput(Contract):
     lease: LeaseRef
     status: HostStatus
     reason: str
+
+
+class HandOverMaintenanceInput(Contract):
+    """Take the host over from its maintenance. `request`: the same for every attempt."""
+
+    host: Name
+    holder: Owner
+    successor: str
+    request: str
+
+
+class HandedOver(Contract):
+    """Whether it was a maintenance that has ended for its successor just now."""
+
+    handed_over: bool
+
+
+class PreflightInput(Contract):
+    """Look at a host that is to be added, or is back re-installed.
+
+    Attributes:
+        host_key: what it shows; None: nothing is known of it.
+        log_in: that key was accepted; otherwise only the inventory is asked.
+        epoch: of the addition's lease; None: a dry run has none.
+        install_packages: what is missing of libvirt and QEMU will be installed.
+        returning: it may have been removed before.
+        known: it is the host of that name itself, re-installed.
+    """
+
+    host: Name
+    cluster: Name
+    address: str
+    ssh_port: Port
+    user: UserName
+    secret: str
+    host_key: HostKeyResult | None
+    log_in: bool
+    epoch: int | None = None
+    install_packages: bool = False
+    returning: bool = False
+    known: bool = False
+
+
+class PreflightResult(Contract):
+    """All that was found. `lacks_packages`: libvirt's daemon or QEMU is missing, or is not
+    running."""
+
+    findings: tuple[Finding, ...]
+    lacks_packages: bool = False
+
+
+class OwnKeyResult(Contract):
+    """Whether the host lets Hostler in with its own key, and why not."""
+
+    proven: bool
+    problem: str = ""
+
+
+class TakeBackResult(Contract):
+    """What could not be taken away: jobs that still run."""
+
+    running_jobs: tuple[str, ...] = ()
+
+
+class SecretRef(Contract):
+    """A stored credential."""
+
+    secret: str

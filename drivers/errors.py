@@ -16,9 +16,11 @@ Failed
 └── FenceFailed             the fence is not in the state that was asked for
 LeaseLost
 └── EpochRefused            the host holds the epoch of a later operation
+Conflict
+└── GenerationRefused       the host was told something later about its closing
 """
 
-from contracts.errors import Failed, LeaseLost, Unavailable
+from contracts.errors import Conflict, Failed, LeaseLost, Unavailable
 
 
 class HostUnreachable(Unavailable):
@@ -73,3 +75,7 @@ class FenceFailed(Failed):
 
 class EpochRefused(LeaseLost):
     """The host itself knows a later operation than the caller's."""
+
+
+class GenerationRefused(Conflict):
+    """The host itself was told to close or reopen by a later look into the inventory."""

@@ -60,6 +60,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -67,7 +68,7 @@ import libvirt
 
 from contracts.errors import HostlerError, Unavailable
 from contracts.evacuation import HostEnvironment
-from contracts.hosts import HostFacts
+from contracts.hosts import HostFacts, HostUsage
 from contracts.vms import Vm, VmState
 from drivers import domain_xml
 from drivers.commands import check
@@ -81,9 +82,12 @@ from drivers.errors import (
 )
 from drivers.pool import Pool, look_at
 from drivers.protocols import (
+    CLOSED,
+    FENCED,
     Capacity,
     DiskImage,
     HostAccess,
+    HostCpu,
     MigrationOptions,
     MigrationProgress,
     RemoteShell,
@@ -92,8 +96,6 @@ from drivers.protocols import (
 T = TypeVar("T")
 Work = Callable[["libvirt.virConnect"], T]
 
-# What the fence's hook says; a refusal without it came from something else.
-_FENCED = "host is fenced by "
 _PROBE = "hostler-fence-probe-"
 _MIGRATION_FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -220,6 +222,10 @@ class LibvirtHypervisor:
 
         return await self._ask(access, "its capacity", read)
 
+    async def usage(self, access: HostAccess) -> HostUsage:
+        """Active VMs, and the maxima of what they take, in a single call that waits for no QEMU."""
+        return await self._ask(access, "how much it is used", _usage)
+
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         """All active domains (running, paused, ...), in one snapshot, by name."""
         return await self._ask(access, "its VMs", _active_vms)
@@ -234,6 +240,15 @@ class LibvirtHypervisor:
             return await self._ask(access, f"VM {uuid}", find)
         except VmNotFound:
             return None
+
+    async def defined_vms(self, access: HostAccess) -> list[str]:
+        """Names of the domains that are defined persistently, active or not."""
+
+        def read(connection: libvirt.virConnect) -> list[str]:
+            domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+            return sorted(domain.name() for domain in domains)
+
+        return await self._ask(access, "which VMs are defined", read)
 
     async def environment(self, access: HostAccess) -> HostEnvironment:
         """What the host offers to VMs beside memory and CPUs."""
@@ -294,26 +309,44 @@ class LibvirtHypervisor:
         A VM whose CPU is the host's own (host-passthrough) is judged by its present host's CPU as
         libvirt describes it: see `list_vms`.
         """
-        if vm.cpu_xml is None:
+        cpu_xml = vm.cpu_xml
+        if cpu_xml is None:
             return None
+        return await self._ask(
+            access,
+            f"whether it can run {vm.name}",
+            lambda connection: _cpu_verdict(
+                connection, vm.emulator, vm.architecture, vm.machine, vm.virt_type, cpu_xml
+            ),
+        )
 
-        def compare(connection: libvirt.virConnect) -> str | None:
-            try:
-                connection.compareHypervisorCPU(
-                    vm.emulator or None,
-                    vm.architecture,
-                    vm.machine or None,
-                    vm.virt_type,
-                    vm.cpu_xml,
-                    libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE,
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """The host's own CPU; None: libvirt does not know it well enough to compare it."""
+
+        def read(connection: libvirt.virConnect) -> HostCpu | None:
+            host = domain_xml.read_capabilities(connection.getCapabilities())
+            xml = domain_xml.host_cpu(
+                connection.getDomainCapabilities(None, host.architecture, None, host.virt_type)
+            )
+            if xml is None:
+                return None
+            if _cpu_verdict(connection, "", host.architecture, "", host.virt_type, xml) is not None:
+                return (
+                    None  # what the host itself is not by libvirt's word, no other is compared by
                 )
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_CPU_INCOMPATIBLE:
-                    raise
-                return str(error.get_error_message())
-            return None
+            return HostCpu(architecture=host.architecture, virt_type=host.virt_type, xml=xml)
 
-        return await self._ask(access, f"whether it can run {vm.name}", compare)
+        return await self._ask(access, "its CPU", read)
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
+        """Why this host's CPU can't do all that `cpu` can; None: it can."""
+        return await self._ask(
+            access,
+            "to compare CPUs",
+            lambda connection: _cpu_verdict(
+                connection, "", cpu.architecture, "", cpu.virt_type, cpu.xml
+            ),
+        )
 
     async def migrate(
         self,
@@ -505,7 +538,7 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as error:
                 text = str(error.get_error_message())
                 hook = error.get_error_code() == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
-                if hook and _FENCED in text:
+                if hook and (FENCED in text or CLOSED in text):
                     return text
                 raise
             with _tolerated(libvirt.VIR_ERR_NO_DOMAIN):
@@ -782,6 +815,21 @@ def _active_vms(connection: libvirt.virConnect) -> list[Vm]:
     return sorted(vms, key=lambda vm: vm.name)
 
 
+def _usage(connection: libvirt.virConnect) -> HostUsage:
+    stats = connection.getAllDomainStats(
+        libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_VCPU,
+        libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+        | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
+    )
+    vms = [each for domain, each in stats if not domain.name().startswith(_PROBE)]
+    return HostUsage(
+        vms=len(vms),
+        memory_used_mib=sum(int(vm["balloon.maximum"]) for vm in vms) // 1024,
+        cpus_used=sum(int(vm["vcpu.maximum"]) for vm in vms),
+        at=datetime.now(UTC),
+    )
+
+
 def _read_vm(connection: libvirt.virConnect, domain: libvirt.virDomain) -> Vm:
     state, reason = domain.state()
     vm = domain_xml.read_vm(domain.XMLDesc(), state, reason, persistent=bool(domain.isPersistent()))
@@ -844,6 +892,31 @@ def _migration(options: MigrationOptions) -> tuple[dict[str, object], int]:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(options.copy_disks)
     return parameters, flags
+
+
+def _cpu_verdict(
+    connection: libvirt.virConnect,
+    emulator: str,
+    architecture: str,
+    machine: str,
+    virt_type: str,
+    cpu_xml: str,
+) -> str | None:
+    """Why the host's CPU can't be that one, or None; "" stands for libvirt's default."""
+    try:
+        connection.compareHypervisorCPU(
+            emulator or None,
+            architecture,
+            machine or None,
+            virt_type,
+            cpu_xml,
+            libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE,
+        )
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_CPU_INCOMPATIBLE:
+            raise
+        return str(error.get_error_message())
+    return None
 
 
 def _size(connection: libvirt.virConnect) -> tuple[int, int]:

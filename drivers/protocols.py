@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from contracts.evacuation import HostEnvironment
-from contracts.hosts import HostFacts
+from contracts.host_status import Reach
+from contracts.hosts import HostFacts, HostUsage
+from contracts.preflight import HostReport
 from contracts.vms import Vm
 
 
@@ -17,6 +19,7 @@ class HostAccess:
         host_key: the pinned public key as one line of OpenSSH's format ("ssh-ed25519 AAAA...").
         password: the login password, or None.
         private_key: an OpenSSH private key in PEM, or None.
+        own_key: that key is Hostler's own, which it takes off the host when it leaves.
     """
 
     name: str
@@ -26,6 +29,7 @@ class HostAccess:
     host_key: str
     password: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
+    own_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,16 @@ class MigrationOptions:
 
 
 @dataclass(frozen=True)
+class HostCpu:
+    """A host's CPU as a guest's `<cpu>` (`xml`) would be expanded from it; `virt_type`: "kvm" or
+    "qemu"."""
+
+    architecture: str
+    virt_type: str
+    xml: str
+
+
+@dataclass(frozen=True)
 class DiskImage:
     """A disk of a VM that can be copied: a file without a backing file.
 
@@ -151,11 +165,17 @@ class Hypervisor(Protocol):
     async def capacity(self, access: HostAccess) -> Capacity:
         """Memory and CPUs, and what active domains take of them (their maxima)."""
 
+    async def usage(self, access: HostAccess) -> HostUsage:
+        """Active VMs, and the maxima of what they take, in a single call: whether it answers."""
+
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         """All active domains (running, paused, ...), in one snapshot, by name."""
 
     async def find_vm(self, access: HostAccess, uuid: str) -> Vm | None:
         """The domain with that UUID, active or only defined, or None."""
+
+    async def defined_vms(self, access: HostAccess) -> list[str]:
+        """Names of the domains that are defined persistently, active or not."""
 
     async def environment(self, access: HostAccess) -> HostEnvironment:
         """What the host offers to VMs beside memory and CPUs."""
@@ -169,6 +189,12 @@ class Hypervisor(Protocol):
 
     async def cpu_incompatibility(self, access: HostAccess, vm: Vm) -> str | None:
         """Why the host's CPU can't run `vm`, by libvirt's compareHypervisorCPU; None: it can."""
+
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """The host's own CPU; None: libvirt does not know it well enough to compare it."""
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
+        """Why this host's CPU can't do all that `cpu` can; None: it can."""
 
     async def migrate(
         self,
@@ -216,21 +242,39 @@ class Hypervisor(Protocol):
         """Close every connection."""
 
 
+# What the fence says to those it refuses; a refusal without either came from something else.
+FENCED = "host is fenced by "
+CLOSED = "host is closed: "
+
+
+def refused_as_closed(refusal: str) -> bool:
+    """Whether it was refused because the host is closed, and so not by the fence of an operation,
+    which goes first and may have any id."""
+    return CLOSED in refusal and FENCED not in refusal
+
+
 @dataclass(frozen=True)
 class FenceState:
-    """The fence as the host itself has it: the operation it stands for, or None; its epoch."""
+    """The fence as the host itself has it: the operation it stands for, or None; its epoch; why the
+    host is closed, or None."""
 
     operation: str | None
     epoch: int
+    closed: str | None = None
 
 
 class Fence(Protocol):
     """What keeps VMs from starting on a host, whoever asks. `epoch` is the lease's: the host
-    refuses one lower than it has seen (EpochRefused)."""
+    refuses one lower than it has seen (EpochRefused). `generation` is that of the inventory's
+    answer whether the host is to be closed (GenerationRefused)."""
 
     async def install(self, access: HostAccess, epoch: int) -> bool:
         """Put the hook in place; True if it was missing or different (libvirtd must then be
         restarted once before it calls it)."""
+
+    async def refresh(self, access: HostAccess) -> bool:
+        """The same on a host on which an operation has installed it, whoever works there now; fails
+        (CommandFailed) on any other, and so do `close` and `reopen`: it may have been taken off."""
 
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """Refuse starts and incoming migrations from now on, across reboots."""
@@ -238,11 +282,44 @@ class Fence(Protocol):
     async def take_down(self, access: HostAccess, epoch: int) -> None:
         """Allow them again."""
 
+    async def close(self, access: HostAccess, because: str, generation: int) -> None:
+        """Refuse, from now on and across reboots, VMs that are not there yet."""
+
+    async def reopen(self, access: HostAccess, generation: int) -> None:
+        """Allow them again."""
+
     async def read(self, access: HostAccess) -> FenceState:
         """The fence as it is now."""
 
     async def restart_libvirtd(self, access: HostAccess) -> None:
         """Restart the daemon (VMs run on) and wait until it answers."""
+
+
+class Neighbours(Protocol):
+    """What hosts say of each other."""
+
+    async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
+        """What comes of a TCP connection from `peer`, which has so many seconds. Raises
+        HostUnreachable, CallTimedOut, CommandFailed, HostKeyChanged, LoginRefused: of `peer`."""
+
+
+class HostCleaner(Protocol):
+    """What Hostler has put on a host under the name `host`, and its removal. `epoch` is the lease's
+    (see Fence; EpochRefused). Every method may be called many times, may be killed at any moment
+    and called again, and raises CommandFailed if something stays."""
+
+    async def look(self, access: HostAccess, host: str) -> list[str]:
+        """What of Hostler's is there, one line each ("file /etc/hostler/fence"); those of its key
+        begin with "key "."""
+
+    async def remove_files(
+        self, access: HostAccess, epoch: int, *, spare_jobs: bool = False
+    ) -> list[str]:
+        """Remove all but the key that logs in; what was there. With `spare_jobs`, jobs that run go
+        on and stay, one line each ("running UNIT")."""
+
+    async def remove_key(self, access: HostAccess, host: str, epoch: int) -> list[str]:
+        """Remove Hostler's own key, which comes last; what was there."""
 
 
 class LocalDisks(Protocol):
@@ -321,3 +398,38 @@ class ServiceManager(Protocol):
 
     async def reboot(self, access: HostAccess, boot_id: str) -> None:
         """Ask for a reboot in good order, if the host is still in that boot. Returns at once."""
+
+
+class HostInspector(Protocol):
+    """Looks at a host that is not in service. Changes nothing. Every method may raise
+    HostUnreachable, CallTimedOut, HostKeyChanged and LoginRefused."""
+
+    async def log_in(self, access: HostAccess) -> None:
+        """Prove the credential."""
+
+    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+        """Everything that the host itself can tell; `peer`: address and port to connect to from
+        there. Raises CommandFailed if that can't be asked at all."""
+
+    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
+        """Whether the host can open a TCP connection there; None: nothing on it can try."""
+
+    async def forget(self, host: str) -> None:
+        """Close what is open to `host`, if anything."""
+
+
+class OwnKeys(Protocol):
+    """Hostler's own key on a host: one per host, told by its comment `hostler:NAME`. `epoch` is the
+    lease's (EpochRefused). Every method may be called many times."""
+
+    def create(self) -> str:
+        """A new private key, OpenSSH's PEM."""
+
+    async def install(self, access: HostAccess, private_key: str, epoch: int) -> None:
+        """Let its public half in, in the place of any other own key. Raises CommandFailed."""
+
+    async def log_in(self, access: HostAccess, private_key: str) -> None:
+        """Prove it by a new login with nothing else. Raises LoginRefused."""
+
+    async def remove(self, access: HostAccess, epoch: int) -> None:
+        """Let no own key in any more; all others stay as they are. Raises CommandFailed."""

@@ -7,6 +7,7 @@ when the worker dies; its output and its end are files, so they outlive a reboot
 import importlib.resources
 import re
 
+from drivers.commands import number, unexpected
 from drivers.errors import CommandFailed
 from drivers.protocols import Boot, CommandResult, HostAccess, Job, JobState, RemoteShell
 
@@ -47,12 +48,15 @@ class Systemd:
 
     async def look_at_job(self, access: HostAccess, name: str) -> JobState:
         """How it stands."""
-        word, _, rest = (await self._call(access, "look", _checked(name))).strip().partition(" ")
+        said = (await self._call(access, "look", _checked(name))).strip()
+        word, _, rest = said.partition(" ")
         if word == "ended":
-            return JobState(started=True, exit_status=int(rest))
+            return JobState(started=True, exit_status=number(access, "job look", rest))
         if word == "broken":
             return JobState(started=True, problem=_PROBLEMS.get(rest, f"systemd says: {rest}"))
-        return JobState(started=word == "running")
+        if said not in ("running", "absent"):
+            raise unexpected(access, "job look", said)
+        return JobState(started=said == "running")
 
     async def job_output(self, access: HostAccess, name: str, most: int) -> str:
         """The end of what it has printed, `most` bytes at the most."""

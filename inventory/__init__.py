@@ -1,12 +1,17 @@
 """What Hostler knows: hosts and their states, leases, reservations, secrets, the audit trail."""
 
+from inventory.closings import Closings
 from inventory.database import Database
 from inventory.events import Events
 from inventory.hook_runs import HookRuns
+from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
 from inventory.leases import Leases
 from inventory.maintenances import Maintenances
+from inventory.own_keys import OwnKeys
 from inventory.placement import Placement
+from inventory.reinstallations import Reinstallations
+from inventory.removed_hosts import RemovedHosts
 from inventory.reservations import Reservations
 from inventory.secrets import SecretBox, Secrets
 from inventory.settings import OperatorSettings
@@ -26,6 +31,10 @@ class Inventory:
         self.topology = Topology(database)
         self.settings = OperatorSettings(database)
         self.hosts = Hosts(database)
+        self.closings = Closings(database)
+        self.host_checks = HostChecks(database)
+        self.removed_hosts = RemovedHosts(database)
+        self.reinstallations = Reinstallations(database)
         self.placement = Placement(database)
         self.leases = Leases(database)
         self.reservations = Reservations(database)
@@ -33,5 +42,6 @@ class Inventory:
         self.vm_migrations = VmMigrations(database)
         self.hook_runs = HookRuns(database)
         self.secrets = Secrets(database, box)
+        self.own_keys = OwnKeys(database)
         self.tokens = Tokens(database)
         self.events = Events(database)

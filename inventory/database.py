@@ -44,13 +44,18 @@ class Database:
             _prepare_sqlite(self._readers, writes=False)
             _prepare_sqlite(self._writer, writes=True)
         else:
-            self._readers = self._writer = create_async_engine(
+            self._writer = create_async_engine(
                 self._url, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+            )
+            # One snapshot per transaction, as SQLite gives it.
+            self._readers = self._writer.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A session whose transaction only reads. Raises Unavailable."""
+        """A session whose transaction only reads, all of it as it was at one moment. Raises
+        Unavailable."""
         async with _translated(), AsyncSession(self._readers, expire_on_commit=False) as session:
             yield session
 

@@ -1,7 +1,9 @@
 """The audit trail."""
 
+from collections.abc import Collection
 from datetime import datetime
 
+from sqlalchemy import func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -65,6 +67,17 @@ class Events:
         """Write one line."""
         async with self._database.writing() as session:
             add_event(session, kind, subject, message, operation=operation, actor=actor)
+
+    async def latest(self, subjects: Collection[str], kinds: Collection[str]) -> dict[str, Event]:
+        """Subject to its newest event of one of these kinds; those without one are left out."""
+        newest = (
+            select(func.max(EventRow.id))
+            .where(col(EventRow.subject).in_(subjects), col(EventRow.kind).in_(kinds))
+            .group_by(col(EventRow.subject))
+        )
+        query = select(EventRow).where(col(EventRow.id).in_(newest))
+        async with self._database.reading() as session:
+            return {row.subject: _event(row) for row in await session.exec(query)}
 
 
 def _event(row: EventRow) -> Event:

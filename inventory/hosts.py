@@ -1,6 +1,6 @@
 """Hosts: what is known of them, and the one place where their states change."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ from sqlmodel import col, delete, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
-from contracts.hosts import Host, HostFacts
+from contracts.hosts import Host, HostFacts, HostUsage
 from contracts.leases import LeaseRef
 from contracts.states import (
     HOST_STATUS_TRANSITIONS,
@@ -19,8 +19,10 @@ from contracts.states import (
     ResourceState,
     may_change_to,
 )
+from inventory.closings import untold
 from inventory.database import Database
 from inventory.events import add_event
+from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
@@ -31,6 +33,8 @@ from inventory.models import (
     ZoneRow,
     now,
 )
+from inventory.pages import page
+from inventory.secrets import unclaimed
 from inventory.topology import cluster_row
 
 _IN_SERVICE = (ResourceState.ENABLED, ResourceState.DISABLED)
@@ -46,6 +50,7 @@ class Login:
     user: str
     host_key_line: str
     secret_id: str
+    password_secret_id: str | None = None
 
 
 class Hosts:
@@ -62,8 +67,26 @@ class Hosts:
 
     async def find(self, name: str) -> Host | None:
         """The host, or None."""
-        found = await _select(self._database, col(HostRow.name) == name)
+        found = await select_hosts(self._database, col(HostRow.name) == name)
         return found[0] if found else None
+
+    async def find_at(self, address: str, ssh_port: int) -> Host | None:
+        """The host that is there, or None."""
+        found = await select_hosts(
+            self._database,
+            col(HostRow.address) == address,
+            col(HostRow.ssh_port) == ssh_port,
+        )
+        return found[0] if found else None
+
+    async def find_by_uuid(self, uuid: str) -> Host | None:
+        """The host with that libvirt UUID, or None."""
+        found = await select_hosts(self._database, col(HostRow.uuid) == uuid)
+        return found[0] if found else None
+
+    async def among(self, names: Collection[str]) -> Sequence[Host]:
+        """Those of that name, by name; some hundreds at most."""
+        return await select_hosts(self._database, col(HostRow.name).in_(names))
 
     async def list(
         self,
@@ -73,8 +96,12 @@ class Hosts:
         zone: str | None = None,
         resource_state: ResourceState | None = None,
         status: HostStatus | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> list[Host]:
-        """Those that match all that is given, by name."""
+        """Those that match all that is given, by name: at most `limit` of them, whose names come
+        after `after`."""
         wanted = (
             (ClusterRow.name, cluster),
             (PodRow.name, pod),
@@ -82,9 +109,16 @@ class Hosts:
             (HostRow.resource_state, resource_state),
             (HostRow.status, status),
         )
-        return await _select(
-            self._database, *(col(column) == value for column, value in wanted if value is not None)
-        )
+        conditions = [col(column) == value for column, value in wanted if value is not None]
+        if tag is not None:
+            tagged = select(HostTagRow.host).where(col(HostTagRow.tag) == tag)
+            conditions.append(col(HostRow.name).in_(tagged))
+        return await select_hosts(self._database, *conditions, limit=limit, after=after)
+
+    async def untold(self) -> Sequence[str]:
+        """Those that are `Up` and are not known to have been told what is wanted now: to refuse VMs
+        that were not there before, or to let them in. By name."""
+        return await untold(self._database)
 
     async def login(self, name: str) -> "Login":
         """How to log in. Raises NotFound."""
@@ -95,6 +129,7 @@ class Hosts:
             user=row.user,
             host_key_line=row.host_key_line,
             secret_id=row.secret_id,
+            password_secret_id=row.password_secret_id,
         )
 
     async def register(
@@ -117,7 +152,8 @@ class Hosts:
     ) -> Host:
         """Write the row of a new host, `Creating`, while `lease` is held.
 
-        One that is `Creating` already was left by an addition that ended: it gets the new values.
+        One that is `Creating` already was left by an addition that ended: it gets the new values,
+        and keeps a key of Hostler's that was staged, or is in use beside this very credential.
         Raises AlreadyExists (name, or address and port), NotFound (cluster, secret), LeaseLost.
         """
         try:
@@ -130,11 +166,10 @@ class Hosts:
                         f"There is a host {name!r} already.", remedy="Choose another name."
                     )
                 values: dict[str, Any] = {
-                    "cluster_id": (await cluster_row(session, cluster)).id,
+                    "cluster_id": (await cluster_row(session, cluster, hold=True)).id,
                     "address": address,
                     "ssh_port": ssh_port,
                     "user": user,
-                    "secret_id": secret_id,
                     "host_key_line": host_key_line,
                     "host_key_sha256": host_key_sha256,
                     "capacity_memory_mib": capacity_memory_mib,
@@ -143,6 +178,8 @@ class Hosts:
                     "state_operation": operation,
                     "state_step": "register",
                 }
+                if row is None or row.password_secret_id != secret_id:
+                    values |= {"secret_id": secret_id, "password_secret_id": None}
                 session.add(row.sqlmodel_update(values) if row else HostRow(name=name, **values))
                 await session.flush()
                 add_event(
@@ -163,18 +200,20 @@ class Hosts:
     async def forget(
         self, name: str, *, operation: str, actor: str, lease: LeaseRef | None = None
     ) -> None:
-        """Delete a host that is `Creating`, with its tags and credential; any other is left alone.
+        """Delete a host that is `Creating`, with its tags and secrets; any other is left alone.
         Raises LeaseLost."""
         async with self._writing(lease) as session:
             row = await _find_row(session, name, lock=True)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
-            secret_id = row.secret_id
+            secret_ids = (row.secret_id, row.staged_key_id, row.password_secret_id)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
             await session.delete(row)
             await session.flush()
             await session.exec(
-                delete(SecretVersionRow).where(col(SecretVersionRow.id) == secret_id)
+                delete(SecretVersionRow).where(
+                    col(SecretVersionRow.id).in_(secret_ids), unclaimed()
+                )
             )
             add_event(
                 session,
@@ -237,7 +276,11 @@ class Hosts:
             if current is not status:
                 if status not in HOST_STATUS_TRANSITIONS[current]:
                     raise Conflict(f"{name} is {current} and can't become {status}.")
-                row.status, row.updated_at = status, now()
+                row.status, row.status_reason = status, reason
+                row.status_since = row.updated_at = now()
+                if status is HostStatus.UP:
+                    # What it missed before is over: its next miss is a first one.
+                    row.missed_checks = 0
                 session.add(row)
                 add_event(
                     session,
@@ -339,17 +382,22 @@ async def change_state(
     return True
 
 
-async def _select(database: Database, *conditions: ColumnElement[bool]) -> list[Host]:
+async def select_hosts(
+    database: Database,
+    *conditions: ColumnElement[bool],
+    limit: int | None = None,
+    after: str | None = None,
+) -> list[Host]:
+    """Those for which all conditions hold, by name: `limit` at the most, behind `after`."""
     query = (
         select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
         .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
         .join(PodRow, col(PodRow.id) == col(ClusterRow.pod_id))
         .join(ZoneRow, col(ZoneRow.id) == col(PodRow.zone_id))
         .where(*conditions)
-        .order_by(col(HostRow.name))
     )
     async with database.reading() as session:
-        found = (await session.exec(query)).all()
+        found = (await session.exec(page(query, HostRow.name, limit=limit, after=after))).all()
         tags = await _tags(session, [row.name for row, *_ in found])
     return [_host(*places, tags=frozenset(tags[places[0].name])) for places in found]
 
@@ -413,11 +461,18 @@ def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[st
         ssh_port=row.ssh_port,
         user=row.user,
         host_key_sha256=row.host_key_sha256,
+        being_reinstalled=in_reinstallation(row.host_key_line),
         resource_state=ResourceState(row.resource_state),
         state_before_maintenance=(
             ResourceState(row.state_before_maintenance) if row.state_before_maintenance else None
         ),
         status=HostStatus(row.status),
+        status_reason=row.status_reason,
+        status_since=row.status_since,
+        checked_at=row.checked_at,
+        missed_checks=row.missed_checks,
+        closed=row.closed,
+        usage=HostUsage.model_validate(row.usage) if row.usage is not None else None,
         fence=row.fence,
         fence_generation=row.fence_generation,
         facts=HostFacts.model_validate(row.facts) if row.facts is not None else None,

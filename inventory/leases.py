@@ -82,6 +82,13 @@ class Leases:
         owner = _owner(row) if row is not None else None
         return _lease(row, owner) if row is not None and owner is not None else None
 
+    async def last_epoch(self, host: str, scope: LeaseScope = LeaseScope.PLACEMENT) -> int:
+        """The highest that an operation on a host of that name may have left on it; 0 if there was
+        none."""
+        async with self._database.reading() as session:
+            row = await session.get(LeaseRow, (host, scope))
+        return row.epoch + _EPOCH_STEP - 1 if row is not None else 0
+
 
 async def verify_lease(session: AsyncSession, lease: LeaseRef, *, hold: bool = False) -> None:
     """The same in a transaction; `hold`: nobody takes it over before that has ended.

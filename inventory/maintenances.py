@@ -15,6 +15,7 @@ from inventory.hosts import change_state
 from inventory.leases import verify_lease
 from inventory.models import ClusterRow, HostRow, MaintenanceTicketRow, ReservationRow
 from inventory.reservations import check_fit
+from inventory.topology import cluster_row
 
 _FROM = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 
@@ -56,13 +57,11 @@ class Maintenances:
         """Queue the lease's host, unless it is queued; grant its turn if it has come.
 
         A host that is out already, whoever took it out, counts, and needs no turn of its own.
-        Raises LeaseLost.
+        Raises LeaseLost, NotFound (cluster).
         """
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
-            await session.exec(
-                select(ClusterRow).where(col(ClusterRow.name) == cluster).with_for_update()
-            )
+            await cluster_row(session, cluster, lock=True)
             ticket = await _own_ticket(session, lease, cluster)
             out = await _out_of_service(session, cluster)
             ahead = _ahead(lease.host, out, await _rows(session, cluster))

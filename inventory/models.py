@@ -78,7 +78,11 @@ class HostRow(SQLModel, table=True):
     """A hypervisor host.
 
     `state_operation` and `state_step` say which step wrote the resource state: a repetition of that
-    step finds its work done.
+    step finds its work done. `secret_id` is the credential that logs in; `staged_key_id` a key of
+    Hostler's own that is not proven yet; `password_secret_id` the password of `user`, where it is
+    known beside a key. `missed_checks`: checks in a row that the host did not answer. `closed`: its
+    own fence lets no new VM start, as far as Hostler has told it; None: nobody knows what it was
+    told last.
     """
 
     __tablename__ = "host"
@@ -91,15 +95,23 @@ class HostRow(SQLModel, table=True):
     ssh_port: int
     user: str
     secret_id: str = Field(foreign_key="secret_version.id")
+    staged_key_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    password_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     host_key_line: str
     host_key_sha256: str
     uuid: str | None = Field(default=None, unique=True)
     facts: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    usage: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     resource_state: str = ResourceState.CREATING
     state_operation: str
     state_step: str
     state_before_maintenance: str | None = None
     status: str = HostStatus.DISCONNECTED
+    status_reason: str = ""
+    status_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    checked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    missed_checks: int = 0
+    closed: bool | None = None
     fence: str | None = None
     fence_generation: int = 0
     capacity_memory_mib: int | None = None
@@ -108,6 +120,34 @@ class HostRow(SQLModel, table=True):
     secured: bool = False
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class RemovedHostRow(SQLModel, table=True):
+    """A tombstone: a machine that was removed, by what it is known by.
+
+    `secret_id`: kept until the host's own side is clean (`cleaned_at`), which has to wait when the
+    host did not answer. `vms`: names of those that were last seen there.
+    """
+
+    __tablename__ = "removed_host"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(index=True)
+    cluster: str
+    address: str
+    ssh_port: int
+    user: str
+    secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    host_key_line: str
+    host_key_sha256: str = Field(index=True)
+    uuid: str | None = Field(default=None, index=True)
+    forced: bool = False
+    reason: str = ""
+    vms: list[str] = Field(default_factory=list, sa_type=JSON)
+    operation: str
+    removed_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    cleaned_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    cleaning_problem: str = ""
 
 
 class EventRow(SQLModel, table=True):

@@ -163,7 +163,7 @@ class Placement:
 async def _lock_cluster(session: AsyncSession, name: str) -> None:
     """One change at a time per cluster, so that none is checked against what another replaces.
     Raises NotFound."""
-    await session.refresh(await cluster_row(session, name), with_for_update=True)
+    await cluster_row(session, name, lock=True)
 
 
 async def _policy_row(session: AsyncSession, cluster: str, vm: str) -> VmPolicyRow:

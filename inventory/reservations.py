@@ -150,6 +150,12 @@ class Reservations:
             or_(col(ReservationRow.destination) == host, col(ReservationRow.source) == host)
         )
 
+    async def destinations(self) -> list[str]:
+        """Hosts at which anything is reserved, by name."""
+        query = select(ReservationRow.destination).distinct()
+        async with self._database.reading() as session:
+            return sorted(await session.exec(query))
+
     async def in_cluster(self, cluster: str) -> list[Reservation]:
         """Everything that is reserved at hosts of the cluster, by destination and VM."""
         hosts = (

@@ -8,28 +8,32 @@ import binascii
 import hashlib
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import ColumnElement, and_
 from sqlmodel import col, delete, select
 
 from contracts.errors import Failed, NotFound
 from inventory.database import Database
 from inventory.errors import SecretUnreadable
 from inventory.events import add_event
-from inventory.models import HostRow, SecretVersionRow, now
+from inventory.models import HostRow, RemovedHostRow, SecretVersionRow, now
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
 # A secret that no host refers to by then belongs to an operation that never got to its host.
 _UNCLAIMED_AFTER = timedelta(days=1)
+_AT_A_TIME = 500  # of ids in one statement
 
 
 @dataclass(frozen=True)
 class Credential:
-    """`kind` is "password" or "private_key" (OpenSSH's PEM)."""
+    """`kind` is "password", "private_key" (OpenSSH's PEM), or "own_key", the same, made by
+    Hostler for that host."""
 
     kind: str
     plaintext: str = field(repr=False)
@@ -75,27 +79,23 @@ class Secrets:
 
     async def store(self, kind: str, plaintext: str, *, actor: str) -> str:
         """A new version; its id."""
-        secret_id = str(uuid.uuid4())
-        nonce, ciphertext = self._box.encrypt(plaintext, _identity(secret_id, kind))
-        claimed = select(HostRow.secret_id)
+        (secret_id,) = await self.store_all([(kind, plaintext)], actor=actor)
+        return secret_id
+
+    async def store_all(self, credentials: Sequence[tuple[str, str]], *, actor: str) -> list[str]:
+        """New versions, of kind and plaintext each: all or none. Their ids."""
+        rows = [self._row(kind, plaintext) for kind, plaintext in credentials]
+        secret_ids = [row.id for row in rows]
         async with self._database.writing() as session:
             await session.exec(
                 delete(SecretVersionRow).where(
-                    col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER,
-                    col(SecretVersionRow.id).not_in(claimed),
+                    col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER, unclaimed()
                 )
             )
-            session.add(
-                SecretVersionRow(
-                    id=secret_id,
-                    kind=kind,
-                    key_id=self._box.key_id,
-                    nonce=nonce,
-                    ciphertext=ciphertext,
-                )
-            )
-            add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
-        return secret_id
+            for row in rows:
+                session.add(row)
+                add_event(session, "secret.stored", f"secret/{row.id}", row.kind, actor=actor)
+        return secret_ids
 
     async def reveal(self, secret_id: str) -> Credential:
         """Raises NotFound, SecretUnreadable."""
@@ -118,14 +118,43 @@ class Secrets:
 
     async def discard(self, secret_id: str) -> None:
         """Delete a version that no host refers to; no effect if there is none."""
-        claimed = select(HostRow.secret_id)
+        await self.discard_all([secret_id])
+
+    async def discard_all(self, secret_ids: Sequence[str]) -> None:
+        """The same of many."""
         async with self._database.writing() as session:
-            await session.exec(
-                delete(SecretVersionRow).where(
-                    col(SecretVersionRow.id) == secret_id,
-                    col(SecretVersionRow.id).not_in(claimed),
+            for start in range(0, len(secret_ids), _AT_A_TIME):
+                some = secret_ids[start : start + _AT_A_TIME]
+                await session.exec(
+                    delete(SecretVersionRow).where(col(SecretVersionRow.id).in_(some), unclaimed())
                 )
-            )
+
+    def _row(self, kind: str, plaintext: str) -> SecretVersionRow:
+        secret_id = str(uuid.uuid4())
+        nonce, ciphertext = self._box.encrypt(plaintext, _identity(secret_id, kind))
+        return SecretVersionRow(
+            id=secret_id,
+            kind=kind,
+            key_id=self._box.key_id,
+            nonce=nonce,
+            ciphertext=ciphertext,
+        )
+
+
+def unclaimed() -> ColumnElement[bool]:
+    """Of a secret version: no host, present or removed, refers to it."""
+    claims = (
+        HostRow.secret_id,
+        HostRow.staged_key_id,
+        HostRow.password_secret_id,
+        RemovedHostRow.secret_id,
+    )
+    return and_(
+        *(
+            col(SecretVersionRow.id).not_in(select(claim).where(col(claim).is_not(None)))
+            for claim in claims
+        )
+    )
 
 
 async def any_secret(database: Database) -> bool:

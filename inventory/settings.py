@@ -88,7 +88,7 @@ class OperatorSettings:
         setting = _known(name)
         new = _validated(setting, value)
         async with self._database.writing() as session:
-            places = await _places(session, cluster, zone)
+            places = await _places(session, cluster, zone, hold=True)
             place = places[-1]
             _check_scope(setting, place)
             rows = await _rows(session, places, name, lock=True)
@@ -110,7 +110,7 @@ class OperatorSettings:
         """
         setting = _known(name)
         async with self._database.writing() as session:
-            places = await _places(session, cluster, zone)
+            places = await _places(session, cluster, zone, hold=True)
             place = places[-1]
             _check_scope(setting, place)
             rows = await _rows(session, places, name, lock=True)
@@ -157,16 +157,19 @@ def _check_scope(setting: Setting[Any], place: _Place) -> None:
     )
 
 
-async def _places(session: AsyncSession, cluster: str | None, zone: str | None) -> list[_Place]:
-    """The place that is asked about and those that it inherits from, the widest first."""
+async def _places(
+    session: AsyncSession, cluster: str | None, zone: str | None, *, hold: bool = False
+) -> list[_Place]:
+    """The place that is asked about and those that it inherits from, the widest first; `hold`: it
+    stays, under that name, until the transaction ends."""
     if cluster is not None and zone is not None:
         problem = {"loc": ("zone",), "type": "exclusive", "msg": "not together with cluster"}
         raise invalid_input("Setting", [problem])
     places = [_Place(SettingScope.GLOBAL)]
     if zone is not None:
-        places.append(_Place(SettingScope.ZONE, (await zone_row(session, zone)).name))
+        places.append(_Place(SettingScope.ZONE, (await zone_row(session, zone, hold=hold)).name))
     if cluster is not None:
-        pod_id = (await cluster_row(session, cluster)).pod_id
+        pod_id = (await cluster_row(session, cluster, hold=hold)).pod_id
         query = select(ZoneRow.name).join(PodRow).where(col(PodRow.id) == pod_id)
         places.append(_Place(SettingScope.ZONE, (await session.exec(query)).one()))
         places.append(_Place(SettingScope.CLUSTER, cluster))
@@ -220,6 +223,7 @@ def _explain(setting: Setting[Any], row: SettingRow | None) -> SettingValue:
         unit=setting.unit,
         description=setting.description,
         scopes=_scopes(setting),
+        effect=setting.effect,
         origin=str(_place(row)) if row else _DEFAULT,
         problem=problem,
         updated_at=row.updated_at if row else None,

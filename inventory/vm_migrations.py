@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
+from sqlalchemy import or_
 from sqlmodel import col, select, update
 
 from contracts.vms import MigrationState, VmMigration
@@ -100,6 +101,24 @@ class VmMigrations:
         return [
             one for one in everything if one.source == source and one.state is MigrationState.MOVED
         ]
+
+    async def last_seen(self, host: str) -> list[str]:
+        """VMs that are on the host as far as their latest migration from or to it tells, by
+        name. VMs that Hostler never moved are not among them."""
+        touching = (
+            select(VmMigrationRow)
+            .where(or_(col(VmMigrationRow.source) == host, col(VmMigrationRow.destination) == host))
+            .order_by(col(VmMigrationRow.started_at))
+        )
+        async with self._database.reading() as session:
+            latest = {row.vm: row for row in await session.exec(touching)}
+        arrived = (MigrationState.MOVED, MigrationState.MIGRATING)
+        left = (MigrationState.MOVED, MigrationState.GONE)
+        return sorted(
+            vm
+            for vm, row in latest.items()
+            if (row.state in arrived if row.destination == host else row.state not in left)
+        )
 
     async def list(self, operation: str) -> list[VmMigration]:
         """All of an operation, by VM."""

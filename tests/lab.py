@@ -32,11 +32,11 @@ class Lab:
         status: dict[str, Any] = json.loads((await self._lab("status", "--json")).stdout)
         return status
 
-    async def up(self) -> None:
-        """Start it, or repair it, unless all is well."""
-        hosts = (await self.status())["hosts"]
-        if len(hosts) < 3 or any(host["state"] != "running" for host in hosts):
-            await self._lab("up")
+    async def up(self, hosts: int = 3) -> None:
+        """Start it, or repair it, unless all is well, with at least so many hosts."""
+        there = (await self.status())["hosts"]
+        if len(there) < hosts or any(host["state"] != "running" for host in there):
+            await self._lab("up", "--hosts", str(hosts))
 
     async def exec(
         self, host: str, *command: str, stdin: str | None = None, check: bool = True
@@ -88,6 +88,10 @@ class Lab:
     async def kill(self, host: str) -> None:
         """A host loses its power; it stays off."""
         await self._lab("kill", host)
+
+    async def rebuild(self, host: str) -> None:
+        """Re-install a host: a new disk, new keys, another password, the same machine."""
+        await self._lab("rebuild", host)
 
     async def power_on(self) -> None:
         """Boot all hosts that are off, mend all cables, and wait until all answer."""

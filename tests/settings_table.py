@@ -13,7 +13,10 @@ from contracts.settings import SETTINGS, Setting, SettingScope
 COMMAND = "python -m tests.settings_table"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "settings.md"
 
-_HEAD = "| Setting | Default | Unit | Possible | Scopes | Meaning |\n|---|---|---|---|---|---|\n"
+_HEAD = (
+    "| Setting | Default | Unit | Possible | Scopes | Takes effect | Meaning |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
 _TABLE = re.compile(re.escape(_HEAD) + r"(?:\|.*\n)*")
 
 
@@ -38,6 +41,7 @@ def _row(setting: Setting[Any]) -> str:
         setting.unit or "",
         setting.possible,
         "all" if len(scopes) == len(SettingScope) else ", ".join(scopes),
+        setting.effect,
         setting.description,
     )
     return f"| {' | '.join(cells)} |\n"

@@ -14,9 +14,12 @@ from api.routes import (
     events,
     health,
     hosts,
+    imports,
     maintenance,
     operations,
     placement,
+    reinstallation,
+    removal,
     settings,
     topology,
 )
@@ -161,7 +164,10 @@ def test_the_readme_shows_every_way_of_a_maintenance() -> None:
 
 @every_document
 def test_every_path_of_the_api_exists(document: Path) -> None:
-    routers = (events, health, hosts, maintenance, operations, placement, settings, topology)
+    routers = (
+        *(events, health, hosts, imports, maintenance, operations, placement, removal, settings),
+        *(reinstallation, topology),
+    )
     known = [route for routes in routers for route in routes.router.routes]
     for method, path in requests_in(document):
         assert any(

@@ -20,12 +20,11 @@ from temporalio.worker import (
 )
 
 from contracts.errors import HostlerError, InvalidInput
-from contracts.operations import WORKFLOW_TYPES
+from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE
+from contracts.operations import kind_of
 from contracts.steps import MigrateVmResult
 from workers.converter import application_error
 from workers.logs import host_of_log
-
-_KINDS = {workflow_type: kind.value for kind, workflow_type in WORKFLOW_TYPES.items()}
 
 
 class HostlerInterceptor(Interceptor):
@@ -120,10 +119,13 @@ class _Workflows(WorkflowInboundInterceptor):
 
 
 def _count_end(outcome: str) -> None:
-    kind = _KINDS.get(workflow.info().workflow_type, "unknown")
+    info = workflow.info()
+    kind: str | None = kind_of(info.workflow_type, info.workflow_id)
+    if info.workflow_type == HOST_CHECK:
+        kind = HOST_CHECK_SCHEDULE
     workflow.metric_meter().create_counter(
         "hostler_operations_ended", "Operations that ended, by kind and outcome"
-    ).add(1, {"kind": kind, "outcome": outcome})
+    ).add(1, {"kind": str(kind or "unknown"), "outcome": outcome})
 
 
 def _require_one_input(name: str, what: str, args: Sequence[Any]) -> None:

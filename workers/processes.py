@@ -11,6 +11,7 @@ from inventory import Inventory
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free
 from workers.parts import Part, first_end, running_api, running_worker, until_signalled
+from workers.schedules import ensure_schedules
 from workers.settings import Settings
 from workers.stores import ensure_admin_token, ensure_master_key, open_inventory, upgrade_database
 from workers.telemetry import Telemetry, running_telemetry
@@ -89,6 +90,7 @@ def _keep_what_is_there() -> None:
 async def _start_worker(
     stack: AsyncExitStack, settings: Settings, client: Client, inventory: Inventory
 ) -> Part:
+    await ensure_schedules(client, inventory, settings.task_queue)
     bundle = build_worker(client, inventory, settings)
     stack.push_async_callback(bundle.close)
     return await stack.enter_async_context(

@@ -16,7 +16,7 @@ from workers.converter import HOSTLER_DATA_CONVERTER
 from workers.settings import Settings
 from workers.telemetry import Telemetry
 
-SEARCH_ATTRIBUTES = ("HostlerHost", "HostlerCluster", "HostlerZone", "HostlerPhase")
+SEARCH_ATTRIBUTES = ("HostlerHost", "HostlerCluster", "HostlerPod", "HostlerZone", "HostlerPhase")
 
 _ATTEMPTS = 20
 _PAUSE_S = 0.5

@@ -18,7 +18,7 @@ class UnknownWorkflow:
     @workflow.run
     async def run(self, _inputs: Sequence[RawValue]) -> None:
         """Name the types there are."""
-        known = sorted(WORKFLOW_TYPES.values())
+        known = sorted(set(WORKFLOW_TYPES.values()))
         raise application_error(
             NotFound(
                 f"There is no workflow type {workflow.info().workflow_type!r}.",

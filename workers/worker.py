@@ -9,20 +9,34 @@ from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
+from activities.allocation import AllocationActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.hooks import HookActivities
+from activities.host_checks import HostCheckActivities
+from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
+from activities.own_key import OwnKeyActivities
+from activities.packages import PackageActivities
+from activities.preflight import PreflightActivities
+from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
+from activities.reinstallation import ReinstallationActivities
+from activities.removal import RemovalActivities
+from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
+from drivers.neighbours import ShellNeighbours
+from drivers.own_key import AuthorizedKeys
+from drivers.preflight import ShellInspector
+from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
 from inventory import Inventory
@@ -67,6 +81,8 @@ def build_worker(
         keepalive_count=settings.libvirt_keepalive_count,
     )
     fence = HookFence(shell)
+    keys = AuthorizedKeys(shell)
+    cleaner = ScriptCleaner(shell)
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
     worker = Worker(
@@ -74,13 +90,28 @@ def build_worker(
         task_queue=settings.task_queue,
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
-            AdditionActivities(shell),
+            AdditionActivities(inventory, directory, shell, cleaner),
+            OwnKeyActivities(inventory, directory, keys),
+            PackageActivities(inventory, directory, Systemd(shell)),
+            PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
+            AllocationActivities(inventory, directory, fence, hypervisor),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
+            HostCheckActivities(
+                inventory, directory, hypervisor, shell, fence, ShellNeighbours(shell)
+            ),
+            ImportActivities(inventory, client),
             LeaseActivities(inventory, holders),
             OperationActivities(client),
+            ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
+            RemovalActivities(inventory, directory, cleaner, hypervisor, shell),
+            ReinstallationActivities(
+                *(inventory, directory, cleaner),
+                *(hypervisor, shell, Systemd(shell)),
+            ),
+            ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),

@@ -1,8 +1,23 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
+from workflows.allocation_state import AllocationState
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
+from workflows.host_check import HostCheck
+from workflows.host_import import HostImport
 from workflows.host_maintenance import HostMaintenance
+from workflows.host_reinstallation import HostReinstallation
+from workflows.host_removal import HostRemoval
 from workflows.vm_return import VmReturn
 
-WORKFLOWS = (ClusterMaintenance, HostAddition, HostMaintenance, VmReturn)
+WORKFLOWS = (
+    AllocationState,
+    ClusterMaintenance,
+    HostAddition,
+    HostCheck,
+    HostImport,
+    HostMaintenance,
+    HostReinstallation,
+    HostRemoval,
+    VmReturn,
+)

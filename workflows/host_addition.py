@@ -1,6 +1,8 @@
 """HostAddition: bring a host into the inventory, its key pinned, its fence proven.
 
-connect -> accept the host key -> register -> read facts -> install the fence -> in service
+connect -> accept the host key -> preflight -> register -> install packages, if asked to ->
+read facts -> install the fence -> log in with a key of our own -> in service, closed if it is in
+something that is Disabled
 """
 
 import asyncio
@@ -23,18 +25,22 @@ with workflow.unsafe.imports_passed_through():
     )
     from contracts.hosts import Host, HostFacts
     from contracts.leases import Lease, LeaseRef, Owner
+    from contracts.preflight import Finding, Findings, errors_among, summary
+    from contracts.preflight_rules import error, warning
     from contracts.states import HostStatus, Phase, ResourceState
     from contracts.steps import (
         AcquireLeaseInput,
         ChangeStateInput,
-        FenceInput,
         HostKeyResult,
+        PreflightInput,
         RegisterHostInput,
         ScanHostKeyInput,
+        SecretRef,
         SetStatusInput,
+        TakeBackResult,
     )
-    from workflows import policies
-    from workflows.failures import as_application_error, explain
+    from workflows import policies, provisioning
+    from workflows.failures import as_application_error, explain, is_absence
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
 
 _ACCEPT_WITHIN = timedelta(hours=1)
@@ -51,24 +57,29 @@ class HostAddition:
         self._lease: LeaseRef | None = None
         self._key: HostKeyResult | None = None
         self._accepted: str | None = None
+        self._findings: tuple[Finding, ...] = ()
         self._registered = False
+        self._packages_begun = False
         self._fence_begun = False
-        self._not_taken_back = ""
+        self._in_service = False
+        self._remains: tuple[str, ...] = ()
         self._canceled = False
 
     @workflow.run
     async def run(self, request: HostAdditionInput) -> HostAdditionResult:
-        """Returns when the host is in service. After a failure neither its row, its lease nor its
-        fence stay; the hook, which refuses nothing then, does."""
+        """Returns when the host is in service; a cancel that comes then is too late. After a
+        failure neither its row, its lease nor anything on the host stay, but for packages."""
         self._request = request
         self._accepted = request.host_key_sha256
         self._enter(Phase.CONNECTING, f"Connects to {request.address} port {request.ssh_port}")
-        work = asyncio.create_task(self._add())
+        work = asyncio.create_task(self._dry_run() if request.dry_run else self._add())
         canceled = False
         while not work.done():
             try:
                 await workflow.wait_condition(work.done)
             except asyncio.CancelledError:
+                if self._in_service:
+                    continue  # it came too late
                 self._canceled = canceled = True
                 work.cancel()
         failure: BaseException | None = work.exception() if not work.cancelled() else None
@@ -79,23 +90,58 @@ class HostAddition:
         if canceled:
             raise asyncio.CancelledError("the addition was cancelled")
         if isinstance(failure, ActivityError):
-            raise self._with_remains(as_application_error(failure))
+            failure = as_application_error(failure)
+        if isinstance(failure, ApplicationError):
+            raise self._with_remains(failure)
         raise failure or asyncio.CancelledError
+
+    async def _dry_run(self) -> HostAdditionResult:
+        """Without a lease: it changes nothing, whatever else goes on."""
+        findings = await self._look_from_outside()
+        if self._key is not None and self._accepted is None:
+            findings += (
+                warning(
+                    "host-key-not-accepted",
+                    f"It shows the host key {self._key.sha256}; nobody has said that it is the "
+                    "right one, so nothing behind it was looked at.",
+                    f"Compare it with the host's own, then: --accept-host-key {self._key.sha256}",
+                ),
+            )
+        await self._preflight(findings)
+        await self._discard_secret()
+        self._enter(Phase.DONE, f"A dry run: {summary(self._findings)}. Nothing was changed")
+        return self._result()
 
     async def _add(self) -> HostAdditionResult:
         await self._take_lease()
-        await self._pin_host_key()
+        from_outside = await self._look_from_outside()
+        if self._key is not None and self._accepted is None:
+            await self._ask_for_acceptance(self._key)
+            from_outside = self._about_key()
+        lacks_packages = await self._preflight(from_outside)
+        self._require_no_errors()
         host = await self._register()
+        await self._tell_warnings(self._findings)
+        if self._asked.install_packages and lacks_packages:
+            await self._install_packages()
         facts = await self._read_facts()
         await self._install_fence()
+        await self._change_to_own_key()
         host = await self._put_into_service(host)
+        await provisioning.tell_allocation(host.name)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
+        return self._result(host, facts)
+
+    def _result(
+        self, host: Host | None = None, facts: HostFacts | None = None
+    ) -> HostAdditionResult:
         return HostAdditionResult(
-            name=host.name,
-            resource_state=host.resource_state,
-            host_key_sha256=self._shown.sha256,
+            name=self._asked.name,
+            resource_state=host.resource_state if host is not None else None,
+            host_key_sha256=self._key.sha256 if self._key is not None else None,
             facts=facts,
+            findings=self._findings,
         )
 
     async def _take_lease(self) -> None:
@@ -115,38 +161,99 @@ class HostAddition:
             host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
         )
 
-    async def _pin_host_key(self) -> None:
-        """The key is pinned only after somebody has said that it is the host's."""
-        self._key = await workflow.execute_activity_method(
-            AdditionActivities.scan_host_key,
-            ScanHostKeyInput(address=str(self._asked.address), ssh_port=self._asked.ssh_port),
-            summary="SSH host key",
-            **policies.FIRST_CONTACT,
-        )
-        if self._accepted is None:
-            self._enter(
-                Phase.QUESTION, f"The host shows the key {self._shown.sha256}: is it the right one?"
+    # --- the host key ---------------------------------------------------------------------------
+
+    async def _look_from_outside(self) -> tuple[Finding, ...]:
+        """Read the host key. A host that does not answer is a finding."""
+        try:
+            self._key = await workflow.execute_activity_method(
+                AdditionActivities.scan_host_key,
+                ScanHostKeyInput(address=str(self._asked.address), ssh_port=self._asked.ssh_port),
+                summary="SSH host key",
+                **policies.FIRST_CONTACT,
             )
-            try:
-                await workflow.wait_condition(
-                    lambda: self._accepted is not None,
-                    timeout=_ACCEPT_WITHIN,
-                    timeout_summary="An operator compares the host key",
-                )
-            except TimeoutError as error:
-                raise ApplicationError(
-                    f"Nobody accepted the host key {self._shown.sha256} within {_ACCEPT_WITHIN}.",
-                    type="HostKeyNotAccepted",
-                    non_retryable=True,
-                ) from error
-        if self._accepted != self._shown.sha256:
-            raise ApplicationError(
+        except ActivityError as failure:
+            if not is_absence(failure):
+                raise
+            return (
+                error(
+                    "unreachable",
+                    explain(failure),
+                    "Check address and port, whether sshd runs, and whether this machine may "
+                    "connect to it.",
+                ),
+            )
+        return self._about_key()
+
+    def _about_key(self) -> tuple[Finding, ...]:
+        if self._accepted in (None, self._shown.sha256):
+            return ()
+        return (
+            error(
+                "host-key-differs",
                 f"{self._asked.address} shows the host key {self._shown.sha256}, but "
-                f"{self._accepted} was accepted. Find out which machine answers there.",
-                {"shown": self._shown.sha256, "accepted": self._accepted},
+                f"{self._accepted} was accepted.",
+                "Find out which machine answers there. Nobody has logged in.",
+            ),
+        )
+
+    async def _ask_for_acceptance(self, key: HostKeyResult) -> None:
+        """The key is pinned only after somebody has said that it is the host's."""
+        self._enter(Phase.QUESTION, f"The host shows the key {key.sha256}: is it the right one?")
+        try:
+            await workflow.wait_condition(
+                lambda: self._accepted is not None,
+                timeout=_ACCEPT_WITHIN,
+                timeout_summary="An operator compares the host key",
+            )
+        except TimeoutError as timeout:
+            raise ApplicationError(
+                f"Nobody accepted the host key {key.sha256} within {_ACCEPT_WITHIN}.",
                 type="HostKeyNotAccepted",
                 non_retryable=True,
+            ) from timeout
+
+    # --- preflight ------------------------------------------------------------------------------
+
+    async def _preflight(self, known: tuple[Finding, ...] = ()) -> bool:
+        """All findings, those that are known already first; whether packages are wanting."""
+        asked = self._asked
+        self._enter(Phase.CONNECTING, "Logs in and looks at everything that an addition needs")
+        result = await provisioning.preflight(
+            PreflightInput(
+                host=asked.name,
+                cluster=asked.cluster,
+                address=str(asked.address),
+                ssh_port=asked.ssh_port,
+                user=asked.user,
+                secret=asked.secret,
+                host_key=self._key,
+                log_in=self._key is not None and self._accepted == self._key.sha256,
+                epoch=self._lease.epoch if self._lease is not None else None,
+                install_packages=asked.install_packages and not self._packages_begun,
+                returning=asked.returning,
             )
+        )
+        self._findings = (*known, *result.findings)
+        return result.lacks_packages
+
+    def _require_no_errors(self) -> None:
+        errors = errors_among(self._findings)
+        if not errors:
+            return
+        raise ApplicationError(
+            f"{self._asked.name} can't be added ({summary(self._findings)}):\n"
+            + "\n".join(str(finding) for finding in self._findings),
+            Findings(findings=self._findings).model_dump(mode="json"),
+            type="PreflightFailed",
+            non_retryable=True,
+        )
+
+    async def _tell_warnings(self, findings: tuple[Finding, ...]) -> None:
+        """Once there is a host to tell them of."""
+        await provisioning.record_findings(self._held, "addition.warning", findings)
+
+    # --- the host -------------------------------------------------------------------------------
 
     async def _register(self) -> Host:
         asked = self._asked
@@ -173,6 +280,17 @@ class HostAddition:
         workflow.upsert_search_attributes([HOST_ZONE.value_set(host.zone)])
         return host
 
+    async def _install_packages(self) -> None:
+        """Then look again: what could not be seen before may be wrong too."""
+        self._enter(Phase.INSTALLING, "Installs libvirt and QEMU; a job on the host does it")
+        self._packages_begun = True
+        before = self._findings
+        await provisioning.install_packages(self._held)
+        await self._preflight()
+        self._require_no_errors()
+        await self._tell_warnings(tuple(one for one in self._findings if one not in before))
+        self._enter(Phase.INSTALLING, "libvirt and QEMU are installed")
+
     async def _read_facts(self) -> HostFacts:
         self._enter(Phase.INSTALLING, "Logs in and reads the host's facts")
         facts: HostFacts = await workflow.execute_activity_method(
@@ -186,14 +304,17 @@ class HostAddition:
     async def _install_fence(self) -> None:
         self._enter(Phase.INSTALLING, "Installs the fence and proves that it holds")
         self._fence_begun = True
-        await workflow.execute_activity_method(
-            FencingActivities.install_fence,
-            FenceInput(lease=self._held, operation=workflow.info().workflow_id),
-            summary="Fence hook, proven up and down",
-            **policies.HOST_CHANGE,
-        )
+        await provisioning.install_fence(self._held, stays_up=False)
+
+    async def _change_to_own_key(self) -> None:
+        self._enter(Phase.INSTALLING, "Installs Hostler's own key and proves it by a new login")
+        refused = await provisioning.change_to_own_key(self._held)
+        if refused is not None:
+            self._findings += (refused,)
+            await self._tell_warnings((refused,))
 
     async def _put_into_service(self, host: Host) -> Host:
+        self._enter(Phase.INSTALLING, "Puts it into service")
         await workflow.execute_activity_method(
             RecordActivities.set_host_status,
             SetStatusInput(lease=self._held, status=HostStatus.UP, reason="added"),
@@ -210,23 +331,40 @@ class HostAddition:
                 reason="added",
             ),
             summary=f"{host.name} becomes {target}",
-            **policies.RECORD,
+            **policies.DECISION,
         )
+        self._in_service = True
+        if self._asked.returning:
+            await workflow.execute_activity_method(
+                AdditionActivities.close_tombstones,
+                self._held,
+                summary="Nobody cleans it as a removed host any more",
+                **policies.RECORD,
+            )
         return added
+
+    # --- the way back ---------------------------------------------------------------------------
 
     async def _undo(self) -> None:
         if self._lease is None:
+            if self._asked.dry_run:
+                await self._discard_secret()
             return
-        self._enter(Phase.ROLLING_BACK, "Takes back what was done")
-        if self._fence_begun:
-            await self._take_down_fence()
+        self._enter(
+            Phase.ROLLING_BACK, "Takes back what was done; waits for the host if it is away"
+        )
+        fence = await self._take_down_fence() if self._fence_begun else ()
+        if self._fence_begun or self._packages_begun:
+            self._remains += await self._take_back(fence)
         if self._registered:
             await workflow.execute_activity_method(
                 RecordActivities.forget_host, self._held, **policies.RECORD
             )
+        await self._discard_secret()
         await self._release_lease()
 
-    async def _take_down_fence(self) -> None:
+    async def _take_down_fence(self) -> tuple[str, ...]:
+        """What stays up of it, unless it goes with all the rest."""
         try:
             await workflow.execute_activity_method(
                 FencingActivities.take_down_fence,
@@ -234,24 +372,54 @@ class HostAddition:
                 summary="Fence down",
                 **policies.HOST_CHANGE,
             )
-        except ActivityError as error:
+        except ActivityError as failure:
             # The host answered, and trying again would not help: the rest is taken back.
-            self._not_taken_back = f"The fence may still be up: {explain(error)}"
+            return (f"The fence may still be up: {explain(failure)}",)
+        return ()
 
-    def _with_remains(self, error: ApplicationError) -> ApplicationError:
-        if not self._not_taken_back:
-            return error
+    async def _take_back(self, fence: tuple[str, ...]) -> tuple[str, ...]:
+        """What stays on the host."""
+        packages = ("Packages that were installed stay.",) if self._packages_begun else ()
+        try:
+            result: TakeBackResult = await workflow.execute_activity_method(
+                AdditionActivities.take_back,
+                self._held,
+                summary="Nothing of Hostler's stays on the host",
+                **policies.HOST_CHANGE,
+            )
+        except ActivityError as failure:
+            files = "/etc/hostler, the hook and the key may still be on the host"
+            return (*packages, *fence, f"{files}: {explain(failure)}")
+        jobs = (
+            f"The job {job} still runs there, see /var/lib/hostler/jobs."
+            for job in result.running_jobs
+        )
+        return (*packages, *jobs)
+
+    def _with_remains(self, failure: ApplicationError) -> ApplicationError:
+        if not self._remains:
+            return failure
+        facts = failure.details[0] if failure.details else {}
         return ApplicationError(
-            f"{error.message} {self._not_taken_back}",
-            *error.details,
-            type=error.type,
-            non_retryable=error.non_retryable,
+            " ".join((failure.message, *self._remains)),
+            {**facts, "remains": list(self._remains)},
+            type=failure.type,
+            non_retryable=failure.non_retryable,
+        )
+
+    async def _discard_secret(self) -> None:
+        await workflow.execute_activity_method(
+            AdditionActivities.discard_secret,
+            SecretRef(secret=self._asked.secret),
+            **policies.RECORD,
         )
 
     async def _release_lease(self) -> None:
         await workflow.execute_activity_method(
             LeaseActivities.release_lease, self._held, **policies.RECORD
         )
+
+    # --- what people see and say ----------------------------------------------------------------
 
     @workflow.update(name="accept_host_key")
     async def accept_host_key(self, answer: AcceptHostKeyInput) -> None:
@@ -260,7 +428,7 @@ class HostAddition:
 
     @accept_host_key.validator
     def _check_fingerprint(self, answer: AcceptHostKeyInput) -> None:
-        if self._key is None or self._accepted is not None:
+        if self._key is None or self._accepted is not None or self._asked.dry_run:
             raise ApplicationError("No host key waits to be accepted.", type="Conflict")
         if answer.fingerprint != self._key.sha256:
             raise ApplicationError(
@@ -269,21 +437,33 @@ class HostAddition:
 
     @workflow.query(name="status")
     def status(self) -> HostAdditionStatus:
-        """Where the addition stands, and the host key as soon as it is known."""
-        commands: tuple[str, ...] = ()
-        if self._phase is Phase.QUESTION:
-            commands = (
-                f"temporal workflow update execute --workflow-id {workflow.info().workflow_id} "
-                "--name accept_host_key "
-                f'--input \'{{"fingerprint": "{self._shown.sha256}"}}\'',
-            )
+        """Where the addition stands, the host key and the findings as soon as they are known."""
         return HostAdditionStatus(
             name=self._asked.name,
             phase=self._phase,
             message=self._message,
             host_key_sha256=self._key.sha256 if self._key is not None else None,
-            commands=commands,
+            findings=self._findings,
+            commands=self._commands(),
         )
+
+    def _commands(self) -> tuple[str, ...]:
+        """What moves it on."""
+        workflow_id = workflow.info().workflow_id
+        cancel = f"temporal workflow cancel --workflow-id {workflow_id}"
+        match self._phase:
+            case Phase.QUESTION:
+                accept = (
+                    f"temporal workflow update execute --workflow-id {workflow_id} "
+                    "--name accept_host_key "
+                    f'--input \'{{"fingerprint": "{self._shown.sha256}"}}\''
+                )
+                return (accept, cancel)
+            case Phase.DONE:
+                return ()
+            case Phase.ROLLING_BACK:  # what it waits for may never come
+                return (f"temporal workflow terminate --workflow-id {workflow_id}",)
+        return (cancel,)
 
     @property
     def _asked(self) -> HostAdditionInput:
@@ -315,7 +495,14 @@ class HostAddition:
                 PHASE.value_set(phase),
             ]
         )
-        workflow.set_current_details(
-            f"### {self._asked.name}: {phase}\n\n{message}"
-            + (f"\n\nSSH host key: `{self._key.sha256}`" if self._key is not None else "")
-        )
+        workflow.set_current_details(self._page())
+
+    def _page(self) -> str:
+        """In Markdown."""
+        parts = [f"### {self._asked.name}: {self._phase}", self._message]
+        if self._key is not None:
+            parts.append(f"SSH host key: `{self._key.sha256}`")
+        if self._findings:
+            parts.append("\n".join(f"- {finding}" for finding in self._findings))
+        parts += [f"    {command}" for command in self._commands()]
+        return "\n\n".join(parts)

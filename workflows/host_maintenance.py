@@ -31,6 +31,8 @@ with workflow.unsafe.imports_passed_through():
     from contracts.leases import Lease, LeaseRef, Owner
     from contracts.maintenance import (
         CarriedMaintenance,
+        HandOverInput,
+        HandOverResult,
         HostMaintenanceInput,
         HostMaintenanceResult,
         LeaveInput,
@@ -72,6 +74,8 @@ with workflow.unsafe.imports_passed_through():
 
 _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 _LONGEST_WAIT_S = 3600
+# What answers in the place of a host that is down is no answer of its own.
+_ANOTHER = "another-installation"
 
 
 @workflow.defn(name="HostMaintenance")
@@ -90,12 +94,15 @@ class HostMaintenance:
         self._leave_forced = False
         self._return_vms = False
         self._failure: ApplicationError | None = None
+        self._successor: str | None = None
+        self._is_back = False
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
     @workflow.run
     async def run(self, request: HostMaintenanceInput) -> HostMaintenanceResult:
-        """Returns when the host is back in service, or when a dry run has its plan."""
+        """Returns when the host is back in service, when it was handed over to another operation,
+        or when a dry run has its plan."""
         self._state.request = request
         self._return_vms = self._return_vms or request.return_vms
         if request.continued is not None:
@@ -169,8 +176,10 @@ class HostMaintenance:
         """Put the host back, as often as it takes, and close the way the operation was ended."""
         self._failure = failure
         self._state.vms.withdraw()
-        while not await self._put_back(failure):
+        while self._successor is None and not await self._put_back(failure):
             await self._attempt(self._stand_by())
+        if self._successor is not None:
+            return await self._end_handed_over(self._successor)
         self._left = True
         await workflow.wait_condition(workflow.all_handlers_finished)
         if failure is not None:
@@ -178,6 +187,12 @@ class HostMaintenance:
         if self._canceled:
             raise asyncio.CancelledError("the maintenance was cancelled; the host is in service")
         return self._result(MaintenanceOutcome.LEFT)
+
+    async def _end_handed_over(self, successor: str) -> HostMaintenanceResult:
+        """State, fence and lease stay as they are: the successor takes them over."""
+        self._state.enter(Phase.DONE, f"Handed over to {successor}: {self._state.name} stays out")
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return self._result(MaintenanceOutcome.HANDED_OVER)
 
     async def _attempt(self, work: Coroutine[Any, Any, None]) -> ApplicationError | None:
         """Run `work` to its end, or until somebody wants the host back. Returns why it had to give
@@ -244,6 +259,11 @@ class HostMaintenance:
                 PHASE.value_set(state.phase),
             ]
         )
+        if host.being_reinstalled:
+            raise _conflict(
+                f"{host.name} is being re-installed. Go on with that: hostler host reinstall "
+                f"{host.name}"
+            )
         if host.resource_state in MAINTENANCE_STATES:
             state.restore = host.state_before_maintenance or ResourceState.ENABLED
             # Somebody may be working on it: whatever goes wrong, it does not go back unasked.
@@ -257,7 +277,8 @@ class HostMaintenance:
         if host.status is not HostStatus.UP and not state.asked.host_is_down:
             raise _conflict(
                 f"{host.name} is {host.status}: its VMs can't be moved while it is not Up. If it "
-                "is known to be off, take it out as it is with host_is_down."
+                f"answers again, say so with `hostler host check {host.name}`; if it is known to "
+                "be off, take it out as it is with host_is_down."
             )
         state.restore = host.resource_state
 
@@ -442,7 +463,8 @@ class HostMaintenance:
                 **policies.FIRST_CONTACT,
             )
         except ActivityError as error:
-            if not is_absence(error):
+            another = as_application_error(error).type == "HostKeyChanged"
+            if not is_absence(error) and not (another and workflow.patched(_ANOTHER)):
                 raise
             return False
         return True
@@ -460,6 +482,7 @@ class HostMaintenance:
             )
         ):
             pass
+        self._is_back = True
         await self._set_status(HostStatus.UP, "answers again")
         await state.change_state(
             MAINTENANCE_STATES, ResourceState.PREPARE_FOR_MAINTENANCE, "is back, and is fenced"
@@ -467,7 +490,7 @@ class HostMaintenance:
         self._must_be_sound = True
         await self._put_up_fence()
         await self._empty()
-        state.down = False
+        self._is_back = state.down = False
         state.enter(Phase.READY, "Ready for maintenance")
 
     async def _show_held(self, problem: ApplicationError) -> None:
@@ -588,14 +611,19 @@ class HostMaintenance:
         state.enter(Phase.READY, "Ready for maintenance")
 
     async def _stand_by(self) -> None:
-        """Wait for `leave`, or for Temporal's cancel, which means the same."""
+        """Wait for `leave`, for Temporal's cancel, which means the same, or for `hand_over`."""
         state = self._state
         while state.down:
             state.enter(Phase.READY, "Ready for maintenance: the host is down")
             try:
                 await self._guard_until_back()
             except ActivityError as error:
-                await self._show_held(as_application_error(error))
+                problem = as_application_error(error)
+                if problem.type == "HostKeyChanged" and workflow.patched(_ANOTHER):
+                    # What has come back is not the host that was taken out: nothing is done to it.
+                    state.enter(Phase.READY, f"Ready for maintenance: {problem.message}")
+                else:
+                    await self._show_held(problem)
                 await state.unless_leaving(
                     workflow.sleep(
                         state.settings.retry_interval, summary=f"{state.name} is fenced again"
@@ -756,6 +784,8 @@ class HostMaintenance:
         await workflow.wait_condition(lambda: self._state.request is not None)
         if self._state.asked.dry_run:
             raise _nothing_to_leave()
+        if self._successor is not None:
+            raise self._handed_over()
         attempts = self._leave_attempts
         if asked.return_vms is not None:
             self._return_vms = asked.return_vms
@@ -771,6 +801,24 @@ class HostMaintenance:
     def _check_leave(self, asked: LeaveInput) -> None:
         if self._state.request is not None and self._state.request.dry_run:
             raise _nothing_to_leave()
+        if self._successor is not None:
+            raise self._handed_over()
+
+    @workflow.update(name="hand_over")
+    async def hand_over(self, asked: HandOverInput) -> HandOverResult:
+        """Another operation goes on with the host as it is: this one completes at once, and leaves
+        it its lease to take over. Only a host that is ready is handed over."""
+        await workflow.wait_condition(lambda: self._state.request is not None)
+        self._require_ready_for(asked.successor)
+        self._successor = asked.successor
+        self._state.leave_requested = True
+        return HandOverResult(host=self._state.name, lease=self._state.lease)
+
+    @hand_over.validator
+    def _check_hand_over(self, asked: HandOverInput) -> None:
+        # In the very first task nothing is known yet: the handler itself checks then.
+        if self._state.request is not None:
+            self._require_ready_for(asked.successor)
 
     @workflow.update(name="resolve_vm")
     async def resolve_vm(self, answer: ResolveVmInput) -> None:
@@ -806,6 +854,30 @@ class HostMaintenance:
 
     # --- bookkeeping ----------------------------------------------------------------------------
 
+    def _require_ready_for(self, successor: str) -> None:
+        """Raises Conflict."""
+        state = self._state
+        if self._successor is not None:
+            raise self._handed_over()
+        kept = [status.vm for status in state.vms.statuses if state.vms.is_kept(status.vm)]
+        if kept:
+            reason = f"VMs are kept on it on purpose: {', '.join(kept)}"
+        elif state.leave_requested or self._is_back or state.phase is not Phase.READY:
+            # One that is back after it was down is fenced and emptied before it is ready again.
+            reason = f"its maintenance is not ready ({state.phase}: {state.message})"
+        else:
+            return
+        raise ApplicationError(
+            f"{state.name} can't be handed over to {successor}: {reason}. See "
+            f"`hostler maintenance status {state.name}`.",
+            type="Conflict",
+        )
+
+    def _handed_over(self) -> ApplicationError:
+        return ApplicationError(
+            f"{self._state.name} was handed over to {self._successor}.", type="Conflict"
+        )
+
     def _request_leave(self, *, canceled: bool) -> None:
         self._state.leave_requested = True
         self._state.leave_problem = None
@@ -817,12 +889,15 @@ class HostMaintenance:
         resource_state = state.restore
         if outcome is MaintenanceOutcome.PLANNED:
             resource_state = state.host.resource_state
+        elif outcome is MaintenanceOutcome.HANDED_OVER:
+            resource_state = ResourceState.MAINTENANCE
         return HostMaintenanceResult(
             host=state.name,
             outcome=outcome,
             resource_state=resource_state,
             plan=state.plan,
             vms=state.vms.statuses,
+            handed_over_to=self._successor,
         )
 
     def _settle_migrations(self, policy: policies.ActivityPolicy) -> Coroutine[Any, Any, None]:

@@ -47,6 +47,10 @@ RECORD = ActivityPolicy(
 )
 """Reads and writes of the inventory, and questions to Temporal."""
 
+DECISION = ActivityPolicy(RECORD)  # type: ignore[misc] # mypy takes no TypedDict for its own type
+DECISION["cancellation_type"] = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+"""A write after which nothing is taken back: a cancel waits for its end."""
+
 FIRST_CONTACT = ActivityPolicy(
     start_to_close_timeout=timedelta(seconds=20),
     schedule_to_close_timeout=timedelta(seconds=30),
@@ -99,6 +103,13 @@ LIVE_MIGRATION = ActivityPolicy(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
+
+SWEEP = ActivityPolicy(
+    start_to_close_timeout=timedelta(hours=2),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_PATIENT,
+)
+"""Many hosts, each with a time-out of its own. A next attempt goes on where the last one ended."""
 
 _LONGEST_ABSENCE = 240  # attempts: about an hour
 

@@ -4,30 +4,61 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
-from api.authentication import VIEWER, Admin, actor
+from api.allocation import start_allocation
+from api.authentication import VIEWER, Admin, Operator, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
-from api.requests import HostAdditionRequest, HostQuery, Items
+from api.paging import page_of
+from api.requests import HostAdditionRequest, HostAllocationRequest, HostQuery, Page
 from contracts.addition import AcceptHostKeyInput, HostAdditionInput
+from contracts.allocation import AllocationLevel, AllocationStateInput
 from contracts.errors import AlreadyExists, HostlerError, NotFound, Unavailable
+from contracts.host_checks import HostSighting
 from contracts.hosts import Host
 from contracts.operations import Operation, OperationKind, workflow_id
-from contracts.states import ResourceState
+from contracts.states import AllocationState, ResourceState
 from inventory import Inventory
+from inventory.closings import require_in_service
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"], dependencies=[VIEWER])
 
 
 @router.get("")
-async def list_hosts(query: Annotated[HostQuery, Query()], inventory: TheInventory) -> Items[Host]:
+async def list_hosts(query: Annotated[HostQuery, Query()], inventory: TheInventory) -> Page[Host]:
     """The hosts that match all that is given, by name."""
-    return Items(items=await inventory.hosts.list(**dict(query)))
+    return await page_of(inventory.hosts.list, query)
 
 
 @router.get("/{name}")
 async def get_host(name: NameInPath, inventory: TheInventory) -> Host:
     """One host."""
     return await inventory.hosts.get(name)
+
+
+@router.patch("/{name}", status_code=status.HTTP_202_ACCEPTED)
+async def change_host(
+    name: NameInPath,
+    request: HostAllocationRequest,
+    caller: Operator,
+    inventory: TheInventory,
+    operations: TheOperations,
+    response: Response,
+) -> Operation:
+    """Enable or disable a host, and tell it: starts an AllocationState."""
+    host = await inventory.hosts.get(name)
+    require_in_service(host)
+    return await start_allocation(
+        AllocationStateInput(
+            level=AllocationLevel.HOST,
+            name=name,
+            allocation_state=AllocationState(request.resource_state.value),
+            reason=request.reason,
+        ),
+        caller,
+        inventory,
+        operations,
+        response,
+    )
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
@@ -38,8 +69,12 @@ async def add_host(
     operations: TheOperations,
     response: Response,
 ) -> Operation:
-    """Start a HostAddition. The credential is stored encrypted; the workflow gets its id alone."""
-    await _require_new(inventory, request.name)
+    """Start a HostAddition. The credential is stored encrypted; the workflow gets its id alone.
+
+    With `dry_run` it only looks, and its result has every finding.
+    """
+    if not request.dry_run:
+        await _require_new(inventory, request.name)
     await inventory.topology.get_cluster(request.cluster)
     await operations.require_free(request.name)
     kind, plaintext = request.credential()
@@ -93,6 +128,16 @@ async def accept_host_key(
         operation=addition.id,
         actor=actor(caller),
     )
+
+
+@router.post("/{name}/check")
+async def check_host(
+    name: NameInPath, caller: Operator, inventory: TheInventory, operations: TheOperations
+) -> HostSighting:
+    """Have a worker look at the host now, out of turn, and answer what it has shown. A host that
+    does not answer is told, and not counted: the status follows the checks of the schedule."""
+    await inventory.hosts.get(name)
+    return await operations.check_host(name, caller)
 
 
 async def _require_new(inventory: Inventory, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The settings that take effect at once."""
+"""The settings that need no restart."""
 
 from http import HTTPStatus
 from typing import Annotated, Any

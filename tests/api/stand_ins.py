@@ -10,6 +10,11 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.allocation import (
+        AllocationStateInput,
+        AllocationStateResult,
+        AllocationStateStatus,
+    )
     from contracts.cluster_maintenance import (
         ClusterMaintenanceInput,
         ClusterMaintenanceOutcome,
@@ -20,6 +25,15 @@ with workflow.unsafe.imports_passed_through():
         ResumeInput,
         StopInput,
     )
+    from contracts.host_checks import HostCheckInput, HostCheckResult, HostSighting
+    from contracts.host_import import (
+        HostImportInput,
+        HostImportResult,
+        HostImportStatus,
+        ImportedHost,
+        ImportState,
+    )
+    from contracts.host_status import Seen
     from contracts.maintenance import (
         HostMaintenanceInput,
         HostMaintenanceResult,
@@ -30,10 +44,24 @@ with workflow.unsafe.imports_passed_through():
         ResolveVmInput,
         VmAction,
     )
-    from contracts.states import Phase, ResourceState
+    from contracts.reinstallation import (
+        AnswerReinstallationInput,
+        HostReinstallationInput,
+        HostReinstallationResult,
+        HostReinstallationStatus,
+        ReinstallationOutcome,
+    )
+    from contracts.removal import (
+        HostRemovalInput,
+        HostRemovalResult,
+        HostRemovalStatus,
+        RemovalOutcome,
+        ResolveRemovalInput,
+    )
+    from contracts.states import HostStatus, Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
     from tests.samples import FACTS
-    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME
+    from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE, PHASE
 
 SHOWN_KEY = "SHA256:" + "k" * 43
 
@@ -41,7 +69,7 @@ SHOWN_KEY = "SHA256:" + "k" * 43
 @workflow.defn(name="HostMaintenance")
 class StandInMaintenance:
     """Waits for `leave`, which takes until the signal `go` if the reason is "slow". With the
-    reason "blocked" it fails at once."""
+    reason "blocked" it fails at once, with "ready" its host is ready."""
 
     def __init__(self) -> None:
         self._request: HostMaintenanceInput | None = None
@@ -102,7 +130,7 @@ class StandInMaintenance:
         """`message` tells the answers that came in."""
         return MaintenanceStatus(
             host=self._asked.host,
-            phase=Phase.LEAVING if self._leaving else Phase.QUESTION,
+            phase=self._phase,
             reason=self._asked.reason,
             message=", ".join(f"{vm}: {action}" for vm, action in self._answers.items()),
             since=workflow.info().start_time,
@@ -110,6 +138,12 @@ class StandInMaintenance:
             vms=(),
             questions=("vm-1",),
         )
+
+    @property
+    def _phase(self) -> Phase:
+        if self._leaving:
+            return Phase.LEAVING
+        return Phase.READY if self._asked.reason == "ready" else Phase.QUESTION
 
     @property
     def _asked(self) -> HostMaintenanceInput:
@@ -205,7 +239,7 @@ class StandInClusterMaintenance:
 
 @workflow.defn(name="HostAddition")
 class StandInAddition:
-    """Waits until its host key is accepted."""
+    """Waits until its host key is accepted; the signal `ask` lets Temporal's index know that."""
 
     def __init__(self) -> None:
         self._accepted: str | None = None
@@ -221,6 +255,10 @@ class StandInAddition:
             host_key_sha256=SHOWN_KEY,
             facts=FACTS,
         )
+
+    @workflow.signal(name="ask")
+    def ask(self) -> None:
+        workflow.upsert_search_attributes([PHASE.value_set(Phase.QUESTION)])
 
     @workflow.update(name="accept_host_key")
     async def accept_host_key(self, answer: AcceptHostKeyInput) -> None:
@@ -240,4 +278,211 @@ class StandInAddition:
         )
 
 
-WORKFLOWS = (StandInClusterMaintenance, StandInMaintenance, StandInReturn, StandInAddition)
+@workflow.defn(name="AllocationState")
+class StandInAllocation:
+    """Waits for the signal `go`, if its reason is to wait."""
+
+    def __init__(self) -> None:
+        self._request: AllocationStateInput | None = None
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: AllocationStateInput) -> AllocationStateResult:
+        self._request = request
+        attribute = {"host": HOST_NAME, "cluster": HOST_CLUSTER, "pod": HOST_POD, "zone": HOST_ZONE}
+        workflow.upsert_search_attributes([attribute[request.level].value_set(request.name)])
+        if request.reason == "wait":
+            await workflow.wait_condition(lambda: self._go)
+        return AllocationStateResult(
+            level=request.level,
+            name=request.name,
+            allocation_state=request.allocation_state,
+            told=3,
+            not_told=0,
+            untold=(),
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> AllocationStateStatus:
+        assert self._request
+        return AllocationStateStatus(
+            **dict(self._request),
+            phase=Phase.TELLING,
+            message="",
+            since=workflow.info().start_time,
+        )
+
+
+@workflow.defn(name="HostImport")
+class StandInImport:
+    """Adds its first two hosts for ever, until the signal `go`."""
+
+    def __init__(self) -> None:
+        self._request: HostImportInput | None = None
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: HostImportInput) -> HostImportResult:
+        self._request = request
+        await workflow.wait_condition(lambda: self._go)
+        return HostImportResult(
+            name=request.name,
+            hosts=tuple(
+                ImportedHost(host=host.name, state=ImportState.ADDED) for host in request.hosts
+            ),
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.query(name="status")
+    def status(self) -> HostImportStatus:
+        assert self._request
+        return HostImportStatus(
+            name=self._request.name,
+            message="",
+            since=workflow.info().start_time,
+            parallel=2,
+            total=len(self._request.hosts),
+            counts={ImportState.ADDING: 2},
+            adding=tuple(host.name for host in self._request.hosts[:2]),
+            failed=(),
+        )
+
+
+@workflow.defn(name="HostCheck")
+class StandInCheck:
+    """Sees that the host is silent. Waits for the signal `go` if its name begins with "slow"; fails
+    if it begins with "gone"."""
+
+    def __init__(self) -> None:
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: HostCheckInput) -> HostCheckResult:
+        host = str(request.host)
+        if host.startswith("slow"):
+            await workflow.wait_condition(lambda: self._go)
+        if host.startswith("gone"):
+            raise ApplicationError(f"There is no host {host!r}.", type="NotFound")
+        sighting = HostSighting(
+            host=host,
+            seen=Seen.LIBVIRT_SILENT,
+            problem="timed out",
+            status=HostStatus.UP,
+            status_reason="added",
+            missed_checks=1,
+            checked_at=workflow.now(),
+            usage=None,
+        )
+        return HostCheckResult(hosts=1, seen={sighting.seen: 1}, sighting=sighting)
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+
+@workflow.defn(name="HostRemoval")
+class StandInRemoval:
+    """Waits for the signal `go`, if the reason is "slow" or "final"; with "final" it can't be taken
+    back any more. `message` tells the answer that came in."""
+
+    def __init__(self) -> None:
+        self._request: HostRemovalInput | None = None
+        self._go = False
+        self._answer = ""
+
+    @workflow.run
+    async def run(self, request: HostRemovalInput) -> HostRemovalResult:
+        self._request = request
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        await workflow.wait_condition(lambda: self._go or request.reason not in ("slow", "final"))
+        outcome = RemovalOutcome.PLANNED if request.dry_run else RemovalOutcome.REMOVED
+        return HostRemovalResult(host=request.host, outcome=outcome, effects=())
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.update(name="resolve")
+    async def resolve(self, answer: ResolveRemovalInput) -> None:
+        self._answer = answer.action
+
+    @resolve.validator
+    def _check_answer(self, answer: ResolveRemovalInput) -> None:
+        if self._answer:
+            raise ApplicationError(f"Nothing waits for {answer.action}.", type="Conflict")
+
+    @workflow.query(name="status")
+    def status(self) -> HostRemovalStatus:
+        assert self._request
+        return HostRemovalStatus(
+            host=self._request.host,
+            phase=Phase.CLEANING,
+            reason=self._request.reason,
+            message=self._answer,
+            final=self._request.reason == "final",
+        )
+
+
+@workflow.defn(name="HostReinstallation")
+class StandInReinstallation:
+    """Waits for the signal `go`, if the reason is "slow" or "final"; with "final" it can't be taken
+    back any more. `message` tells the answer that came in; a second one is refused."""
+
+    def __init__(self) -> None:
+        self._request: HostReinstallationInput | None = None
+        self._go = False
+        self._answer: AnswerReinstallationInput | None = None
+
+    @workflow.run
+    async def run(self, request: HostReinstallationInput) -> HostReinstallationResult:
+        self._request = request
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        await workflow.wait_condition(lambda: self._go or request.reason not in ("slow", "final"))
+        planned, done = ReinstallationOutcome.PLANNED, ReinstallationOutcome.REINSTALLED
+        return HostReinstallationResult(
+            host=request.host, outcome=planned if request.dry_run else done, effects=()
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+    @workflow.update(name="answer")
+    async def answer(self, said: AnswerReinstallationInput) -> None:
+        self._answer = said
+
+    @answer.validator
+    def _check_answer(self, said: AnswerReinstallationInput) -> None:
+        if self._answer is not None:
+            raise ApplicationError("Nothing waits for an answer.", type="Conflict")
+
+    @workflow.query(name="status")
+    def status(self) -> HostReinstallationStatus:
+        assert self._request
+        return HostReinstallationStatus(
+            host=self._request.host,
+            phase=Phase.REINSTALLING,
+            reason=self._request.reason,
+            message=self._answer.model_dump_json() if self._answer is not None else "",
+            final=self._request.reason == "final",
+        )
+
+
+WORKFLOWS = (
+    StandInAllocation,
+    StandInClusterMaintenance,
+    StandInMaintenance,
+    StandInReturn,
+    StandInAddition,
+    StandInImport,
+    StandInRemoval,
+    StandInReinstallation,
+    StandInCheck,
+)

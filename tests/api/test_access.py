@@ -59,6 +59,7 @@ async def test_a_viewer_changes_nothing(api: Api, host: str) -> None:
         ("POST", f"/v1/hosts/{host}/maintenance", {}),
         ("DELETE", f"/v1/hosts/{host}/maintenance", None),
         ("POST", f"/v1/hosts/{host}/maintenance/return", {}),
+        ("PATCH", f"/v1/hosts/{host}", {"resource_state": "Disabled"}),
         ("POST", f"/v1/hosts/{host}/maintenance/vms/vm-1", {"action": "retry"}),
         ("DELETE", f"/v1/operations/maintenance/{host}", None),
     ):
@@ -83,6 +84,7 @@ async def test_an_operator_neither_builds_nor_adds(api: Api) -> None:
         ("POST", "/v1/hosts", addition),
         ("POST", f"/v1/hosts/{name}/host-key", {"fingerprint": "SHA256:" + "a" * 43}),
         ("DELETE", f"/v1/operations/addition/{name}", None),
+        ("DELETE", "/v1/operations/zone-allocation/zone-1", None),
         ("PUT", "/v1/settings/migration.bandwidth", {"value": 3}),
         ("DELETE", "/v1/settings/migration.bandwidth", None),
     ):

@@ -112,6 +112,9 @@ async def test_the_workflow_gets_the_id_of_the_stored_credential(api: Api, kind:
         ({"host_key_sha256": "MD5:aa"}, "host_key_sha256"),
         ({"enabled": "yes"}, "enabled"),
         ({"capacity_memory_mib": 0}, "capacity_memory_mib"),
+        ({"dry_run": 1}, "dry_run"),
+        ({"returning": "yes"}, "returning"),
+        ({"install_packages": "yes"}, "install_packages"),
         ({"secret": "an id"}, "secret"),
         ({"pasword": "{canary}"}, "pasword"),
     ],
@@ -163,6 +166,17 @@ async def test_a_known_host_an_unknown_cluster(api: Api, host: str) -> None:
     assert api.rows() == before
     assert await api.run_id(f"addition/{host}") is None
     assert await api.run_id(f"addition/{name}") is None
+
+
+async def test_a_dry_run_of_a_known_name_is_for_the_workflow_to_answer(api: Api, host: str) -> None:
+    """It tells all findings at once, that one among them."""
+    response = await api.admin.post(
+        "/v1/hosts", json=body(host, password="pw", dry_run=True, returning=True)
+    )
+    assert response.status_code == 202, response.text
+    stored = await history(api.workflow(f"addition/{host}"))
+    assert b'"dry_run":true' in stored
+    assert b'"returning":true' in stored
 
 
 async def test_an_addition_that_runs_already(api: Api) -> None:

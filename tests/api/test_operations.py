@@ -194,7 +194,7 @@ async def test_the_secret_is_kept_while_nobody_knows_whether_the_start_worked(
 async def test_an_unexpected_error_tells_nothing_of_our_insides(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken() -> None:
+    async def broken(**_: object) -> None:
         raise ValueError("canary")
 
     monkeypatch.setattr(api.inventory.topology, "list_zones", broken)

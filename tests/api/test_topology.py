@@ -1,16 +1,18 @@
 """Zones, pods, clusters; and what every path does with a wrong request."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from contracts.cluster_maintenance import ClusterMaintenanceInput
 from contracts.hosts import Cluster, Pod, Zone
-from tests.api.conftest import Api, problem
+from tests.api.conftest import TASK_QUEUE, Api, new_name, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
-async def test_they_are_created_disabled_and_enabled(api: Api) -> None:
+async def test_they_are_created_disabled(api: Api) -> None:
     for path, body, model in (
         ("zones", {"name": "zone-2"}, Zone),
         ("pods", {"name": "pod-2", "zone": "zone-2"}, Pod),
@@ -20,20 +22,10 @@ async def test_they_are_created_disabled_and_enabled(api: Api) -> None:
         assert created.status_code == 201
         assert created.headers["location"] == f"/v1/{path}/{body['name']}"
         assert model.model_validate(created.json()).allocation_state == "Disabled"
-        for _ in range(2):
-            changed = await api.admin.patch(
-                created.headers["location"], json={"allocation_state": "Enabled"}
-            )
-            assert changed.status_code == 200
-            assert changed.json() == {**created.json(), "allocation_state": "Enabled"}
-        assert (await api.viewer.get(created.headers["location"])).json() == changed.json()
-        assert changed.json() in (await api.viewer.get(f"/v1/{path}")).json()["items"]
-    # Each was enabled once, by whoever holds the token.
+        assert (await api.viewer.get(created.headers["location"])).json() == created.json()
+        assert created.json() in (await api.viewer.get(f"/v1/{path}")).json()["items"]
     events = await api.inventory.events.list(subject="cluster/cluster-2")
-    assert [(event.kind, event.actor) for event in events] == [
-        ("cluster.state", "token:anna"),
-        ("cluster.created", "token:anna"),
-    ]
+    assert [(event.kind, event.actor) for event in events] == [("cluster.created", "token:anna")]
 
 
 async def test_lists_are_filtered(api: Api) -> None:
@@ -47,6 +39,151 @@ async def test_lists_are_filtered(api: Api) -> None:
     assert await names("/v1/pods?zone=zone-2") == ["pod-2"]
     assert await names("/v1/clusters?zone=zone-1") == ["cluster-1"]
     assert await names("/v1/clusters?zone=zone-1&pod=pod-2") == []
+
+
+async def test_lists_come_in_pages(api: Api, host: str) -> None:
+    for number in (2, 3, 4):
+        await api.admin.post("/v1/zones", json={"name": f"zone-{number}"})
+        await api.admin.post("/v1/pods", json={"name": f"pod-{number}", "zone": "zone-1"})
+        await api.admin.post("/v1/clusters", json={"name": f"cluster-{number}", "pod": "pod-1"})
+    for noun in ("zone", "pod", "cluster"):
+        path, pages, after = f"/v1/{noun}s?limit=2", [], ""
+        while True:
+            answer = (await api.viewer.get(f"{path}{after}")).json()
+            pages.append([item["name"] for item in answer["items"]])
+            if answer["next"] is None:
+                break
+            after = f"&after={answer['next']}"
+        assert pages == [[f"{noun}-1", f"{noun}-2"], [f"{noun}-3", f"{noun}-4"]]
+        whole = (await api.viewer.get(f"/v1/{noun}s")).json()
+        assert (len(whole["items"]), whole["next"]) == (4, None)
+        enabled = (await api.viewer.get(f"/v1/{noun}s?allocation_state=Enabled")).json()
+        assert enabled == {"items": [], "next": None}
+    await api.operator.put(f"/v1/hosts/{host}/tags", json={"tags": ["ssd"]})
+    for query, names in (("tag=ssd", [host]), ("tag=gpu", []), (f"after={host}", [])):
+        listed = (await api.viewer.get(f"/v1/hosts?limit=1&{query}")).json()
+        assert [item["name"] for item in listed["items"]] == names
+        assert listed["next"] is None
+
+
+async def test_they_are_renamed(api: Api) -> None:
+    await api.admin.put("/v1/settings/hook.timeout?zone=zone-1", json={"value": 60})
+    for noun in ("zone", "pod", "cluster"):
+        before = (await api.viewer.get(f"/v1/{noun}s/{noun}-1")).json()
+        for _ in range(2):
+            renamed = await api.admin.patch(f"/v1/{noun}s/{noun}-1", json={"name": f"{noun}-1"})
+            assert (renamed.status_code, renamed.json()) == (200, before)
+        body = {"name": f"{noun}-new"}
+        renamed = await api.admin.patch(f"/v1/{noun}s/{noun}-1", json=body)
+        assert renamed.status_code == 200, renamed.text
+        assert renamed.json().items() >= body.items()
+        assert renamed.json()["allocation_state"] == before["allocation_state"]
+        problem(await api.viewer.get(f"/v1/{noun}s/{noun}-1"), 404, "NotFound")
+        problem(await api.admin.patch(f"/v1/{noun}s/{noun}-1", json=body), 404, "NotFound")
+        events = await api.inventory.events.list(subject=f"{noun}/{noun}-new")
+        assert [(event.kind, event.message, event.actor) for event in events] == [
+            (f"{noun}.renamed", f"was {noun}-1", "token:anna"),
+        ]
+    path = "/v1/settings/hook.timeout?cluster=cluster-new"
+    assert (await api.viewer.get(path)).json()["origin"] == "zone zone-new"
+
+
+async def test_a_change_names_what_is_to_change(api: Api) -> None:
+    before = api.rows()
+    for path in ("/v1/zones/zone-1", "/v1/pods/pod-1", "/v1/clusters/cluster-1"):
+        for body in ({}, {"name": None}, {"name": "new", "allocation_state": "Enabled"}):
+            found = problem(await api.admin.patch(path, json=body), 422, "InvalidInput")
+            assert "exactly one of name and allocation_state is required" in found["detail"]
+        found = problem(await api.admin.patch(path, json={"name": "a b"}), 422, "InvalidInput")
+        assert [error["field"] for error in found["errors"]] == ["name"]
+        problem(await api.operator.patch(path, json={"name": "new"}), 403, "Refused")
+        problem(await api.operator.delete(path), 403, "Refused")
+    assert api.rows() == before
+
+
+async def test_a_name_is_taken(api: Api) -> None:
+    await api.admin.post("/v1/zones", json={"name": "zone-2"})
+    before = api.rows()
+    body = {"name": "zone-2"}
+    problem(await api.admin.patch("/v1/zones/zone-1", json=body), 409, "AlreadyExists")
+    assert api.rows() == before
+
+
+async def test_they_are_deleted_when_they_are_empty(api: Api, host: str) -> None:
+    before = api.rows()
+    for path, says in (
+        ("clusters/cluster-1", f"host {host} is in it"),
+        ("pods/pod-1", "cluster cluster-1 is in it"),
+        ("zones/zone-1", "pod pod-1 is in it"),
+    ):
+        found = problem(await api.admin.delete(f"/v1/{path}"), 409, "Conflict")
+        assert says in found["detail"]
+    assert found["details"] == {"pods": ["pod-1"], "number": 1}
+    assert api.rows() == before
+    await api.admin.post("/v1/clusters", json={"name": "cluster-2", "pod": "pod-1"})
+    await api.operator.put(
+        "/v1/clusters/cluster-2/vms/vm-1/policy", json={"pinned": True, "reason": "license"}
+    )
+    deleted = await api.admin.delete("/v1/clusters/cluster-2")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    problem(await api.admin.delete("/v1/clusters/cluster-2"), 404, "NotFound")
+    again = await api.admin.post("/v1/clusters", json={"name": "cluster-2", "pod": "pod-1"})
+    assert again.status_code == 201
+    assert (await api.viewer.get("/v1/clusters/cluster-2/vms")).json() == {"items": []}
+
+
+async def test_a_cluster_keeps_its_name_while_an_operation_holds_a_host(
+    api: Api, host: str
+) -> None:
+    path, body = "/v1/clusters/cluster-1", {"name": f"of-{host}"}
+    handle = await api.by_hand(f"mine/{host}", host)
+    before = api.rows()
+    found = problem(await api.admin.patch(path, json=body), 409, "LeaseHeld")
+    assert f"cluster-1 is held by mine/{host}, which is running" in found["detail"]
+    assert found["details"]["workflow_id"] == f"mine/{host}"
+    assert api.rows() == before
+    # Terminated, it still has its lease, which is worth nothing.
+    await handle.terminate()
+    renamed = await api.admin.patch(path, json=body)
+    assert renamed.json()["name"] == f"of-{host}", renamed.text
+    assert (await api.viewer.get(f"/v1/hosts/{host}")).json()["cluster"] == f"of-{host}"
+
+
+@pytest.mark.parametrize("workflow", ["cluster-maintenance/{0}", "by-hand/{0}"])
+async def test_a_cluster_in_maintenance_is_neither_renamed_nor_deleted(
+    api: Api, workflow: str
+) -> None:
+    cluster = f"cluster-of-{new_name()}"
+    workflow_id = workflow.format(cluster)
+    await api.admin.post("/v1/clusters", json={"name": cluster, "pod": "pod-1"})
+    handle = await api.client.start_workflow(
+        "ClusterMaintenance",
+        ClusterMaintenanceInput(cluster=cluster),
+        id=workflow_id,
+        task_queue=TASK_QUEUE,
+    )
+    query = f"HostlerCluster = '{cluster}' AND ExecutionStatus = 'Running'"
+    while not [one async for one in api.client.list_workflows(query)]:
+        await asyncio.sleep(0.05)
+    for refused in (
+        await api.admin.patch(f"/v1/clusters/{cluster}", json={"name": "new"}),
+        await api.admin.delete(f"/v1/clusters/{cluster}"),
+    ):
+        assert workflow_id in problem(refused, 409, "LeaseHeld")["detail"]
+    # To enable it is no matter of its name.
+    enabled = await api.admin.patch(f"/v1/clusters/{cluster}", json={"allocation_state": "Enabled"})
+    assert enabled.status_code == 202
+    await handle.terminate()
+    assert (await api.admin.delete(f"/v1/clusters/{cluster}")).status_code == 204
+
+
+async def test_zones_and_pods_are_renamed_while_hosts_are_worked_on(api: Api, host: str) -> None:
+    await api.enter(host)
+    await api.lease(host, f"maintenance/{host}")
+    for noun in ("zone", "pod"):
+        renamed = await api.admin.patch(f"/v1/{noun}s/{noun}-1", json={"name": f"{noun}-new"})
+        assert renamed.status_code == 200, renamed.text
+    assert (await api.viewer.get(f"/v1/hosts/{host}")).json()["zone"] == "zone-new"
 
 
 async def test_a_taken_name_and_an_unknown_parent(api: Api) -> None:
@@ -125,6 +262,10 @@ async def test_a_body_that_is_no_json_is_refused(
         ("/v1/hosts?clster=cluster-1", "clster"),
         ("/v1/hosts?cluster=", "cluster"),
         ("/v1/hosts?status=Upp", "status"),
+        ("/v1/hosts?limit=1001", "limit"),
+        ("/v1/zones?limit=0", "limit"),
+        ("/v1/pods?after=", "after"),
+        ("/v1/clusters?allocation_state=enabled", "allocation_state"),
         ("/v1/zones/a%20b", "name"),
         ("/v1/events?limit=0", "limit"),
         ("/v1/events?limit=x", "limit"),

@@ -108,7 +108,7 @@ def test_the_api_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_api_that_says_unavailable(api: FakeApi) -> None:
-    api.on("GET /v1/hosts", UNAVAILABLE)
+    api.on("GET /v1/hosts?limit=1000", UNAVAILABLE)
     assert_fails(run("host", "list"), 1, "Temporal does not answer.")
 
 
@@ -149,7 +149,7 @@ def test_a_detail_of_many_lines_becomes_one(api: FakeApi) -> None:
     ],
 )
 def test_something_else_answers(api: FakeApi, answer: Answer) -> None:
-    api.on("GET /v1/zones", answer)
+    api.on("GET /v1/zones?limit=1000", answer)
     assert_fails(run("zone", "list"), 1, api.url, "Check HOSTLER_API_URL")
 
 
@@ -194,20 +194,20 @@ def test_the_home_has_the_token_and_the_settings_have_the_address(
     monkeypatch.setenv("HOSTLER_API_PORT", api.url.rpartition(":")[2])
     (tmp_path / "home").mkdir()
     (tmp_path / "home/admin-token").write_text(f"{TOKEN}\n")
-    api.on("GET /v1/zones", ZONES)
+    api.on("GET /v1/zones?limit=1000", ZONES)
     assert hostler("zone", "list").exit_code == 0
 
 
 def test_this_machine_needs_no_proxy(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed.getsockname()[1]}")
-    api.on("GET /v1/zones", ZONES)
+    api.on("GET /v1/zones?limit=1000", ZONES)
     assert run("zone", "list").returncode == 0
 
 
 def test_a_url_with_a_path(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTLER_API_URL", f"{api.url}/hostler/")
-    api.on("GET /hostler/v1/zones", ZONES)
+    api.on("GET /hostler/v1/zones?limit=1000", ZONES)
     assert hostler("zone", "list").exit_code == 0
 
 

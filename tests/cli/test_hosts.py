@@ -6,8 +6,13 @@ from typing import Any
 import pytest
 
 from contracts.addition import HostAdditionResult, HostAdditionStatus
+from contracts.host_checks import HostSighting
+from contracts.host_status import Seen
+from contracts.hosts import HostUsage
 from contracts.operations import Operation, OperationKind
-from contracts.states import Phase, ResourceState
+from contracts.preflight import Finding, Findings
+from contracts.preflight_rules import error, warning
+from contracts.states import HostStatus, Phase, ResourceState
 from tests.cli.answers import operation
 from tests.cli.conftest import (
     NOT_FOUND,
@@ -20,13 +25,14 @@ from tests.cli.conftest import (
     problem,
     process,
 )
-from tests.samples import FACTS, FINGERPRINT, host
+from tests.samples import FACTS, FINGERPRINT, WHEN, host
 
 SECRET = "canary-password-91ab"
 ADD = ("host", "add", "kvm-1", "--cluster", "cluster-1", "--address", "198.18.0.11")
 POST = "POST /v1/hosts"
 LOOK = "GET /v1/operations/addition/kvm-1"
 KEY = "POST /v1/hosts/kvm-1/host-key"
+CHECK = "POST /v1/hosts/kvm-1/check"
 
 
 def addition(status: str = "RUNNING", details: Any = None, error: str | None = None) -> Operation:
@@ -90,6 +96,9 @@ def test_add_tells_each_phase_once(api: FakeApi, password_file: str) -> None:
             "host_key_sha256": FINGERPRINT,
             "enabled": True,
             "reserved_memory_mib": 0,
+            "dry_run": False,
+            "returning": False,
+            "install_packages": False,
         }
     ]
 
@@ -102,7 +111,7 @@ def test_add_sends_every_option(api: FakeApi, tmp_path: Path) -> None:
         *ADD,
         *("--ssh-port", "2222", "--user", "admin", "--private-key-file", str(key), "--disabled"),
         *("--capacity-memory-mib", "512", "--capacity-cpus", "2", "--reserved-memory-mib", "64"),
-        "--no-wait",
+        *("--returning", "--install-packages", "--no-wait"),
     )
     assert done.exit_code == 0, done.output
     assert "hostler operation show addition kvm-1" in done.stdout
@@ -118,6 +127,9 @@ def test_add_sends_every_option(api: FakeApi, tmp_path: Path) -> None:
         "capacity_memory_mib": 512,
         "capacity_cpus": 2,
         "reserved_memory_mib": 64,
+        "dry_run": False,
+        "returning": True,
+        "install_packages": True,
     }
     assert len(api.requests) == 1
 
@@ -213,6 +225,82 @@ def test_an_addition_that_fails(
     assert done.stderr == said
 
 
+EMULATES = warning("no-kvm", "It has no /dev/kvm.", "Turn it on.")
+SKEWED = error("clock-skew", "Its clock is 3600 s ahead.", "Set it.")
+
+
+def test_an_addition_that_is_refused_tells_every_finding(api: FakeApi, password_file: str) -> None:
+    refusal = Findings(findings=(EMULATES, SKEWED), remains=("Packages stay.",))
+    ended = addition("FAILED", refusal, error="kvm-1 can't be added (...)").model_copy(
+        update={"error_type": "PreflightFailed"}
+    )
+    api.on(POST, Answer(202, addition()))
+    api.on(LOOK, CONNECTING, ok(ended))
+    done = hostler(*ADD, "--password-file", password_file)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1:] == [
+        "error [clock-skew] Its clock is 3600 s ahead. Set it.",
+        "warning [no-kvm] It has no /dev/kvm. Turn it on.",
+    ]
+    assert (
+        done.stderr
+        == "hostler: kvm-1 is not added: clock-skew (1 error, 1 warning). Packages stay.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("findings", "status", "out", "err"),
+    [
+        ((), 0, "kvm-1 can be added: 0 errors, 0 warnings.", ""),
+        ((EMULATES,), 0, "kvm-1 can be added: 0 errors, 1 warning.", ""),
+        (
+            (EMULATES, SKEWED),
+            1,
+            "warning [no-kvm] It has no /dev/kvm. Turn it on.",
+            "hostler: kvm-1 can't be added like this: clock-skew (1 error, 1 warning).\n",
+        ),
+    ],
+)
+def test_a_dry_run(
+    api: FakeApi,
+    password_file: str,
+    findings: tuple[Finding, ...],
+    status: int,
+    out: str,
+    err: str,
+) -> None:
+    result = HostAdditionResult(name="kvm-1", findings=findings)
+    api.on(POST, Answer(202, addition()))
+    api.on(LOOK, CONNECTING, ok(addition("COMPLETED", result)))
+    done = hostler(*ADD, "--password-file", password_file, "--dry-run")
+    assert (done.exit_code, done.stderr) == (status, err)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == out
+    assert [line.split("]")[0] for line in lines if "[" in line] == [
+        f"{finding.severity} [{finding.code}"
+        for finding in sorted(findings, key=lambda one: one.severity)
+    ]
+    assert api.bodies(POST)[0]["dry_run"] is True
+
+
+def test_warnings_are_told_when_a_host_was_added(api: FakeApi, password_file: str) -> None:
+    added = HostAdditionResult(
+        name="kvm-1",
+        resource_state=ResourceState.ENABLED,
+        host_key_sha256=FINGERPRINT,
+        facts=FACTS,
+        findings=(EMULATES,),
+    )
+    api.on(POST, Answer(202, addition()))
+    api.on(LOOK, ok(addition("COMPLETED", added)))
+    done = hostler(*ADD, "--password-file", password_file)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "warning [no-kvm] It has no /dev/kvm. Turn it on.",
+        "kvm-1 is Enabled.",
+    ]
+
+
 def test_a_taken_name(api: FakeApi, password_file: str) -> None:
     api.on(POST, problem(409, "AlreadyExists", "There is a host kvm-1 already."))
     done = hostler(*ADD, "--password-file", password_file)
@@ -267,15 +355,35 @@ def test_accept_key_without_an_addition(api: FakeApi) -> None:
 
 
 def test_list(api: FakeApi) -> None:
-    api.on("GET /v1/hosts?cluster=cluster-1", items(host()))
+    api.on("GET /v1/hosts?cluster=cluster-1&limit=1000", items(host()))
     done = hostler("host", "list", "--cluster", "cluster-1")
     assert done.exit_code == 0, done.output
     _, row = done.stdout.splitlines()
     assert row.split() == ["kvm-1", "cluster-1", "198.18.0.11", "Enabled", "Up", "2", "512"]
 
 
+def test_list_is_filtered_and_fetches_all_pages(api: FakeApi) -> None:
+    query = "zone=zone-1&pod=pod-1&resource_state=Enabled&status=Up&tag=ssd&limit=1000"
+    api.on(f"GET /v1/hosts?{query}", ok({"items": [host()], "next": "kvm-1"}))
+    api.on(f"GET /v1/hosts?{query}&after=kvm-1", ok({"items": [host()], "next": None}))
+    filters = ("--zone", "zone-1", "--pod", "pod-1", "--resource-state", "Enabled")
+    done = hostler("host", "list", *filters, "--status", "Up", "--tag", "ssd")
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_list_says_what_runs_there_and_why_one_is_not_up(api: FakeApi) -> None:
+    usage = HostUsage(vms=3, memory_used_mib=288, cpus_used=3, at=WHEN)
+    lost = host("kvm-2", status=HostStatus.DISCONNECTED, status_reason="no answer to Hostler")
+    api.on("GET /v1/hosts?limit=1000", items(host(usage=usage, status_reason="added"), lost))
+    head, up, away = hostler("host", "list").stdout.splitlines()
+    assert head.split()[-6:] == ["VMS", "FENCED", "FOR", "WHY", "NOT", "UP"]
+    assert up.split()[-4:] == ["Up", "2", "512", "3"]
+    assert away.endswith("no answer to Hostler")
+
+
 def test_list_json(api: FakeApi) -> None:
-    api.on("GET /v1/hosts", items(host()))
+    api.on("GET /v1/hosts?limit=1000", items(host()))
     assert json.loads(hostler("host", "list", "--json").stdout) == [host().model_dump(mode="json")]
 
 
@@ -286,3 +394,47 @@ def test_show(api: FakeApi) -> None:
     assert f"host key sha256      {FINGERPRINT}\n" in shown
     assert "libvirt version      9.0.0\n" in shown
     assert "2026-11-24 09:30:00 UTC" in shown
+
+
+def test_show_has_what_was_seen_last(api: FakeApi) -> None:
+    usage = HostUsage(vms=3, memory_used_mib=288, cpus_used=4, at=WHEN)
+    seen = host(usage=usage, status_reason="it answers again", checked_at=WHEN)
+    api.on("GET /v1/hosts/kvm-1", ok(seen))
+    shown = hostler("host", "show", "kvm-1").stdout
+    for field, value in (
+        ("status reason", "it answers again"),
+        ("checked at", "2026-11-24 09:30:00 UTC"),
+        ("vms", "3"),
+        ("memory used mib", "288"),
+        ("cpus used", "4"),
+    ):
+        assert f"{field:19}  {value}\n" in shown
+
+
+def sighting(seen: Seen, status: HostStatus, usage: HostUsage | None, problem: str) -> HostSighting:
+    return HostSighting(
+        host="kvm-1",
+        seen=seen,
+        problem=problem,
+        status=status,
+        status_reason="added",
+        missed_checks=0,
+        checked_at=WHEN,
+        usage=usage,
+    )
+
+
+def test_check_of_a_host_that_answers(api: FakeApi) -> None:
+    usage = HostUsage(vms=3, memory_used_mib=288, cpus_used=4, at=WHEN)
+    api.on(CHECK, ok(sighting(Seen.ANSWERED, HostStatus.UP, usage, "")))
+    done = hostler("host", "check", "kvm-1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "kvm-1 answers and is Up: vms 3, memory used mib 288, cpus used 4.\n"
+    assert json.loads(hostler("host", "check", "kvm-1", "--json").stdout)["seen"] == "answered"
+
+
+def test_check_of_one_that_does_not(api: FakeApi) -> None:
+    api.on(CHECK, ok(sighting(Seen.UNREACHABLE, HostStatus.UP, None, "it timed out")))
+    done = hostler("host", "check", "kvm-1")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "hostler: kvm-1: unreachable: it timed out. Its status is Up.\n"

@@ -761,7 +761,7 @@ RUNNING = "GET /v1/operations?kind=maintenance&status=RUNNING&limit=1000"
 
 
 def test_list_has_hosts_that_wait_for_their_turn(api: FakeApi) -> None:
-    api.on("GET /v1/hosts", items(host("kvm-1"), host("kvm-2"), host("kvm-3")))
+    api.on("GET /v1/hosts?limit=1000", items(host("kvm-1"), host("kvm-2"), host("kvm-3")))
     # The list of what runs lags behind: one has ended, one is none of the inventory's hosts.
     api.on(RUNNING, items(*(operation(subject=name) for name in ("kvm-1", "kvm-2", "kvm-9"))))
     message = "Waits for its turn: 1 of cluster-1 may be out at a time, and it is kvm-4"
@@ -771,7 +771,7 @@ def test_list_has_hosts_that_wait_for_their_turn(api: FakeApi) -> None:
     assert (queued["host"], queued["resource_state"]) == ("kvm-1", "Enabled")
     assert (queued["phase"], queued["message"]) == ("Queued", message)
     assert {one.path for one in api.requests} == {
-        "/v1/hosts",
+        "/v1/hosts?limit=1000",
         "/v1/operations?kind=maintenance&status=RUNNING&limit=1000",
         "/v1/hosts/kvm-1/maintenance",
         "/v1/hosts/kvm-2/maintenance",
@@ -780,7 +780,7 @@ def test_list_has_hosts_that_wait_for_their_turn(api: FakeApi) -> None:
 
 def test_list_says_what_is_out_why_and_since_when(api: FakeApi) -> None:
     api.on(
-        "GET /v1/hosts",
+        "GET /v1/hosts?limit=1000",
         items(
             host("kvm-1", ResourceState.MAINTENANCE),
             host("kvm-2"),

@@ -26,7 +26,7 @@ def test_list_of_a_kind(api: FakeApi) -> None:
 
 
 def test_an_unknown_kind(api: FakeApi) -> None:
-    done = hostler("operation", "show", "removal", "kvm-1")
+    done = hostler("operation", "show", "demolition", "kvm-1")
     assert done.exit_code == 2
     assert "'maintenance', 'addition'" in done.stderr
     assert api.requests == []

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from contracts.settings import MIGRATION_BANDWIDTH, STORAGE_SHARED_PATHS, Setting, SettingValue
+from contracts.settings import (
+    HOOK_TIMEOUT,
+    MIGRATION_BANDWIDTH,
+    STORAGE_SHARED_PATHS,
+    Setting,
+    SettingValue,
+)
 from tests.cli.conftest import FakeApi, hostler, items, ok, problem
 
 WHEN = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
@@ -20,6 +26,7 @@ def value_of(setting: Setting[Any], value: object, origin: str, **more: Any) -> 
         unit=setting.unit,
         description=setting.description,
         scopes=tuple(setting.scopes),
+        effect=setting.effect,
         origin=origin,
         **more,
     )
@@ -131,9 +138,16 @@ def test_show(api: FakeApi) -> None:
         "default": "null",
         "possible": "integer from 1 to 1000000 or null",
         "scopes": ", ".join(BANDWIDTH.scopes),
+        "takes effect": "at once, also in operations that run",
         "updated at": "2026-11-03 12:00:00 UTC",
         "updated by": "token:anna",
     }
+
+
+def test_show_says_what_operations_that_run_do_not_go_by(api: FakeApi) -> None:
+    api.on("GET /v1/settings/hook.timeout", ok(value_of(HOOK_TIMEOUT, 60, "global")))
+    shown = hostler("setting", "show", "hook.timeout").stdout
+    assert "takes effect  in operations that start later\n" in shown
 
 
 def test_json_is_what_the_api_gave(api: FakeApi) -> None:

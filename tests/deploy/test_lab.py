@@ -170,6 +170,21 @@ def test_up_repairs_a_host_that_lost_its_power() -> None:
     assert (each("host_key_sha256"), passwords_now()) == (keys, passwords)
 
 
+def test_a_rebuilt_host_is_the_same_machine_with_nothing_of_its_past() -> None:
+    machine = ("exec", "kvm-3", "--", "virsh", "-q", "-c", "qemu:///system", "capabilities")
+    keys, passwords, uuid = (
+        each("host_key_sha256"),
+        passwords_now(),
+        good(*machine).split("uuid>")[1],
+    )
+    good("exec", "kvm-3", "--", "touch", "/etc/marker")
+    good("rebuild", "kvm-3")
+    assert lab("exec", "kvm-3", "--", "ls", "/etc/marker").returncode != 0
+    assert changed(keys, each("host_key_sha256")) == ["kvm-3"]
+    assert changed(passwords, passwords_now()) == ["kvm-3"]
+    assert good(*machine).split("uuid>")[1] == uuid
+
+
 def test_up_repairs_a_host_without_its_supervisor() -> None:
     before = each("boot_id")
     record = json.loads(Path("/run/hostler-lab/hosts/kvm-3/supervisor").read_text())

@@ -1,6 +1,7 @@
 """LibvirtHypervisor on lab hosts: looking, probing, hanging."""
 
 import asyncio
+import dataclasses
 import threading
 
 import pytest
@@ -184,6 +185,19 @@ async def test_cpus_are_compared(
         await hypervisor.cpu_incompatibility(
             destination, own.model_copy(update={"cpu_xml": "<cpu><model>none-such</model></cpu>"})
         )
+
+
+async def test_cpus_of_hosts_are_compared(
+    hypervisor: LibvirtHypervisor, source: HostAccess, destination: HostAccess
+) -> None:
+    cpu = await hypervisor.host_cpu(source)
+    assert cpu is not None
+    assert (cpu.architecture, cpu.virt_type) == ("x86_64", "qemu")
+    # They are one machine.
+    assert await hypervisor.cpu_shortfall(destination, cpu) is None
+    asked = cpu.xml.replace("</cpu>", "<feature policy='require' name='amx-tile'/></cpu>")
+    more = dataclasses.replace(cpu, xml=asked)
+    assert "amx-tile" in (await hypervisor.cpu_shortfall(destination, more) or "")
 
 
 async def test_a_probe_leaves_nothing(

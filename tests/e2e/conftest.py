@@ -78,20 +78,21 @@ async def split(
     return system
 
 
-async def add_topology(system: System) -> None:
-    """zone-1, pod-1 and cluster-1, enabled."""
+async def add_topology(system: System, *, enabled: bool = True) -> None:
+    """zone-1, pod-1 and cluster-1, the latter enabled or as it is made. A worker has to run."""
     for kind, name, parent in (
         ("zone", "zone-1", ()),
         ("pod", "pod-1", ("--zone", "zone-1")),
         ("cluster", "cluster-1", ("--pod", "pod-1")),
     ):
         await system.done(kind, "create", name, *parent)
-        await system.done(kind, "enable", name)
+        if enabled or kind != "cluster":
+            await system.done(kind, "enable", name)
 
 
-async def add_hosts(system: System, lab: Lab) -> None:
-    """All hosts of the lab, as an operator adds them."""
-    await add_topology(system)
+async def add_hosts(system: System, lab: Lab, *, enabled: bool = True) -> None:
+    """All hosts of the lab, as an operator adds them, into a cluster that is enabled or not."""
+    await add_topology(system, enabled=enabled)
     rows = (await lab.status())["hosts"]
     for row in rows:
         await add_host(system, row)

@@ -52,9 +52,9 @@ async def test_all_of_hostler_up_killed_in_the_middle_of_migrations(
 
 
 async def test_a_worker_killed_while_it_adds_a_host(split: System, lab: Lab) -> None:
+    worker = await split.worker()
     await add_topology(split)
     (row, *_) = (await lab.status())["hosts"]
-    worker = await split.worker()
     # Another change on the host keeps the installation of the fence waiting for its lock.
     hold = "mkdir -p /etc/hostler; flock /etc/hostler/lock sleep 10"
     held = asyncio.create_task(lab.exec(row["name"], "sh", "-c", hold))

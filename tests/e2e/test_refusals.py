@@ -142,7 +142,7 @@ async def test_an_addition_that_cannot_succeed_leaves_nothing(embedded: System, 
             *("host", "add", "kvm-1", "--cluster", "cluster-1", "--address", address),
             *("--password-file", password, "--accept-host-key", key),
         )
-        return refused(said, status=1)
+        return said.stdout + refused(said, status=1)
 
     own, other = first["host_key_sha256"], second["host_key_sha256"]
     says = await add(key=other)

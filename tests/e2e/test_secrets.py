@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from inventory import Database, Inventory, SecretBox
 from tests.e2e.conftest import add_hosts
 from tests.e2e.system import System
 from tests.lab import Lab
@@ -72,6 +73,20 @@ def watching(needles: Iterable[bytes]) -> Iterator[Watch]:
         watch.stop()
 
 
+async def own_keys(system: System) -> list[str]:
+    """One line of each host's key that Hostler has made."""
+    database = Database(f"sqlite:///{system.home / 'inventory.db'}")
+    inventory = Inventory(database, SecretBox((system.home / "master-key").read_text().strip()))
+    keys = []
+    for host in await inventory.hosts.list():
+        login = (await inventory.own_keys.find(host.name)).login
+        credential = await inventory.secrets.reveal(login)
+        assert credential.kind == "own_key"
+        keys.append(credential.plaintext.splitlines()[3])
+    await database.close()
+    return keys
+
+
 async def test_no_secret_is_anywhere_after_a_full_run(
     embedded: System, lab: Lab, tmp_path: Path
 ) -> None:
@@ -124,6 +139,7 @@ async def test_no_secret_is_anywhere_after_a_full_run(
     assert any("inventory.db" in name for name in texts)
     # The traces are there, so their silence means something.
     assert any(b"RunActivity:migrate_vm" in text for text in texts.values())
+    secrets += await own_keys(embedded)
     found = {
         (name, number)
         for name, text in texts.items()

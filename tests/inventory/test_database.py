@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy.exc import IntegrityError
-from sqlmodel import SQLModel
+from sqlalchemy.exc import IntegrityError, InternalError
+from sqlmodel import SQLModel, col, select
 
 from contracts.errors import Failed, InvalidInput, Unavailable
 from inventory import Database, Inventory, SecretBox
@@ -97,3 +97,24 @@ async def test_references_are_enforced(inventory: Inventory, database: Database)
 
     with pytest.raises(IntegrityError):
         await orphan()
+
+
+async def test_a_reader_sees_one_moment(inventory: Inventory, database: Database) -> None:
+    query = select(col(ZoneRow.name))
+    async with database.reading() as session:
+        before = list(await session.exec(query))
+        await inventory.topology.rename_zone("zone-1", "zone-2", actor="test")
+        assert list(await session.exec(query)) == before == ["zone-1"]
+    async with database.reading() as session:
+        assert list(await session.exec(query)) == ["zone-2"]
+
+
+async def test_a_reader_does_not_write(inventory: Inventory, database: Database) -> None:
+    async def write() -> None:
+        async with database.reading() as session:
+            session.add(ZoneRow(name="zone-x"))
+            await session.flush()
+
+    with pytest.raises((Unavailable, InternalError)):
+        await write()
+    assert [zone.name for zone in await inventory.topology.list_zones()] == ["zone-1"]

@@ -109,6 +109,12 @@ async def test_lists_are_filtered_and_sorted(inventory: Inventory) -> None:
     assert [host.name for host in await hosts.list(resource_state=R.CREATING)] == ["kvm-1"]
     assert len(await hosts.list(cluster="cluster-1", pod="pod-1", zone="zone-1")) == 2
     assert await hosts.list(cluster="elsewhere") == []
+    await inventory.placement.set_host_tags("kvm-2", {"gpu", "ssd"}, actor="test")
+    assert [host.name for host in await hosts.list(tag="ssd")] == ["kvm-2"]
+    assert await hosts.list(tag="ssd", resource_state=R.CREATING) == []
+    assert [host.name for host in await hosts.list(limit=1)] == ["kvm-1"]
+    assert [host.name for host in await hosts.list(limit=1, after="kvm-1")] == ["kvm-2"]
+    assert await hosts.list(after="kvm-2") == []
 
 
 async def test_a_change_writes_its_event_and_remembers_the_way_back(inventory: Inventory) -> None:

@@ -4,19 +4,28 @@ from typing import Any, cast
 
 import pytest
 
+from activities.records import RecordActivities
+from contracts.cluster_maintenance import PlanClusterInput
 from contracts.errors import Conflict, InvalidInput, NotFound
 from contracts.settings import (
     CPU_OVERPROVISIONING,
+    HOOK_TIMEOUT,
+    MAINTENANCE_HOSTS_OUT_MAX,
     MIGRATION_BANDWIDTH,
     MIGRATION_NETWORK,
     MIGRATION_PARALLEL_MAX,
     SETTINGS,
     STORAGE_SHARED_PATHS,
+    Effect,
+    ResolvedSettings,
     Setting,
 )
+from contracts.steps import HostRef
 from inventory import Inventory
+from inventory.cluster_maintenance import plan_cluster_maintenance
 from inventory.models import SettingRow
 from inventory.settings import UnknownSetting
+from tests.inventory.conftest import enabled
 
 PARALLEL = MIGRATION_PARALLEL_MAX.name
 EVERYWHERE: tuple[dict[str, str], ...] = ({}, {"zone": "zone-1"}, {"cluster": "cluster-1"})
@@ -255,3 +264,29 @@ async def test_many_at_once(inventory: Inventory) -> None:
     assert len(told) == 8
     in_force = (await inventory.settings.resolve("cluster-1"))[MIGRATION_PARALLEL_MAX]
     assert told[-1].endswith(f" -> {in_force}")
+
+
+async def test_those_that_an_operation_takes_along_say_so(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read at its beginning alone can't change under it."""
+    await enabled(inventory, 1)
+    used: set[str] = set()
+
+    class Watched(ResolvedSettings):
+        def __getitem__(self, setting: Setting[Any]) -> Any:
+            used.add(setting.name)
+            return super().__getitem__(setting)
+
+    monkeypatch.setattr("inventory.settings.ResolvedSettings", Watched)
+    await RecordActivities(inventory).read_settings(HostRef(host="kvm-1"))
+    await plan_cluster_maintenance(
+        inventory, PlanClusterInput(cluster="cluster-1", hosts=None, parallel=1)
+    )
+    assert len(used) > 1
+    # The bound on hosts that are out is read again for each of them.
+    assert {name for name in used if SETTINGS[name].effect is Effect.AT_ONCE} == {
+        MAINTENANCE_HOSTS_OUT_MAX.name
+    }
+    explained = await inventory.settings.explain(HOOK_TIMEOUT.name)
+    assert explained.effect is Effect.NEXT_OPERATION

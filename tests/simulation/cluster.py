@@ -4,32 +4,45 @@
     SimulatedShell        RemoteShell
     SimulatedHypervisor   Hypervisor
     SimulatedFence        Fence
+    SimulatedNeighbours   Neighbours
+    SimulatedInspector    HostInspector
 
-Nothing fails here, and every call takes a moment, as over a network. How long each migration takes
-follows from the seed and the VM's name, so that two runs with one seed are alike.
+Nothing fails here but what a Trouble says, and every call takes a moment, as over a network. How
+long each migration takes follows from the seed and the VM's name, so that two runs with one seed
+are alike.
 """
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
 import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from contracts.evacuation import HostEnvironment
-from contracts.hosts import HostFacts
+from contracts.host_status import Reach
+from contracts.hosts import HostFacts, HostUsage
+from contracts.preflight import HostReport, PackageManager, ServiceState
 from contracts.vms import Vm, VmState
 from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
+    CLOSED,
+    FENCED,
     Capacity,
     CommandResult,
     DiskImage,
     FenceState,
     HostAccess,
+    HostCpu,
     HostKey,
     MigrationOptions,
     MigrationProgress,
@@ -58,6 +71,31 @@ _CPU_XML = (
     + "</cpu>"
 )
 
+_RUNNING = ServiceState(load="loaded", active="active", enabled="enabled")
+# What a host reports of itself that has all that an addition asks for.
+EVERYTHING: dict[str, Any] = {
+    "systemd": "252",
+    "daemon": _RUNNING,
+    "socket": _RUNNING,
+    "modular": False,
+    "listening": True,
+    "libvirt_version": "9.0.0",
+    "qemu_version": "7.2.19",
+    "kvm": True,
+    "missing_programs": (),
+}
+
+
+class Trouble(StrEnum):
+    """What is wrong with a host, if anything is."""
+
+    AWAY = "away"
+    """Nobody reaches it."""
+    HIDDEN = "hidden"
+    """Other hosts reach it, Hostler does not."""
+    HANGING = "hanging"
+    """SSH answers; a call of libvirt never returns."""
+
 
 @dataclass
 class SimulatedHost:
@@ -68,6 +106,7 @@ class SimulatedHost:
     vms: dict[str, Vm] = field(default_factory=dict)
     arriving: dict[str, Vm] = field(default_factory=dict)
     fence: FenceState = field(default_factory=lambda: FenceState(operation=None, epoch=0))
+    trouble: Trouble | None = None
 
     @property
     def key(self) -> HostKey:
@@ -82,16 +121,27 @@ class SimulatedHost:
 class Cluster:
     """`hosts` hosts, sim-1 and up; all `vms` VMs, vm-1 and up, run on the first one.
 
+    `troubles`: how many hosts have which; see `troubled`.
     `journal` gets one line per migration that ended well: VM, source, destination, seconds.
     """
 
-    def __init__(self, *, hosts: int, vms: int, seed: int, journal: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        hosts: int,
+        vms: int,
+        seed: int,
+        journal: Path | None = None,
+        troubles: Mapping[Trouble, int] | None = None,
+    ) -> None:
         self._seed = seed
         self._journal = journal
         self.hosts = {
             f"sim-{number}": SimulatedHost(f"sim-{number}", address_of(number))
             for number in range(1, hosts + 1)
         }
+        for name, trouble in troubled(hosts, troubles or {}).items():
+            self.hosts[name].trouble = trouble
         for vm in (_vm(number) for number in range(1, vms + 1)):
             self.hosts["sim-1"].vms[vm.uuid] = vm
 
@@ -101,10 +151,14 @@ class Cluster:
 
     def at(self, address: str) -> SimulatedHost:
         """The one at that address. Raises HostUnreachable."""
-        for host in self.hosts.values():
-            if host.address == address:
-                return host
-        raise HostUnreachable(f"Nothing answers at {address}.")
+        host = self.find(address)
+        if host is None or host.trouble in (Trouble.AWAY, Trouble.HIDDEN):
+            raise HostUnreachable(f"Nothing answers at {address}.")
+        return host
+
+    def find(self, address: str) -> SimulatedHost | None:
+        """The one at that address, whoever reaches it."""
+        return next((host for host in self.hosts.values() if host.address == address), None)
 
     def seconds_for(self, vm: Vm) -> float:
         """How long its migration takes."""
@@ -186,11 +240,25 @@ class SimulatedHypervisor:
             vm_uuids=frozenset(vm.uuid for vm in vms),
         )
 
+    async def usage(self, access: HostAccess) -> HostUsage:
+        """What its VMs and those on their way take."""
+        capacity = await self.capacity(access)
+        return HostUsage(
+            vms=len(capacity.vm_uuids),
+            memory_used_mib=capacity.memory_used_mib,
+            cpus_used=capacity.cpus_used,
+            at=datetime.now(UTC),
+        )
+
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         """Its VMs and those on their way."""
         host = await self._reach(access)
         vms = [*host.vms.values(), *host.arriving.values()]
         return sorted(vms, key=lambda vm: vm.name)
+
+    async def defined_vms(self, access: HostAccess) -> list[str]:
+        """All are defined where they are active."""
+        return [vm.name for vm in await self.list_vms(access)]
 
     async def find_vm(self, access: HostAccess, uuid: str) -> Vm | None:
         """One of them."""
@@ -219,6 +287,16 @@ class SimulatedHypervisor:
         return []
 
     async def cpu_incompatibility(self, access: HostAccess, vm: Vm) -> str | None:
+        """All hosts are alike."""
+        await self._reach(access)
+        return None
+
+    async def host_cpu(self, access: HostAccess) -> HostCpu | None:
+        """All hosts are alike."""
+        await self._reach(access)
+        return HostCpu(architecture="x86_64", virt_type="kvm", xml=_CPU_XML)
+
+    async def cpu_shortfall(self, access: HostAccess, cpu: HostCpu) -> str | None:
         """All hosts are alike."""
         await self._reach(access)
         return None
@@ -286,7 +364,9 @@ class SimulatedHypervisor:
     async def start_probe(self, access: HostAccess) -> str | None:
         """Refused by the fence, or not."""
         fence = (await self._reach(access)).fence
-        return None if fence.operation is None else f"host is fenced by {fence.operation}"
+        if fence.operation is not None:
+            return f"{FENCED}{fence.operation}"
+        return None if fence.closed is None else f"{CLOSED}{fence.closed}"
 
     async def forget(self, host: str) -> None:
         """Nothing is open."""
@@ -296,7 +376,10 @@ class SimulatedHypervisor:
 
     async def _reach(self, access: HostAccess) -> SimulatedHost:
         await asyncio.sleep(_CALL_S)
-        return self._cluster.host(access)
+        host = self._cluster.host(access)
+        if host.trouble is Trouble.HANGING:
+            await asyncio.Event().wait()
+        return host
 
 
 class SimulatedFence:
@@ -310,15 +393,30 @@ class SimulatedFence:
         await self.read(access)
         return False
 
+    async def refresh(self, access: HostAccess) -> bool:
+        """The hook is always there."""
+        await self.read(access)
+        return False
+
     async def put_up(self, access: HostAccess, operation: str, epoch: int) -> None:
         """From now on migrations to the host and probes are refused."""
         await self.read(access)
-        self._cluster.host(access).fence = FenceState(operation=operation, epoch=epoch)
+        self._set(access, operation=operation, epoch=epoch)
 
     async def take_down(self, access: HostAccess, epoch: int) -> None:
         """They are not any more."""
         await self.read(access)
-        self._cluster.host(access).fence = FenceState(operation=None, epoch=epoch)
+        self._set(access, operation=None, epoch=epoch)
+
+    async def close(self, access: HostAccess, because: str, generation: int) -> None:
+        """From now on probes are refused."""
+        await self.read(access)
+        self._set(access, closed=because)
+
+    async def reopen(self, access: HostAccess, generation: int) -> None:
+        """They are not any more."""
+        await self.read(access)
+        self._set(access, closed=None)
 
     async def read(self, access: HostAccess) -> FenceState:
         """As it is."""
@@ -329,11 +427,68 @@ class SimulatedFence:
         """There is none."""
         await self.read(access)
 
+    def _set(self, access: HostAccess, **changes: Any) -> None:
+        host = self._cluster.host(access)
+        host.fence = dataclasses.replace(host.fence, **changes)
+
+
+class SimulatedNeighbours:
+    """Neighbours."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
+        """Hosts reach each other, unless one is away."""
+        await asyncio.sleep(_CALL_S)
+        self._cluster.host(peer)
+        host = self._cluster.find(address)
+        away = host is None or host.trouble is Trouble.AWAY
+        return Reach.NO_ANSWER if away else Reach.CONNECTED
+
+
+def troubled(hosts: int, troubles: Mapping[Trouble, int]) -> dict[str, Trouble]:
+    """Which of the hosts sim-1 to sim-`hosts` have which trouble: the last ones."""
+    names = [f"sim-{number}" for number in range(hosts, 0, -1)]
+    kinds = [trouble for trouble in Trouble for _ in range(troubles.get(trouble, 0))]
+    return dict(zip(names, kinds, strict=False))
+
+
+class SimulatedInspector:
+    """HostInspector: every host is as it should be."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def log_in(self, access: HostAccess) -> None:
+        """Every credential is right."""
+        await asyncio.sleep(_CALL_S)
+        self._cluster.host(access)
+
+    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+        """All is there."""
+        await self.log_in(access)
+        return HostReport(
+            skew_s=0,
+            uid=0,
+            operating_system="Debian GNU/Linux 12",
+            package_manager=PackageManager.APT,
+            reached_peer=None if peer is None else True,
+            **EVERYTHING,
+        )
+
+    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
+        """Every host reaches every other one."""
+        await self.log_in(access)
+        return True
+
+    async def forget(self, host: str) -> None:
+        """Nothing is open."""
+
 
 def address_of(number: int) -> str:
     """The address of sim-`number`."""
-    prefix, _, last = FIRST_ADDRESS.rpartition(".")
-    return f"{prefix}.{int(last) + number - 1}"
+    return str(ip_address(FIRST_ADDRESS) + number - 1)
 
 
 def _vm(number: int) -> Vm:

@@ -1,32 +1,55 @@
 """The `hostler` command on simulated hosts: `python -m tests.simulation.hostler up`.
 
-Everything is as in `hostler`, except that the three drivers of `workers.worker` lead to a Cluster
-in this process. It is described by SIMULATION_HOSTS, SIMULATION_VMS, SIMULATION_SEED and
-SIMULATION_JOURNAL (a file that gets one line per migration).
+Everything is as in `hostler`, except that the drivers of `workers.worker` lead to a Cluster
+in this process. It is described by SIMULATION_HOSTS, SIMULATION_VMS, SIMULATION_SEED,
+SIMULATION_JOURNAL (a file that gets one line per migration), and SIMULATION_TROUBLES (JSON: how
+many hosts have which trouble; none, if it is not there).
+
+With SIMULATION_SSH, the directory of `tests.simulation.ssh_hosts`, hosts are SSH servers: shell and
+fence are the real ones then, and libvirt alone is simulated.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from cli.main import main
-from tests.simulation.cluster import Cluster, SimulatedFence, SimulatedHypervisor, SimulatedShell
+from tests.simulation.cluster import (
+    Cluster,
+    SimulatedFence,
+    SimulatedHypervisor,
+    SimulatedInspector,
+    SimulatedNeighbours,
+    SimulatedShell,
+)
+from tests.simulation.ssh_hypervisor import SshHypervisor, SshInspector, ssh_cluster
 
 
 def simulated_drivers() -> Any:
     """A patch that puts them in the place of the real ones."""
+    if (directory := os.environ.get("SIMULATION_SSH")) is not None:
+        hosts = ssh_cluster(Path(directory))
+        return mock.patch.multiple(
+            "workers.worker",
+            LibvirtHypervisor=lambda shell, **_: SshHypervisor(hosts, shell),
+            ShellInspector=SshInspector,
+        )
     cluster = Cluster(
         hosts=int(os.environ["SIMULATION_HOSTS"]),
         vms=int(os.environ["SIMULATION_VMS"]),
         seed=int(os.environ["SIMULATION_SEED"]),
         journal=Path(os.environ["SIMULATION_JOURNAL"]),
+        troubles=json.loads(os.environ.get("SIMULATION_TROUBLES", "{}")),
     )
     return mock.patch.multiple(
         "workers.worker",
         AsyncSshShell=lambda **_: SimulatedShell(cluster),
         LibvirtHypervisor=lambda _shell, **_: SimulatedHypervisor(cluster),
         HookFence=lambda _shell, **_: SimulatedFence(cluster),
+        ShellNeighbours=lambda _shell: SimulatedNeighbours(cluster),
+        ShellInspector=lambda _shell: SimulatedInspector(cluster),
     )
 
 

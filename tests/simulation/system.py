@@ -52,17 +52,23 @@ class SimulatedSystem:
 
     async def add_hosts(self) -> None:
         """Zone, pod, cluster and all hosts, by HostAddition."""
-        for kind, parent in (("zone", None), ("pod", "zone"), ("cluster", "pod")):
-            above = {} if parent is None else {parent: f"{parent}-1"}
-            await self._ask("POST", f"/v1/{kind}s", json={"name": f"{kind}-1", **above})
-            await self._ask("PATCH", f"/v1/{kind}s/{kind}-1", json={"allocation_state": "Enabled"})
+        await self.add_topology()
         some = asyncio.Semaphore(_ADDITIONS_AT_A_TIME)
 
         async def add(number: int) -> None:
             async with some:
-                await self._add_host(f"sim-{number}", address_of(number))
+                await self.add_host(number)
 
         await asyncio.gather(*(add(number) for number in range(1, self._hosts + 1)))
+
+    async def add_topology(self) -> None:
+        """zone-1, pod-1 and cluster-1, enabled."""
+        for kind, parent in (("zone", None), ("pod", "zone"), ("cluster", "pod")):
+            above = {} if parent is None else {parent: f"{parent}-1"}
+            await self._ask("POST", f"/v1/{kind}s", json={"name": f"{kind}-1", **above})
+            enabled = {"allocation_state": "Enabled"}
+            await self._ask("PATCH", f"/v1/{kind}s/{kind}-1", json=enabled)
+            await self._completed(f"{kind}-allocation", f"{kind}-1")
 
     async def enter(self, max_parallel: int) -> None:
         """Begin the maintenance of SOURCE."""
@@ -81,7 +87,9 @@ class SimulatedSystem:
         lines = self._journal.read_text().splitlines() if self._journal.exists() else []
         return [Moved(**json.loads(line)) for line in lines]
 
-    async def _add_host(self, name: str, address: str) -> None:
+    async def add_host(self, number: int) -> None:
+        """sim-`number`, by HostAddition."""
+        name, address = f"sim-{number}", address_of(number)
         await self._ask(
             "POST",
             "/v1/hosts",
@@ -93,7 +101,10 @@ class SimulatedSystem:
                 "host_key_sha256": SimulatedHost(name, address).key.sha256,
             },
         )
-        path = f"/v1/operations/addition/{name}"
+        await self._completed("addition", name)
+
+    async def _completed(self, kind: str, subject: str) -> None:
+        path = f"/v1/operations/{kind}/{subject}"
         while (operation := await self._ask("GET", path))["status"] == "RUNNING":
             await asyncio.sleep(_PAUSE_S)
         assert operation["status"] == "COMPLETED", operation

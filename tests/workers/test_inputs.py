@@ -95,8 +95,9 @@ async def test_an_unknown_type_fails_at_once(client: Client, inputs: list[Any]) 
     error = await failure(await start(client, *inputs, workflow="HostMaintenence"))
     assert error.type == "NotFound"
     assert error.message == (
-        "There is no workflow type 'HostMaintenence'. Start one of: ClusterMaintenance, "
-        "HostAddition, HostMaintenance, VmReturn."
+        "There is no workflow type 'HostMaintenence'. Start one of: AllocationState, "
+        "ClusterMaintenance, HostAddition, HostImport, HostMaintenance, HostReinstallation, "
+        "HostRemoval, VmReturn."
     )
 
 

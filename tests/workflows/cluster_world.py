@@ -26,8 +26,8 @@ with workflow.unsafe.imports_passed_through():
         RunHookResult,
         Stage,
     )
-    from contracts.maintenance import LeaveInput
-    from contracts.states import Phase
+    from contracts.maintenance import HostMaintenanceResult, LeaveInput, MaintenanceOutcome
+    from contracts.states import Phase, ResourceState
     from tests.workflows.world import refusal
 
 
@@ -59,13 +59,19 @@ class StandIn:
         self._left = False
 
     @workflow.run
-    async def run(self, request: StandInRequest) -> None:
+    async def run(self, request: StandInRequest) -> HostMaintenanceResult:
         if not request.ready:
             await self._drain(request)
         self._phase = Phase.READY
         await workflow.wait_condition(lambda: self._left)
         await self._tell("end_maintenance")
         await workflow.wait_condition(workflow.all_handlers_finished)
+        return HostMaintenanceResult(
+            host=request.host,
+            outcome=MaintenanceOutcome.LEFT,
+            resource_state=ResourceState.ENABLED,
+            plan=None,
+        )
 
     async def _drain(self, request: StandInRequest) -> None:
         order = Order.model_validate(await self._tell("begin_maintenance"))

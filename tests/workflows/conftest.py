@@ -14,6 +14,8 @@ from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from tests.workflows.machine_site import machine as machine
+from tests.workflows.machine_site import site as site
 from tests.workflows.maintenance_run import Begin, Run
 from tests.workflows.world import World
 from workers.converter import HOSTLER_DATA_CONVERTER

@@ -1,6 +1,6 @@
 """Histories of real runs: a change that breaks a running workflow fails here.
 
-They are written by `pytest tests/e2e --record-histories`.
+They are written by `pytest tests/e2e tests/simulation --record-histories`.
 """
 
 import asyncio

@@ -173,6 +173,10 @@ def _kill(host: Host) -> None:
     host.power_loss()
 
 
+def _rebuild(host: Host) -> None:
+    host.rebuild(machine.ensure_tools())
+
+
 def _between(least: int, most: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
@@ -207,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, action, text in (
         ("reboot", Host.reboot, "reboot a host in good order, and wait until it answers"),
         ("kill", _kill, "hard power loss of a host; it stays off until up"),
+        ("rebuild", _rebuild, "re-install a host: a new disk with new keys and password"),
         ("cut", Host.cut, "cut a host's cable"),
         ("heal", Host.heal, "mend a host's cable"),
     ):

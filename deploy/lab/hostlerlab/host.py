@@ -49,8 +49,9 @@ class Host:
 
     # --- disk
 
-    def prepare_disk(self, image: Image) -> None:
-        """Mount the overlay; give a new one the identity of this host."""
+    def prepare_disk(self, image: Image, machine_uuid: str | None = None) -> None:
+        """Mount the overlay; give a new one the identity of this host, and `machine_uuid`, if it is
+        the disk of a machine that was there before."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.state_dir.mkdir(parents=True, exist_ok=True)
         for folder in (self.disk, self.root):
@@ -71,8 +72,9 @@ class Host:
             run(["mount", "-t", "overlay", "-o", layers, f"hostler-{self.name}", self.root])
         if not prepared.exists():
             password = secrets.token_urlsafe(_PASSWORD_BYTES)
-            self._write_identity(password)
-            identity = {"password": password, "lower": str(image.rootfs)}
+            machine = machine_uuid or str(uuid.uuid4())
+            self._write_identity(password, machine)
+            identity = {"password": password, "lower": str(image.rootfs), "machine": machine}
             temporary = prepared.with_suffix(".new")
             temporary.write_text(json.dumps(identity))
             temporary.replace(prepared)
@@ -84,12 +86,12 @@ class Host:
             return Path(json.loads(prepared.read_text())["lower"])
         return image.rootfs
 
-    def _write_identity(self, password: str) -> None:
+    def _write_identity(self, password: str, machine_uuid: str) -> None:
         etc = self.root / "etc"
         (etc / "hostname").write_text(f"{self.name}\n")
         (etc / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
         with (etc / "libvirt/libvirtd.conf").open("a") as conf:
-            conf.write(f'\nhost_uuid = "{uuid.uuid4()}"\n')
+            conf.write(f'\nhost_uuid = "{machine_uuid}"\n')
         # From standard input: a command line can be read by anybody.
         run(["chpasswd", "-R", self.root], stdin=f"root:{password}\n")
 
@@ -239,6 +241,17 @@ class Host:
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    def rebuild(self, image: Image) -> None:
+        """Re-install it from the bare root file system: another disk, other keys, another password,
+        the same machine. Whatever runs on it is lost."""
+        prepared = self.disk / _PREPARED
+        machine = json.loads(prepared.read_text())["machine"] if prepared.exists() else None
+        self.stop(grace=0)
+        self.remove()
+        self.prepare_disk(image, machine)
+        self.start()
+        self.wait_ready(120)
 
     # --- talking to it
 

@@ -1,0 +1,225 @@
+"""Looking at a host before it is added: all that can be found, in one go."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from temporalio import activity
+
+from activities.directory import HostDirectory, host_access
+from contracts.errors import Failed, HostlerError, NotFound
+from contracts.hosts import Host
+from contracts.preflight import (
+    Bounds,
+    Candidacy,
+    Finding,
+    HostReport,
+    LibvirtReport,
+    PeerReport,
+)
+from contracts.preflight_rules import error, from_host, from_inventory, from_libvirt, from_peers
+from contracts.settings import HOST_CLOCK_SKEW_MAX, HOST_DISK_FREE_MIN
+from contracts.states import HostStatus, ResourceState
+from contracts.steps import PreflightInput, PreflightResult
+from drivers.errors import (
+    CallTimedOut,
+    CommandFailed,
+    HostKeyChanged,
+    HostUnreachable,
+    LoginRefused,
+)
+from drivers.protocols import HostAccess, HostCpu, HostInspector, Hypervisor
+from inventory import Inventory
+
+# A host that was there when its key was read may be slow to answer once, not again and again.
+_TRIES = 3
+_MOST_PEERS = 3
+_CODES: Mapping[type[HostlerError], str] = {
+    LoginRefused: "login-refused",
+    HostKeyChanged: "host-key-changed",
+    HostUnreachable: "unreachable",
+    CallTimedOut: "unreachable",
+    CommandFailed: "not-inspectable",
+}
+
+
+class PreflightActivities:
+    """Reads only."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        directory: HostDirectory,
+        hypervisor: Hypervisor,
+        inspector: HostInspector,
+    ) -> None:
+        self._inventory = inventory
+        self._directory = directory
+        self._hypervisor = hypervisor
+        self._inspector = inspector
+
+    @activity.defn(name="preflight_host")
+    async def preflight_host(self, request: PreflightInput) -> PreflightResult:
+        """Every finding at once: what stops one look (a refused login, say) hides no other.
+
+        Raises NotFound (cluster), Unavailable while the host may only be slow.
+        """
+        asked = await self._candidacy(request)
+        if not request.log_in or request.host_key is None:
+            return PreflightResult(findings=tuple(from_inventory(asked)))
+        try:
+            access = await self._access(request, request.host_key.line)
+            return await self._look(access, request, asked)
+        except (NotFound, Failed, HostUnreachable, CallTimedOut) as failure:
+            if failure.retryable and activity.info().attempt < _TRIES:
+                raise
+            return PreflightResult(findings=(*from_inventory(asked), _as_finding(failure)))
+        finally:
+            if not asked.same_name:  # else they are the known host's
+                await self._hypervisor.forget(request.host)
+                await self._inspector.forget(request.host)
+
+    async def _candidacy(self, request: PreflightInput) -> Candidacy:
+        inventory = self._inventory
+        await inventory.topology.get_cluster(request.cluster)
+        settings = await inventory.settings.resolve(cluster=request.cluster)
+        same_name = await inventory.hosts.find(request.host)
+        same_address = await inventory.hosts.find_at(request.address, request.ssh_port)
+        return Candidacy(
+            name=request.host,
+            cluster=request.cluster,
+            address=request.address,
+            ssh_port=request.ssh_port,
+            bounds=Bounds(
+                clock_skew_max=settings[HOST_CLOCK_SKEW_MAX],
+                disk_free_min=settings[HOST_DISK_FREE_MIN],
+            ),
+            epoch=request.epoch,
+            wants_packages=request.install_packages,
+            returning=request.returning,
+            # One that is `Creating` was left by an addition that ended.
+            same_name=same_name is not None
+            and not request.known
+            and same_name.resource_state is not ResourceState.CREATING,
+            same_address=same_address.name
+            if same_address is not None and same_address.name != request.host
+            else None,
+            removed=await inventory.removed_hosts.known(
+                uuid=None, host_key_sha256=request.host_key.sha256
+            )
+            if request.host_key is not None
+            else None,
+            peers=_peers(await inventory.hosts.list(cluster=request.cluster), request.host),
+        )
+
+    async def _access(self, request: PreflightInput, host_key: str) -> HostAccess:
+        return host_access(
+            request.host,
+            address=request.address,
+            port=request.ssh_port,
+            user=request.user,
+            host_key=host_key,
+            credential=await self._inventory.secrets.reveal(request.secret),
+        )
+
+    async def _look(
+        self, access: HostAccess, request: PreflightInput, asked: Candidacy
+    ) -> PreflightResult:
+        await self._inspector.log_in(access)
+        peer = asked.peers[0] if asked.peers else None
+        report = await self._inspector.inspect(
+            access, (peer.address, peer.ssh_port) if peer is not None else None
+        )
+        libvirt, cpu = await self._ask_libvirt(access, report)
+        uuid = libvirt.facts.uuid if libvirt.facts is not None else report.uuid
+        if uuid is not None:
+            asked = await self._with_uuid(asked, uuid, request)
+        peers = await asyncio.gather(
+            *(self._ask_peer(access, cpu, other, request, other is peer) for other in asked.peers)
+        )
+        findings = (
+            *from_inventory(asked),
+            *from_host(asked, report),
+            *from_libvirt(asked, libvirt),
+            *from_peers(asked, peers),
+        )
+        return PreflightResult(
+            findings=findings, lacks_packages=report.installable or not report.running
+        )
+
+    async def _with_uuid(self, asked: Candidacy, uuid: str, request: PreflightInput) -> Candidacy:
+        same = await self._inventory.hosts.find_by_uuid(uuid)
+        itself = request.known and same is not None and same.name == asked.name
+        removed = await self._inventory.removed_hosts.known(
+            # One that was added again after it was removed has a tombstone, and is no news.
+            uuid=None if itself else uuid,
+            host_key_sha256=request.host_key.sha256 if request.host_key is not None else None,
+        )
+        return asked.model_copy(
+            update={
+                "same_uuid": same.name if same is not None and same.name != asked.name else None,
+                "removed": removed,
+            }
+        )
+
+    async def _ask_libvirt(
+        self, access: HostAccess, report: HostReport
+    ) -> tuple[LibvirtReport, HostCpu | None]:
+        there = report.libvirt_version is not None and report.qemu_version is not None
+        if not (there and report.running):
+            return LibvirtReport(), None
+        try:
+            facts = await self._hypervisor.facts(access)
+            vms = await self._hypervisor.list_vms(access)
+        except (Failed, HostUnreachable, CallTimedOut) as failure:
+            return LibvirtReport(problem=failure.message), None
+        said = LibvirtReport(facts=facts, vms=tuple(vm.name for vm in vms if not vm.incoming))
+        try:
+            return said, await self._hypervisor.host_cpu(access)
+        except (Failed, HostUnreachable, CallTimedOut) as failure:
+            return said.model_copy(update={"cpu_problem": failure.message}), None
+
+    async def _ask_peer(
+        self,
+        access: HostAccess,
+        cpu: HostCpu | None,
+        peer: Host,
+        request: PreflightInput,
+        reach: bool,
+    ) -> PeerReport:
+        report = PeerReport(host=peer.name)
+        try:
+            there = await self._directory.access(peer.name)
+            if reach:
+                reached = await self._inspector.reaches(there, request.address, request.ssh_port)
+                report = report.model_copy(update={"reached_new": reached})
+            theirs = await self._hypervisor.host_cpu(there) if cpu is not None else None
+            # Emulated CPUs and real ones are not compared: they run different VMs.
+            if cpu is not None and theirs is not None and cpu.virt_type == theirs.virt_type:
+                report = report.model_copy(
+                    update={
+                        "new_lacks": await self._hypervisor.cpu_shortfall(access, theirs),
+                        "peer_lacks": await self._hypervisor.cpu_shortfall(there, cpu),
+                    }
+                )
+        except (NotFound, Failed, HostUnreachable, CallTimedOut) as failure:
+            return report.model_copy(update={"problem": failure.message})
+        return report
+
+
+def _peers(hosts: Sequence[Host], name: str) -> tuple[Host, ...]:
+    """Hosts that answer, one for each CPU model and no more than a few: they stand for all."""
+    models: dict[str, Host] = {}
+    for host in hosts:
+        in_service = host.status is HostStatus.UP and host.facts is not None
+        if in_service and host.facts is not None and host.name != name:
+            models.setdefault(host.facts.cpu_model, host)
+    return tuple(models.values())[:_MOST_PEERS]
+
+
+def _as_finding(failure: HostlerError) -> Finding:
+    """What keeps us from looking at the host itself."""
+    return error(
+        _CODES.get(type(failure), "credential-unreadable"),
+        f"{failure.message} Nothing behind that could be looked at.",
+        failure.remedy or "See what the host itself says of it.",
+    )

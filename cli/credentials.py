@@ -1,0 +1,42 @@
+"""Credentials are read from files or from a terminal; never an argument."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contracts.errors import InvalidInput
+
+PasswordFileOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="File with the user's password; `-` is stdin."),
+]
+PrivateKeyFileOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="File with the user's private SSH key.")
+]
+
+
+def from_files(password_file: str | None, private_key_file: str | None) -> dict[str, str]:
+    """The one field of a body that is secret; none without a file. Raises InvalidInput."""
+    if password_file is not None and private_key_file is not None:
+        raise InvalidInput("Give --password-file or --private-key-file, not both.")
+    if private_key_file is not None:
+        return {"private_key": _read("--private-key-file", private_key_file)}
+    if password_file is not None:
+        # A line break at the end is the editor's.
+        return {"password": _read("--password-file", password_file).rstrip("\r\n")}
+    return {}
+
+
+def _read(option: str, name: str) -> str:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{option} {name} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        # The error itself would show what is in the file.
+        raise InvalidInput(f"{option} {name} is no text in UTF-8.") from None
+    if not text.strip():
+        raise InvalidInput(f"{option} {name} is empty.")
+    return text

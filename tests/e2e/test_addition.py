@@ -1,0 +1,186 @@
+"""Additions that find something, that are cut off, and that fail: on real hosts."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.conftest import add_host, add_topology
+from tests.e2e.proofs import assert_in_service
+from tests.e2e.system import ROOT, Said, System
+from tests.lab import Lab
+from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+
+pytestmark = pytest.mark.timeout(400)
+
+HOST = "kvm-2"
+STEPS = (
+    *("acquire_lease", "scan_host_key", "preflight_host", "register_host", "record_event"),
+    *("read_facts", "install_fence", "stage_own_key", "install_own_key", "promote_own_key"),
+    *("set_host_status", "change_host_state", "tell_hosts", "release_lease"),
+)
+AN_HOUR_AHEAD = """
+set -eu
+library=$(find /usr/lib -name libfaketime.so.1 | head -n 1)
+[ -n "$library" ]
+echo '+1h' >/etc/faketimerc
+echo "$library" >/etc/ld.so.preload
+"""
+OF_HOSTLER = r"""
+ls -d /etc/hostler /etc/libvirt/hooks/qemu.d/hostler /var/lib/hostler 2>/dev/null
+grep 'hostler:' /root/.ssh/authorized_keys 2>/dev/null
+systemctl list-units --all --plain --no-legend 'hostler-*'
+:
+"""
+
+
+async def row_of(lab: Lab, name: str) -> dict[str, str]:
+    return next(row for row in (await lab.status())["hosts"] if row["name"] == name)
+
+
+async def traces(lab: Lab, name: str) -> str:
+    """All of Hostler's that is on a host."""
+    return (await lab.exec(name, "sh", "-c", OF_HOSTLER)).stdout
+
+
+async def attempt(system: System, row: dict[str, str], *more: str, password: str = "") -> Said:
+    return await system.hostler(
+        *("host", "add", row["name"], "--cluster", "cluster-1", "--address", row["address"]),
+        *("--password-file", password or row["password_file"]),
+        *("--accept-host-key", row["host_key_sha256"], *more),
+    )
+
+
+def codes(said: Said) -> list[str]:
+    """Of the findings that a command has told."""
+    lines = [line for line in said.stdout.splitlines() if line.startswith(("error [", "warning ["))]
+    assert all(line.endswith(".") for line in lines)
+    return [line.split("[")[1].split("]")[0] for line in lines]
+
+
+@pytest_asyncio.fixture
+async def clean(lab: Lab) -> AsyncIterator[str]:
+    """HOST without anything of Hostler's, and repaired afterwards."""
+    await lab.exec(HOST, "sh", "-c", "rm -rf /var/lib/hostler /root/.ssh")
+    yield HOST
+    repair = (
+        "rm -f /etc/ld.so.preload /etc/faketimerc; "
+        "if [ -e /root/libvirtd.conf ]; then mv /root/libvirtd.conf /etc/libvirt/; fi; "
+        "systemctl unmask libvirtd.service libvirtd.socket; "
+        "systemctl daemon-reload; systemctl restart libvirtd"
+    )
+    await lab.exec(HOST, "sh", "-c", repair)
+
+
+async def test_a_broken_host_tells_all_that_is_wrong_at_once(
+    embedded: System, lab: Lab, clean: str, tmp_path: Path
+) -> None:
+    system = embedded
+    await system.up()
+    await add_topology(system)
+    first, row = await row_of(lab, "kvm-1"), await row_of(lab, HOST)
+    await add_host(system, first)
+
+    wrong = tmp_path / "wrong"
+    wrong.write_text("not-it-2718")
+    said = await attempt(system, {**row, "name": "kvm-1"}, "--dry-run", password=str(wrong))
+    assert said.status == 1
+    assert codes(said) == ["name-taken", "login-refused"]
+
+    uuid = (await lab.exec("kvm-1", "grep", "^host_uuid", "/etc/libvirt/libvirtd.conf")).stdout
+    await lab.exec(
+        HOST,
+        *(
+            "sh",
+            "-c",
+            'cp /etc/libvirt/libvirtd.conf /root/ && echo "$0" >>/etc/libvirt/libvirtd.conf',
+        ),
+        uuid.strip(),
+    )
+    await lab.exec(HOST, "systemctl", "stop", "libvirtd.service", "libvirtd.socket")
+    await lab.exec(HOST, "systemctl", "mask", "libvirtd.service", "libvirtd.socket")
+    await lab.exec(HOST, "sh", "-c", AN_HOUR_AHEAD)
+    for more in (("--dry-run",), ()):
+        said = await attempt(system, row, *more)
+        assert said.status == 1
+        assert set(codes(said)) >= {"uuid-taken", "clock-skew", "libvirtd-masked", "no-kvm"}
+        assert "hostler: kvm-2" in said.stderr
+        assert len(said.stderr.splitlines()) == 1
+    assert await traces(lab, HOST) == ""
+    assert [host["name"] for host in await system.shown("host", "list")] == ["kvm-1"]
+
+
+async def test_the_key_logs_in_and_nothing_is_left_after_a_failure(
+    embedded: System, lab: Lab, clean: str
+) -> None:
+    system = embedded
+    await system.up()
+    await add_topology(system)
+    row = await row_of(lab, HOST)
+    # A hook of somebody else's that lets no VM start: the fence is down, and that is not enough.
+    theirs = "/etc/libvirt/hooks/qemu.d/theirs"
+    install = f"mkdir -p {theirs.rpartition('/')[0]}; printf '#!/bin/sh\\nexit 1\\n' >{theirs}; "
+    await lab.exec(HOST, "sh", "-c", install + f"chmod 755 {theirs}; systemctl restart libvirtd")
+    said = await attempt(system, row)
+    assert said.status == 1, said
+    assert await traces(lab, HOST) == ""
+    assert await system.shown("host", "list") == []
+
+    await lab.exec(HOST, "rm", theirs)
+    await add_host(system, row)
+    await assert_in_service(lab, HOST, await system.host(HOST))
+    line = (await lab.exec(HOST, "cat", "/root/.ssh/authorized_keys")).stdout
+    assert line.startswith("ssh-ed25519 ")
+    assert line.endswith(f" hostler:{HOST}\n")
+    # From now on the password does not matter.
+    await lab.exec(HOST, "passwd", "--lock", "root")
+    try:
+        await system.done("maintenance", "enter", HOST, "--watch")
+        await system.done("maintenance", "leave", HOST)
+    finally:
+        await lab.exec(HOST, "passwd", "--unlock", "root")
+
+
+async def test_a_host_whose_sshd_takes_no_keys(embedded: System, lab: Lab, clean: str) -> None:
+    system = embedded
+    await system.up()
+    await add_topology(system)
+    conf = "/etc/ssh/sshd_config.d/00-no-keys.conf"
+    await lab.exec(HOST, "sh", "-c", f"echo PubkeyAuthentication no >{conf}; systemctl restart ssh")
+    try:
+        await add_host(system, await row_of(lab, HOST))
+    finally:
+        await lab.exec(HOST, "sh", "-c", f"rm {conf}; systemctl restart ssh")
+    await assert_in_service(lab, HOST, await system.host(HOST))
+    assert "hostler:" not in await traces(lab, HOST)
+    assert any("own-key-refused" in event for event in await system.events(f"host/{HOST}"))
+
+
+@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_worker_killed_at_each_step(
+    split: System, lab: Lab, clean: str, tmp_path: Path, step: str, moment: Moment
+) -> None:
+    system = split
+    await add_topology(system)
+    failpoints = Failpoints(tmp_path / "failpoints")
+    reached = failpoints.arm(Place(step), moment)
+    worker = await system.start(
+        "Worker with failpoints.",
+        *(sys.executable, "-m", "tests.matrix.worker"),
+        PYTHONPATH=str(ROOT),
+        **{FOLDER_VARIABLE: str(failpoints.folder)},
+    )
+    adding = asyncio.create_task(add_host(system, await row_of(lab, HOST)))
+    await failpoints.reached(reached)
+    system.kill(worker)
+    await system.worker()
+    await adding
+    await assert_in_service(lab, HOST, await system.host(HOST))
+    keys = (await lab.exec(HOST, "cat", "/root/.ssh/authorized_keys")).stdout
+    assert keys.count("hostler:") == 1
+    states = [event for event in await system.events(f"host/{HOST}") if "-> Enabled" in event]
+    assert len(states) == 1

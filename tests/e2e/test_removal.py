@@ -1,0 +1,191 @@
+"""Hosts are removed: nothing of Hostler is left on them, and none comes back by itself."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncssh
+import pytest
+import pytest_asyncio
+
+from tests.e2e.conftest import add_hosts
+from tests.e2e.proofs import assert_ticks, places
+from tests.e2e.system import ROOT, System
+from tests.lab import Lab
+from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+
+pytestmark = pytest.mark.timeout(600)
+
+HOST = "kvm-1"
+ID = f"removal/{HOST}"
+TRACES = (
+    "/etc/hostler",
+    "/etc/libvirt/hooks/qemu.d",
+    "/var/lib/hostler",
+    "/run/hostler-disks.lock",
+)
+PROBE = """<domain type='qemu'><name>e2e-probe</name><memory unit='MiB'>16</memory>
+<os><type>hvm</type></os></domain>"""
+
+
+async def assert_nothing_left(lab: Lab, host: str = HOST) -> None:
+    """By the word of the host itself, asked past Hostler: ls, systemctl, grep, virsh."""
+    for trace in TRACES:
+        there = await lab.exec(host, "ls", "-d", trace, check=False)
+        assert there.exit_status != 0, there.stdout
+    units = await lab.exec(host, "systemctl", "list-units", "--all", "--plain", "hostler-*")
+    assert "hostler-" not in units.stdout
+    keys = await lab.exec(host, "cat", "/root/.ssh/authorized_keys", check=False)
+    assert "hostler:" not in keys.stdout
+    await lab.virsh(host, "create", "--paused", "/dev/stdin", stdin=PROBE)
+    await lab.virsh(host, "destroy", "e2e-probe")
+
+
+async def put_key(lab: Lab, host: str, path: Path) -> asyncssh.SSHKey:
+    """A key beside Hostler's own line, as if it were that: what it opens is seen from outside."""
+    key = asyncssh.generate_private_key("ssh-ed25519", comment=f"hostler:{host}")
+    line = key.export_public_key("openssh").decode().strip()
+    append = 'mkdir -p -m 700 ~root/.ssh; printf "%s\\n" "$0" >>~root/.ssh/authorized_keys'
+    await lab.exec(host, "sh", "-c", append, line)
+    key.write_private_key(path)
+    return key
+
+
+async def lets_in(lab: Lab, host: str, key: asyncssh.SSHKey) -> bool:
+    """Whether a login with that key succeeds."""
+    access = await lab.access(host)
+    pinned = asyncssh.import_public_key(access.host_key)
+    try:
+        async with asyncssh.connect(
+            access.address,
+            username="root",
+            client_keys=[key],
+            known_hosts=([pinned], [], []),
+            preferred_auth=["publickey"],
+            agent_path=None,
+            config=None,
+        ):
+            return True
+    except asyncssh.PermissionDenied:
+        return False
+
+
+@pytest_asyncio.fixture
+async def system(embedded: System, lab: Lab) -> System:
+    """Running, with its hosts added."""
+    await embedded.up()
+    await add_hosts(embedded, lab)
+    return embedded
+
+
+async def test_removed_after_maintenance_nothing_is_left(
+    system: System, lab: Lab, tmp_path: Path
+) -> None:
+    key = await put_key(lab, HOST, tmp_path / "key")
+    assert await lets_in(lab, HOST, key)
+    refused = await system.hostler("host", "remove", HOST)
+    assert refused.status == 1
+    for vm in ("vm-1", "vm-2", "vm-3"):
+        assert vm in refused.stderr
+
+    planned = await system.done("host", "remove", HOST, "--after-maintenance", "--dry-run")
+    assert "/etc/libvirt/hooks/qemu.d/hostler" in planned
+    assert (await system.host(HOST))["resource_state"] == "Enabled"
+    assert await lets_in(lab, HOST, key)
+
+    told = await system.done("host", "remove", HOST, "--after-maintenance", "--reason", "sold")
+    assert f"{HOST} is removed." in told
+    await assert_nothing_left(lab)
+    assert not await lets_in(lab, HOST, key)
+    assert HOST not in (await places(lab)).values()
+    await assert_ticks(lab)
+
+    assert (await system.request("GET", f"/v1/hosts/{HOST}")).status_code == 404
+    (tombstone,) = await system.shown("host", "removed")
+    assert (tombstone["name"], tombstone["reason"]) == (HOST, "sold")
+    assert tombstone["cleaned_at"] is not None
+    assert any("removed (sold)" in line for line in await system.events(f"host/{HOST}"))
+    late = await system.hostler("maintenance", "enter", HOST)
+    assert f"There is no host '{HOST}'" in late.stderr
+    await system.record(ID, "host_removal")
+    await system.record(f"maintenance/{HOST}", "host_maintenance_handed_over")
+
+
+async def test_a_maintenance_that_is_open_is_taken_over_and_a_shut_off_vm_is_named(
+    system: System, lab: Lab
+) -> None:
+    await system.done("vm", "policy", "set", "cluster-1", "vm-3", "--pinned", "--reason", "licence")
+    await system.done("maintenance", "enter", HOST, "--on-blocker", "shutdown", "--watch")
+    refused = await system.hostler("host", "remove", HOST)
+    assert "vm-3" in refused.stderr
+    assert (await system.maintenance(HOST))["phase"] == "Ready"
+    told = await system.done("host", "remove", HOST, "--leave-vms")
+    assert "left: VM vm-3" in told
+    await assert_nothing_left(lab)
+    assert (await lab.virsh(HOST, "domstate", "vm-3")).stdout.strip() == "shut off"
+    ended = await (await system.workflow(f"maintenance/{HOST}")).result()
+    assert ended["handed_over_to"] == ID
+
+
+STEPS = (
+    "survey_removal",
+    "hand_over_maintenance",
+    "acquire_lease",
+    "begin_removal",
+    "clean_host",
+    "remove_host",
+    "release_lease",
+)
+
+
+@pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_worker_killed_at_each_step(
+    split: System, lab: Lab, tmp_path: Path, step: str, moment: Moment
+) -> None:
+    failpoints = Failpoints(tmp_path / "failpoints")
+
+    async def worker() -> subprocess.Popen[bytes]:
+        return await split.start(
+            "Worker with failpoints.",
+            *(sys.executable, "-m", "tests.matrix.worker"),
+            PYTHONPATH=str(ROOT),
+            **{FOLDER_VARIABLE: str(failpoints.folder)},
+        )
+
+    first = await worker()
+    await add_hosts(split, lab)
+    await split.done("maintenance", "enter", HOST, "--watch")
+    name = failpoints.arm(Place(step), moment)
+    removing = asyncio.create_task(split.done("host", "remove", HOST))
+    await failpoints.reached(name)
+    split.kill(first)
+    await worker()
+    assert f"{HOST} is removed." in await removing
+    await assert_nothing_left(lab)
+    assert len(await split.shown("host", "removed")) == 1
+    removed = [line for line in await split.events(f"host/{HOST}") if line.startswith("removed (")]
+    assert len(removed) == 1
+
+
+async def test_a_lost_host_that_boots_again_is_cleaned_and_not_taken_back(
+    system: System, lab: Lab
+) -> None:
+    alive = await system.hostler("host", "remove", HOST, "--forced", "--reason", "burnt")
+    assert alive.status == 1
+    assert "answers and is Enabled" in alive.stderr
+    await lab.kill(HOST)
+    await system.done("maintenance", "enter", HOST, "--host-is-down", "--watch")
+    told = await system.done("host", "remove", HOST, "--forced", "--reason", "burnt")
+    assert "until it answers again" in told
+    (tombstone,) = await system.shown("host", "removed")
+    assert tombstone["cleaned_at"] is None
+
+    await lab.up()
+    # By the schedule that watches hosts.
+    while (await system.shown("host", "removed"))[0]["cleaned_at"] is None:
+        await asyncio.sleep(1)
+    await assert_nothing_left(lab)
+    assert (await system.request("GET", f"/v1/hosts/{HOST}")).status_code == 404
+    assert any("was cleaned" in line for line in await system.events(f"host/{HOST}"))

@@ -1,0 +1,61 @@
+"""Tombstones of machines that come back."""
+
+import pytest
+
+from contracts.errors import LeaseLost, NotFound
+from inventory import Inventory
+from inventory.models import RemovedHostRow
+from tests.inventory.conftest import OTHER, OWNER, acquire, ref, register
+from tests.samples import FACTS
+
+
+async def bury(inventory: Inventory, name: str, *, uuid: str | None, host_key: str) -> str:
+    """A host that was removed by force, and is still to be cleaned; its secret."""
+    secret = await inventory.secrets.store("password", "pw", actor="test")
+    async with inventory.database.writing() as session:
+        session.add(
+            RemovedHostRow(
+                name=name,
+                cluster="cluster-1",
+                address="198.18.0.17",
+                ssh_port=22,
+                user="root",
+                secret_id=secret,
+                host_key_line="ssh-ed25519 AAAA",
+                host_key_sha256=host_key,
+                uuid=uuid,
+                operation=f"removal/{name}",
+            )
+        )
+    return secret
+
+
+async def test_a_machine_that_is_back_is_not_cleaned_any_more(inventory: Inventory) -> None:
+    host = await register(inventory, 1)
+    await inventory.hosts.set_facts("kvm-1", FACTS)
+    lease = ref(await acquire(inventory))
+    by_key = await bury(inventory, "kvm-7", uuid=None, host_key=host.host_key_sha256 or "")
+    by_uuid = await bury(inventory, "kvm-8", uuid=FACTS.uuid, host_key="SHA256:new")
+    other = await bury(inventory, "kvm-9", uuid="another", host_key="SHA256:other")
+    for _ in range(2):
+        await inventory.removed_hosts.take_back("kvm-1", lease=lease)
+    found = {one.name: one for one in await inventory.removed_hosts.list()}
+    assert found["kvm-7"].cleaned_at is not None
+    assert found["kvm-8"].cleaned_at is not None
+    assert found["kvm-9"].cleaned_at is None
+    assert found["kvm-7"].cleaning_problem == "it was added again as kvm-1"
+    for secret in (by_key, by_uuid):
+        with pytest.raises(NotFound):
+            await inventory.secrets.reveal(secret)
+    assert (await inventory.secrets.reveal(other)).plaintext == "pw"
+
+
+async def test_without_the_lease_it_stays_as_it_is(inventory: Inventory) -> None:
+    host = await register(inventory, 1)
+    lease = ref(await acquire(inventory))
+    await acquire(inventory, OTHER, takeover_from=OWNER)
+    await bury(inventory, "kvm-7", uuid=None, host_key=host.host_key_sha256 or "")
+    with pytest.raises(LeaseLost):
+        await inventory.removed_hosts.take_back("kvm-1", lease=lease)
+    (tombstone,) = await inventory.removed_hosts.list()
+    assert tombstone.cleaned_at is None

@@ -1,0 +1,249 @@
+"""SSH servers on loopback, each as one host: `python -m tests.simulation.ssh_hosts DIRECTORY N`.
+
+Commands really run, by a shell of this machine, but each host has /etc, /root and /var/lib of its
+own (in mount namespaces, so it takes root): what is changed on a host stays there. In
+DIRECTORY are then
+
+    hosts.json    name, address, port, fingerprint of each
+    known_hosts   their keys, in OpenSSH's format
+    password, id  what lets root in: a password, a private key
+    journal       a line for each connection, and for each command's begin and end
+"""
+
+import asyncio
+import json
+import shlex
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+READY = "All hosts are ready."
+_PASSWORD = "simulated"
+_CHUNK = 64 * 1024
+# A login with the key comes after that, and nothing else of an addition.
+_LAST = "own-key install"
+_OVERLAID = ("etc", "var/lib")
+# A mount namespace as each host has one. It lasts until this process ends, and with it the pipe.
+_MAKE = (
+    "".join(
+        f'mount -t overlay overlay -o "lowerdir=/{path},upperdir=$1/{path},'
+        f'workdir=$1/.work/{path}" /{path} && '
+        for path in _OVERLAID
+    )
+    + 'mount --bind "$1/root" /root && echo made && exec cat'
+)
+
+
+@dataclass(frozen=True)
+class SshHost:
+    """Where a host is, and the fingerprint of its key."""
+
+    name: str
+    address: str
+    port: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal. `what`: connect, begin or end; `command`: without scripts."""
+
+    at: float
+    host: str
+    what: str
+    command: str = ""
+
+
+def read_hosts(directory: Path) -> list[SshHost]:
+    """Those that are served from there."""
+    return [SshHost(**host) for host in json.loads((directory / "hosts.json").read_text())]
+
+
+def read_journal(directory: Path) -> list[Entry]:
+    """What they have seen so far."""
+    lines = (directory / "journal").read_text().splitlines()
+    return [Entry(**json.loads(line)) for line in lines]
+
+
+def most_at_once(directory: Path, *, since: float = 0) -> int:
+    """Hosts that were worked on at the same time, as they saw it themselves: from the first
+    connection after `since` to the last change; without one, for ever."""
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for entry in read_journal(directory):
+        if entry.at < since:
+            continue
+        first.setdefault(entry.host, entry.at)
+        if entry.what == "end" and _LAST in entry.command:
+            last[entry.host] = entry.at
+    changes = [(at, 1) for at in first.values()] + [(at, -1) for at in last.values()]
+    now = most = 0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most
+
+
+class _Server(asyncssh.SSHServer):
+    def __init__(self, host: "_Host") -> None:
+        self._host = host
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._host.note("connect")
+
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == ("root", _PASSWORD)
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        return username == "root" and key in self._host.authorized_keys()
+
+
+class _Host:
+    """One host: its key, its directories, what runs there."""
+
+    def __init__(self, directory: Path, number: int, login: asyncssh.SSHKey) -> None:
+        self.name = f"ssh-{number}"
+        self.key = asyncssh.generate_private_key("ssh-ed25519")
+        self._address = f"127.83.{number // 250}.{number % 250 + 1}"
+        self._root = directory / "hosts" / self.name
+        self._journal = (directory / "journal").open("a", buffering=1)
+        self._login = login.convert_to_public()
+        self._namespace: asyncio.subprocess.Process | None = None
+        for path in _OVERLAID:
+            (self._root / path).mkdir(parents=True)
+            (self._root / ".work" / path).mkdir(parents=True)
+        (self._root / "root").mkdir(mode=0o700)
+
+    async def serve(self) -> SshHost:
+        """Be there from now on."""
+        self._namespace = await asyncio.create_subprocess_exec(
+            *("unshare", "--mount", "--propagation", "private"),
+            *("sh", "-c", _MAKE, "sh", str(self._root)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._namespace.stdout is not None
+        assert await self._namespace.stdout.readline() == b"made\n"
+        with socket.create_server((self._address, 0)) as free:
+            port = free.getsockname()[1]
+        await asyncssh.create_server(
+            lambda: _Server(self),
+            self._address,
+            port,
+            server_host_keys=[self.key],
+            process_factory=self._run,
+            sftp_factory=self._files,
+            encoding=None,
+            # As many may come at once as there are.
+            login_timeout=60,
+        )
+        return SshHost(self.name, self._address, port, self.key.get_fingerprint("sha256"))
+
+    def authorized_keys(self) -> list[asyncssh.SSHKey]:
+        """The one that ansible has, and those that were put there."""
+        path = self._root / "root" / ".ssh" / "authorized_keys"
+        lines = path.read_text().splitlines() if path.exists() else []
+        own = [asyncssh.import_public_key(line) for line in lines if line.startswith("ssh-")]
+        return [self._login, *own]
+
+    def note(self, what: str, command: str = "") -> None:
+        """Write it into the journal."""
+        self._journal.write(json.dumps(asdict(Entry(time.time(), self.name, what, command))) + "\n")
+
+    def _files(self, channel: asyncssh.SSHServerChannel[bytes]) -> asyncssh.SFTPServer:
+        return asyncssh.SFTPServer(channel, chroot=str(self._root).encode())
+
+    async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        line = process.command or ""
+        # A script would be most of the journal.
+        command = " ".join(word for word in _words(line) if "\n" not in word)
+        self.note("begin", command)
+        assert self._namespace is not None
+        child = await asyncio.create_subprocess_exec(
+            *("nsenter", "--target", str(self._namespace.pid), "--mount", "sh", "-c", line),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"HOME": "/root", "USER": "root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        feeding = asyncio.create_task(_feed(process.stdin, child.stdin))
+        await asyncio.gather(
+            _pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr)
+        )
+        status = await child.wait()
+        feeding.cancel()
+        self.note("end", command)
+        process.exit(status)
+
+
+async def _feed(source: asyncssh.SSHReader[bytes], sink: asyncio.StreamWriter) -> None:
+    with suppress(OSError, asyncssh.Error):
+        while data := await source.read(_CHUNK):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -> None:
+    """To the end, also when nobody is there any more to take it: the command goes on."""
+    while data := await source.read(_CHUNK):
+        with suppress(OSError, asyncssh.Error):
+            sink.write(data)
+            await sink.drain()
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return [line]
+
+
+async def serve(directory: Path, number: int) -> None:
+    """Until the process is ended."""
+    login = asyncssh.generate_private_key("ssh-ed25519")
+    (directory / "password").write_text(_PASSWORD + "\n")
+    identity = directory / "id"
+    identity.touch(mode=0o600)
+    login.write_private_key(identity)
+    hosts = [_Host(directory, one, login) for one in range(1, number + 1)]
+    served = [await host.serve() for host in hosts]
+    (directory / "known_hosts").write_text(
+        "".join(
+            f"[{at.address}]:{at.port} {host.key.export_public_key().decode().strip()}\n"
+            for at, host in zip(served, hosts, strict=True)
+        )
+    )
+    (directory / "hosts.json").write_text(json.dumps([asdict(host) for host in served]))
+    _say(READY)
+    await asyncio.Event().wait()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str]) -> Any:
+    """The command line."""
+    directory, number = arguments
+    asyncio.run(serve(Path(directory), int(number)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,99 @@
+"""The schedule of host checks: made once, and left to people afterwards."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionExecutionStartWorkflow,
+    ScheduleActionStartWorkflow,
+    ScheduleOverlapPolicy,
+)
+from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
+
+from activities.schedules import ScheduleActivities
+from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput
+from inventory import Database, Inventory, SecretBox
+from workers.schedules import ensure_schedules
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
+    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
+    await database.upgrade()
+    yield Inventory(database, SecretBox(SecretBox.new_key()))
+    await database.close()
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def client(temporal: WorkflowEnvironment) -> AsyncIterator[Client]:
+    """Without the schedule, before and after."""
+    yield temporal.client
+    await temporal.client.get_schedule_handle(HOST_CHECK_SCHEDULE).delete()
+
+
+async def schedule(client: Client) -> Schedule:
+    return (await client.get_schedule_handle(HOST_CHECK_SCHEDULE).describe()).schedule
+
+
+async def align(client: Client, every_s: int, schedule: str = HOST_CHECK_SCHEDULE) -> bool:
+    aligned: bool = await ActivityEnvironment().run(
+        ScheduleActivities(client).align_schedule,
+        AlignScheduleInput(schedule=schedule, every_s=every_s),
+    )
+    return aligned
+
+
+async def test_it_is_made_once_however_many_workers_start(
+    client: Client, inventory: Inventory
+) -> None:
+    await inventory.settings.set("host.check.interval", 120, actor="test")
+    await asyncio.gather(*(ensure_schedules(client, inventory, "queue-1") for _ in range(4)))
+    made = await schedule(client)
+    assert [interval.every for interval in made.spec.intervals] == [timedelta(seconds=120)]
+    assert made.policy.overlap is ScheduleOverlapPolicy.SKIP
+    assert isinstance(made.action, ScheduleActionStartWorkflow)
+    assert (made.action.workflow, made.action.task_queue) == ("HostCheck", "queue-1")
+    assert not made.state.paused
+
+
+async def test_one_that_a_person_paused_stays_paused(client: Client, inventory: Inventory) -> None:
+    await ensure_schedules(client, inventory, "queue-1")
+    await client.get_schedule_handle(HOST_CHECK_SCHEDULE).pause(note="network is rebuilt")
+    await ensure_schedules(client, inventory, "queue-1")
+    assert await align(client, 30)
+    found = await schedule(client)
+    assert (found.state.paused, found.state.note) == (True, "network is rebuilt")
+    assert [interval.every for interval in found.spec.intervals] == [timedelta(seconds=30)]
+
+
+async def test_a_round_changes_the_interval_only_if_it_is_another_one(
+    client: Client, inventory: Inventory
+) -> None:
+    await ensure_schedules(client, inventory, "queue-1")
+    assert not await align(client, 60)
+    assert await align(client, 90)
+    assert not await align(client, 90)
+
+
+async def test_one_that_somebody_has_deleted_stays_so(client: Client, inventory: Inventory) -> None:
+    await ensure_schedules(client, inventory, "queue-1")
+    assert not await align(client, 30, schedule=str(uuid.uuid4()))
+
+
+async def test_it_can_be_triggered(client: Client, inventory: Inventory) -> None:
+    await ensure_schedules(client, inventory, "nobody")
+    handle = client.get_schedule_handle(HOST_CHECK_SCHEDULE)
+    await handle.trigger()
+    while not (found := (await handle.describe()).info.running_actions):
+        await asyncio.sleep(0.1)
+    assert isinstance(found[0], ScheduleActionExecutionStartWorkflow)
+    await client.get_workflow_handle(found[0].workflow_id).terminate()
