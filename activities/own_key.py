@@ -6,7 +6,7 @@ from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from contracts.leases import LeaseRef
 from contracts.steps import OwnKeyResult
-from drivers.errors import LoginRefused
+from drivers.errors import CommandFailed, LoginRefused
 from drivers.protocols import HostAccess, OwnKeys
 from inventory import Inventory
 
@@ -33,8 +33,9 @@ class OwnKeyActivities:
 
     @activity.defn(name="install_own_key")
     async def install_own_key(self, lease: LeaseRef) -> OwnKeyResult:
-        """Put the stored key on the host and log in with nothing else. A host that does not let it
-        in loses it again, and that is an answer. Raises LeaseLost, EpochRefused, CommandFailed."""
+        """Put the stored key on the host and log in with nothing else. A host that can't take it is
+        an answer; so is one that does not let it in, which loses it again. Raises LeaseLost,
+        EpochRefused, CommandFailed."""
         await self._inventory.leases.verify(lease)
         staged = (await self._inventory.own_keys.find(lease.host)).staged_key
         if staged is None:
@@ -56,7 +57,10 @@ class OwnKeyActivities:
         await self._inventory.own_keys.drop(lease.host, lease=lease)
 
     async def _install(self, access: HostAccess, key: str, lease: LeaseRef) -> OwnKeyResult:
-        await self._keys.install(access, key, lease.epoch)
+        try:
+            await self._keys.install(access, key, lease.epoch)
+        except CommandFailed as failed:
+            return OwnKeyResult(proven=False, problem=failed.message)
         try:
             await self._keys.log_in(access, key)
         except LoginRefused as refused:

@@ -20,6 +20,7 @@ from contracts.steps import (
     EventInput,
     HostRef,
     MovedVms,
+    RegisteredHost,
     RegisterHostInput,
     SetStatusInput,
 )
@@ -87,10 +88,12 @@ class RecordActivities:
         )
 
     @activity.defn(name="register_host")
-    async def register_host(self, request: RegisterHostInput) -> Host:
-        """Write the row of a new host, `Creating`. Raises AlreadyExists, NotFound (cluster)."""
+    async def register_host(self, request: RegisterHostInput) -> RegisteredHost:
+        """Write the row of a new host, `Creating`. Raises AlreadyExists, NotFound (cluster),
+        Conflict (an addition of another machine was left half-way)."""
         operation = request.lease.owner.workflow_id
-        return await self._inventory.hosts.register(
+        adopted = await self._inventory.hosts.find(request.lease.host) is not None
+        host = await self._inventory.hosts.register(
             name=request.lease.host,
             cluster=request.cluster,
             address=request.address,
@@ -106,6 +109,7 @@ class RecordActivities:
             actor=operation,
             lease=request.lease,
         )
+        return RegisteredHost(**dict(host), adopted=adopted)
 
     @activity.defn(name="forget_host")
     async def forget_host(self, lease: LeaseRef) -> None:

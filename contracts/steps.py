@@ -7,6 +7,7 @@ from pydantic import Field
 from contracts.addition import Port, UserName
 from contracts.base import Contract, Name, VmName
 from contracts.evacuation import HostEnvironment, Move, Survey
+from contracts.hosts import Host
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.maintenance import MigrationMode
 from contracts.preflight import Finding
@@ -252,6 +253,13 @@ class RegisterHostInput(Contract):
     capacity_memory_mib: int | None
     capacity_cpus: int | None
     reserved_memory_mib: int
+
+
+class RegisteredHost(Host):
+    """`adopted`: the row was there, left by an addition that has ended; what that has begun on the
+    machine is not known."""
+
+    adopted: bool = False
 
 
 class SetStatusInput(Contract):

@@ -154,7 +154,8 @@ class Hosts:
 
         One that is `Creating` already was left by an addition that ended: it gets the new values,
         and keeps a key of Hostler's that was staged, or is in use beside this very credential.
-        Raises AlreadyExists (name, or address and port), NotFound (cluster, secret), LeaseLost.
+        Raises AlreadyExists (name, or address and port), Conflict (that addition was of another
+        machine, on which something may be left), NotFound (cluster, secret), LeaseLost.
         """
         try:
             async with self._writing(lease) as session:
@@ -165,6 +166,8 @@ class Hosts:
                     raise AlreadyExists(
                         f"There is a host {name!r} already.", remedy="Choose another name."
                     )
+                if row is not None:
+                    _require_same_machine(row, address, ssh_port, host_key_sha256)
                 values: dict[str, Any] = {
                     "cluster_id": (await cluster_row(session, cluster, hold=True)).id,
                     "address": address,
@@ -417,6 +420,16 @@ async def _tags(session: AsyncSession, hosts: Sequence[str]) -> Mapping[str, set
     for row in await session.exec(select(HostTagRow).where(col(HostTagRow.host).in_(hosts))):
         tags[row.host].add(row.tag)
     return tags
+
+
+def _require_same_machine(row: HostRow, address: str, port: int, host_key_sha256: str) -> None:
+    if (row.address, row.ssh_port, row.host_key_sha256) != (address, port, host_key_sha256):
+        raise Conflict(
+            f"An addition of {row.name} at {row.address} port {row.ssh_port}, host key "
+            f"{row.host_key_sha256}, was left half-way.",
+            remedy="Add that one again, and cancel: nothing stays on it then. If it is lost: "
+            f"hostler host remove {row.name} --forced --reason ...",
+        )
 
 
 def _missing(name: str) -> NoReturn:

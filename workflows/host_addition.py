@@ -33,6 +33,8 @@ with workflow.unsafe.imports_passed_through():
         ChangeStateInput,
         HostKeyResult,
         PreflightInput,
+        PreflightResult,
+        RegisteredHost,
         RegisterHostInput,
         ScanHostKeyInput,
         SecretRef,
@@ -160,6 +162,10 @@ class HostAddition:
         self._lease = LeaseRef(
             host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
         )
+        if lease.taken_over_from is not None:
+            await workflow.sleep(
+                policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
+            )
 
     # --- the host key ---------------------------------------------------------------------------
 
@@ -259,7 +265,7 @@ class HostAddition:
         asked = self._asked
         self._enter(Phase.INSTALLING, "Registers the host")
         self._registered = True
-        host: Host = await workflow.execute_activity_method(
+        host: RegisteredHost = await workflow.execute_activity_method(
             RecordActivities.register_host,
             RegisterHostInput(
                 lease=self._held,
@@ -278,6 +284,7 @@ class HostAddition:
             **policies.RECORD,
         )
         workflow.upsert_search_attributes([HOST_ZONE.value_set(host.zone)])
+        self._fence_begun = host.adopted
         return host
 
     async def _install_packages(self) -> None:

@@ -141,6 +141,34 @@ async def test_what_can_not_be_written_is_said(machine: Machine, keys: Authorize
         await keys.install(machine.access(), keys.create(), 1)
 
 
+async def test_a_file_that_can_not_be_replaced_is_said_and_nothing_stays(
+    machine: Machine, keys: AuthorizedKeys
+) -> None:
+    write_keys(machine, OTHERS)
+    machine.program("mv", "echo 'mv: Operation not permitted' >&2; exit 1")
+    with pytest.raises(CommandFailed, match="Operation not permitted"):
+        await keys.install(machine.access(), keys.create(), 1)
+    assert files(machine) == ["authorized_keys"]
+    assert machine.keys.read_text() == OTHERS
+
+
+async def test_a_link_to_nowhere_is_said(machine: Machine, keys: AuthorizedKeys) -> None:
+    machine.keys.parent.mkdir()
+    machine.keys.symlink_to("/no/such/folder/keys")
+    with pytest.raises(CommandFailed, match="a link into a folder that is not there"):
+        await keys.install(machine.access(), keys.create(), 1)
+    await keys.remove(machine.access(), 1)
+    assert await keys.find(machine.access(), "kvm-9") == []
+
+
+async def test_a_comment_that_ends_like_a_key_stays(machine: Machine, keys: AuthorizedKeys) -> None:
+    text = f"# the next one is hostler:kvm-9\n{OTHERS}"
+    write_keys(machine, text)
+    await keys.install(machine.access(), keys.create(), 1)
+    await keys.remove(machine.access(), 1)
+    assert machine.keys.read_text() == text
+
+
 async def test_a_login_proves_the_key_alone(
     machine: Machine, keys: AuthorizedKeys, ssh: AsyncSshShell
 ) -> None:

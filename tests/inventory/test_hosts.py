@@ -63,8 +63,17 @@ async def test_a_registered_host_is_creating_and_holds_no_secret(inventory: Inve
 
 async def test_registering_again_while_creating_takes_the_new_values(inventory: Inventory) -> None:
     await register(inventory, 1)
-    host = await register(inventory, 1, address="198.18.0.99")
-    assert host.address == "198.18.0.99"
+    host = await register(inventory, 1, reserved_memory_mib=512)
+    assert host.reserved_memory_mib == 512
+
+
+@pytest.mark.parametrize("other", [{"address": "198.18.0.99"}, {"host_key_sha256": "SHA256:new"}])
+async def test_one_that_was_left_half_way_is_not_taken_for_another_machine(
+    inventory: Inventory, other: dict[str, str]
+) -> None:
+    await register(inventory, 1)
+    with pytest.raises(Conflict, match=r"at 198\.18\.0\.11 port 22, host key SHA256:abc"):
+        await register(inventory, 1, **other)
 
 
 async def test_a_name_or_an_address_that_is_taken(inventory: Inventory) -> None:

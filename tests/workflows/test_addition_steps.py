@@ -110,6 +110,30 @@ async def assert_known(site: Site) -> None:
     assert host.resource_state is ResourceState.ENABLED
 
 
+async def test_one_that_goes_on_takes_back_what_the_other_has_begun(site: Site) -> None:
+    before = tree(site.machine)
+    fault = Fault(stops_at="promote_own_key")
+    async with site.worker(fault):
+        terminated = await site.begin()
+        await fault.stopped.wait()
+        await terminated.terminate()
+    assert tree(site.machine) != before
+    async with site.worker(Fault(fails="read_facts")):
+        with pytest.raises(WorkflowFailureError):
+            await (await site.begin()).result()
+    assert tree(site.machine) == before
+    assert await site.inventory.hosts.list() == []
+
+
+async def test_keys_that_can_not_be_written_are_a_warning(site: Site) -> None:
+    site.machine.program("mv", 'case $* in */authorized_keys) exit 1 ;; esac; exec /bin/mv "$@"')
+    async with site.worker(Fault()):
+        result = await (await site.begin()).result()
+    assert result.resource_state is ResourceState.ENABLED
+    assert "own-key-refused" in [finding.code for finding in result.findings]
+    assert await site.secrets() == ["password"]
+
+
 async def test_an_addition_after_one_that_failed(site: Site) -> None:
     async with site.worker(Fault(fails="promote_own_key")):
         with pytest.raises(WorkflowFailureError):

@@ -22,7 +22,7 @@ from temporalio.worker import Worker
 from contracts.addition import HostAdditionInput, HostAdditionResult
 from contracts.allocation import TellHostsInput, TellHostsResult, UntoldHost
 from contracts.hosts import Host, HostFacts
-from contracts.leases import Lease, LeaseRef, LeaseScope
+from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.preflight import Finding
 from contracts.preflight_rules import error, warning
 from contracts.states import HostStatus, Phase, ResourceState
@@ -68,6 +68,7 @@ class NewHost:
         takes_key: it lets Hostler's own key in.
         credential: how Hostler logs in; `stored`: whether the given one is still kept.
         on_host: what is on the host of Hostler's.
+        predecessor: whose lease is taken over.
     """
 
     fails: str | None = None
@@ -91,6 +92,7 @@ class NewHost:
     fenced: bool = False
     leased: bool = False
     told: tuple[str, ...] = ()
+    predecessor: Owner | None = None
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,7 @@ class NewHost:
             owner=request.owner,
             epoch=1,
             purpose=request.purpose,
+            taken_over_from=self.predecessor,
         )
 
     @activity.defn(name="release_lease")
@@ -504,6 +507,15 @@ async def test_what_is_wrong_after_the_installation_is_told_with_what_stays(begi
         "The job packages-1 still runs there, see /var/lib/hostler/jobs.",
     ]
     assert new.untouched()
+
+
+async def test_whoever_was_terminated_is_outlasted(begin: Begin) -> None:
+    new = NewHost(predecessor=Owner(workflow_id="addition/kvm-1", first_run_id="run-0"))
+    handle = await begin(new, host_key_sha256=FINGERPRINT)
+    await handle.result()
+    events = [event.WhichOneof("attributes") for event in (await handle.fetch_history()).events]
+    first_look = events.index("activity_task_scheduled_event_attributes", 8)
+    assert "timer_fired_event_attributes" in events[:first_look]
 
 
 async def test_a_host_that_takes_no_key_keeps_its_password(begin: Begin) -> None:
