@@ -33,7 +33,6 @@ with workflow.unsafe.imports_passed_through():
         ChangeStateInput,
         HostKeyResult,
         PreflightInput,
-        PreflightResult,
         RegisteredHost,
         RegisterHostInput,
         ScanHostKeyInput,
