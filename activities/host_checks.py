@@ -4,13 +4,14 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from zlib import crc32
 
 from temporalio import activity
 
 from activities.directory import HostDirectory
+from activities.execution import surprises_of
 from contracts.errors import Conflict, Failed, NotFound, Unavailable
 from contracts.host_checks import HostSighting, Look, RoundPlan, SweepInput, Swept
 from contracts.host_status import PeerWord, Reach, Seen
@@ -24,7 +25,7 @@ from contracts.settings import (
 )
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import HostRef
-from drivers.errors import HostKeyChanged, LoginRefused
+from drivers.errors import ConnectionRefused, HostKeyChanged, LoginRefused
 from drivers.protocols import Fence, HostAccess, Hypervisor, Neighbours, RemoteShell
 from inventory import Inventory
 from inventory.host_checks import NOT_CHECKED
@@ -75,16 +76,30 @@ class HostCheckActivities:
         waiting = [
             host for host in hosts if host.checked_at is None or host.checked_at < plan.started_at
         ]
+        to_hear = {
+            host.name: host.cluster
+            for host in waiting
+            if plan.is_full_for(host) or host.peers_reach is None
+        }
+        peers = {cluster: await self._peers(cluster, None) for cluster in set(to_hear.values())}
+        # Two rounds that were begun by hand are one.
+        apart = timedelta(seconds=plan.interval / 2)
         seen: Counter[Seen] = Counter()
         changed: list[str] = []
 
         async def look(host: Host) -> Look | None:
-            return await self._look(host, plan.timeout, in_full=plan.is_full_for(host.name))
+            look = await self._look(host, plan.timeout, in_full=plan.is_full_for(host))
+            if look is None or host.name not in to_hear or look.seen is not Seen.ANSWERED:
+                return look
+            words = await self._hear(host, peers[host.cluster], plan)
+            return look.model_copy(update={"words": words})
 
         async with aclosing(_in_parallel(look, waiting, plan.concurrency)) as ready:
             async for several in ready:
                 looks = [one for one in several if one is not None]
-                changes = await self._inventory.host_checks.record(looks, operation=_operation())
+                changes = await self._inventory.host_checks.record(
+                    looks, operation=_operation(), misses_apart=apart
+                )
                 changed += [change.host for change in changes]
                 seen.update(one.seen for one in looks)
                 activity.heartbeat(seen.total())
@@ -102,7 +117,7 @@ class HostCheckActivities:
             plan.missed_max, plan.started_at, request.after, plan.batch
         )
         peers = {
-            cluster: await self._peers(cluster, plan)
+            cluster: await self._peers(cluster, plan.started_at)
             for cluster in {host.cluster for host in hosts}
         }
         changed: list[str] = []
@@ -128,7 +143,7 @@ class HostCheckActivities:
         look = await self._look(host, (await self._plan()).timeout, in_full=True)
         if look is None:
             raise NotFound(f"There is no host {request.host!r}.")
-        await self._inventory.host_checks.record([look], operation=_operation(), counts=False)
+        await self._inventory.host_checks.record([look], operation=_operation(), misses_apart=None)
         host = await self._inventory.hosts.get(request.host)
         return HostSighting(
             host=host.name,
@@ -165,10 +180,11 @@ class HostCheckActivities:
         except Failed as error:
             return _seen(host, began_at, Seen.LOGIN_REFUSED, error)
         try:
-            async with asyncio.timeout(seconds):
-                # In this order: with the fence up, no VM comes after they were counted.
-                fenced = await self._is_fenced(host, access)
-                usage = await self._hypervisor.usage(access)
+            with surprises_of(host.name):
+                async with asyncio.timeout(seconds):
+                    # In this order: with the fence up, no VM comes after they were counted.
+                    fenced = await self._is_fenced(host, access)
+                    usage = await self._hypervisor.usage(access)
         except LoginRefused as error:
             return _seen(host, began_at, Seen.LOGIN_REFUSED, error)
         except HostKeyChanged as error:
@@ -187,6 +203,7 @@ class HostCheckActivities:
             if in_full or host.status is not HostStatus.UP
             else None,
             emptied=fenced and usage.vms == 0,
+            in_full=in_full,
         )
 
     async def _is_fenced(self, host: Host, access: HostAccess) -> bool:
@@ -197,8 +214,9 @@ class HostCheckActivities:
 
     async def _facts(self, access: HostAccess, seconds: int) -> HostFacts | None:
         try:
-            async with asyncio.timeout(seconds):
-                return await self._hypervisor.facts(access)
+            with surprises_of(access.name):
+                async with asyncio.timeout(seconds):
+                    return await self._hypervisor.facts(access)
         except (Unavailable, Failed, TimeoutError) as error:
             activity.logger.warning("%s answers and tells no facts: %s", access.name, error)
             return None
@@ -208,13 +226,16 @@ class HostCheckActivities:
     ) -> Look:
         """libvirt brought no answer (`problem`): does the host?"""
         try:
-            await self._shell.run(access, ["true"], timeout=seconds)
-        except LoginRefused as error:
-            return _seen(host, began_at, Seen.LOGIN_REFUSED, error)
+            with surprises_of(host.name):
+                await self._shell.run(access, ["true"], timeout=seconds)
         except HostKeyChanged as error:
             return _seen(host, began_at, Seen.KEY_CHANGED, error)
+        except ConnectionRefused as error:
+            return _seen(host, began_at, Seen.REFUSED, error)
         except Unavailable as error:
             return _seen(host, began_at, Seen.UNREACHABLE, error)
+        except Failed as error:  # LoginRefused among them; or its pinned key can't be read
+            return _seen(host, began_at, Seen.LOGIN_REFUSED, error)
         return Look(
             host=host.name, began_at=began_at, seen=Seen.LIBVIRT_SILENT, problem=_words(problem)
         )
@@ -231,9 +252,7 @@ class HostCheckActivities:
         problem = await self._absence(access, plan.timeout)
         if problem is None:
             return []
-        words = await asyncio.gather(
-            *(self._ask(peer, host, plan) for peer in _asked_about(host, peers))
-        )
+        words = await self._hear(host, peers, plan)
         changes = await self._inventory.host_checks.conclude(
             host, problem, words, began_at=began_at, operation=_operation()
         )
@@ -242,27 +261,42 @@ class HostCheckActivities:
     async def _absence(self, access: HostAccess, seconds: int) -> str | None:
         """Why the host can't be reached; None: it answers, whatever it says."""
         try:
-            await self._shell.run(access, ["true"], timeout=seconds)
+            with surprises_of(access.name):
+                await self._shell.run(access, ["true"], timeout=seconds)
         except Unavailable as error:
-            return _words(error.message)
+            if not isinstance(error, ConnectionRefused):
+                return _words(error.message)
+            activity.logger.info("%s is not absent: %s", access.name, error)
         except Failed as error:
             activity.logger.info("%s is not absent: %s", access.name, error)
         return None
 
-    async def _peers(self, cluster: str, plan: RoundPlan) -> list[Host]:
-        """Who may be asked: hosts of the cluster that are Up and answered in this round."""
+    async def _hear(
+        self, host: Host, peers: Sequence[Host], plan: RoundPlan
+    ) -> tuple[PeerWord, ...]:
+        return tuple(
+            await asyncio.gather(
+                *(self._ask(peer, host, plan) for peer in _asked_about(host, peers))
+            )
+        )
+
+    async def _peers(self, cluster: str, since: datetime | None) -> list[Host]:
+        """Who may be asked: hosts of the cluster that are Up and answered, since then."""
         return [
             peer
             for peer in await self._inventory.hosts.list(cluster=cluster, status=HostStatus.UP)
             if peer.missed_checks == 0
-            and peer.checked_at is not None
-            and peer.checked_at >= plan.started_at
+            and peer.resource_state not in NOT_CHECKED
+            and (since is None or (peer.checked_at is not None and peer.checked_at >= since))
         ]
 
     async def _ask(self, peer: Host, host: Host, plan: RoundPlan) -> PeerWord:
         try:
             access = await self._directory.access(peer.name)
-            reach = await self._neighbours.reach(access, host.address, host.ssh_port, plan.timeout)
+            with surprises_of(peer.name):
+                reach = await self._neighbours.reach(
+                    access, host.address, host.ssh_port, plan.timeout
+                )
         except (Unavailable, Failed, NotFound) as error:
             activity.logger.info("%s can't tell of %s: %s", peer.name, host.name, error)
             reach = Reach.UNKNOWN

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from temporalio import activity
 
 from activities.directory import HostDirectory
+from activities.execution import surprises_of
 from activities.holders import Holders
 from contracts.errors import Failed, LeaseLost, NotFound, Unavailable
 from contracts.host_checks import RoundPlan, SweepInput, Swept
@@ -49,7 +51,8 @@ class ReconciliationActivities:
     async def reconcile_fences(self, request: SweepInput) -> Swept:
         """Each host of the batch that is Up and is to be fenced, or whose turn it is: has it the
         fence that it is to have? A fence that is missing goes up again; any other difference is
-        told, once. Hosts at which an operation is working are left to it."""
+        told, once. One that takes new VMs, or refuses them, otherwise than it was told, is told
+        again at the end of the round. Hosts at which an operation is working are left to it."""
         plan = request.plan
         hosts = await self._inventory.host_checks.page(request.after, plan.batch)
         due = [host for host in hosts if _is_due(host, plan)]
@@ -83,8 +86,14 @@ class ReconciliationActivities:
         """None: nothing is to be said now. `doubted`: that it was wrong was said last."""
         try:
             access = await self._directory.access(host.name)
-            async with asyncio.timeout(seconds):
-                found = await self._fence.read(access)
+            with surprises_of(host.name):
+                async with asyncio.timeout(seconds):
+                    found = await self._fence.read(access)
+            await self._inventory.closings.doubt(
+                host,
+                closed_there=found.closed is not None,
+                operation=str(activity.info().workflow_id),
+            )
             if found.operation == host.fence:
                 return await self._agree(host, access) if doubted else None
             if await self._is_in_work(host):
@@ -123,7 +132,8 @@ class ReconciliationActivities:
         later one, and one that comes now has a higher epoch and the last word."""
         difference = f"wanted: {wanted}; the host has {_name(found.operation)}"
         try:
-            await self._fence.put_up(access, wanted, host.fence_generation)
+            with surprises_of(host.name):
+                await self._fence.put_up(access, wanted, host.fence_generation)
         except LeaseLost as error:
             return _Finding(host.name, _DIFFERS, f"{difference}. {error}")
         problem = await self._doubt(access, wanted)
@@ -134,7 +144,8 @@ class ReconciliationActivities:
     async def _doubt(self, access: HostAccess, wanted: str) -> str | None:
         """Why a fence that is up may not hold, by libvirt's own word."""
         try:
-            refusal = await self._hypervisor.start_probe(access)
+            with surprises_of(access.name):
+                refusal = await self._hypervisor.start_probe(access)
         except (Unavailable, Failed) as error:
             return f"the fence for {wanted} is up, libvirt does not say whether it holds: {error}"
         if refusal is not None and wanted in refusal:
@@ -161,9 +172,11 @@ class ReconciliationActivities:
 
 
 def _is_due(host: Host, plan: RoundPlan) -> bool:
-    seen = host.checked_at is not None and host.checked_at >= plan.started_at
-    up = host.status is HostStatus.UP and seen
-    return up and (host.fence is not None or plan.is_full_for(host.name))
+    def in_this_round(at: datetime | None) -> bool:
+        return at is not None and at >= plan.started_at
+
+    up = host.status is HostStatus.UP and in_this_round(host.checked_at)
+    return up and (host.fence is not None or in_this_round(host.read_at))
 
 
 def _subject(host: str) -> str:

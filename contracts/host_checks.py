@@ -1,14 +1,14 @@
 """HostCheck: its input and result, and what its steps take and give."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from zlib import crc32
 
 from pydantic import Field
 
 from contracts.base import Contract, Name
-from contracts.host_status import Seen
-from contracts.hosts import HostFacts, HostUsage
+from contracts.host_status import PeerWord, Seen
+from contracts.hosts import Host, HostFacts, HostUsage
 from contracts.states import HostStatus
 
 HOST_CHECK = "HostCheck"
@@ -17,9 +17,10 @@ HOST_CHECK = "HostCheck"
 HOST_CHECK_SCHEDULE = "host-check"
 """The id of the schedule that starts it."""
 
-# Facts, and fences that are not wanted, are read of each host in every tenth round, of a tenth of
-# the hosts in each.
-_ROUNDS_BETWEEN_FACTS = 10
+# Facts, fences that are not wanted, and whether peers reach it, are read of each host once in so
+# many intervals; by chance in up to so many fewer: hosts that were added together part.
+_MOST_INTERVALS = 10
+_FEWER = 4
 
 
 class RoundPlan(Contract):
@@ -41,10 +42,15 @@ class RoundPlan(Contract):
     timeout: int
     missed_max: int
 
-    def is_full_for(self, host: str) -> bool:
-        """Whether it is the host's turn to be read in full."""
-        turn = crc32(host.encode()) + int(self.started_at.timestamp()) // self.interval
-        return turn % _ROUNDS_BETWEEN_FACTS == 0
+    def is_full_for(self, host: Host) -> bool:
+        """Whether it is the host's turn to be read in full, by the clock: rounds may be left out,
+        and may take longer than the interval."""
+        if host.read_at is None:
+            return True
+        chance = crc32(f"{host.name} {host.read_at.isoformat()}".encode())
+        # Half an interval less: a host is not read at the very beginning of a round.
+        intervals = _MOST_INTERVALS - chance % _FEWER - 0.5
+        return self.started_at - host.read_at >= timedelta(seconds=intervals * self.interval)
 
 
 class RoundStep(StrEnum):
@@ -91,6 +97,8 @@ class Look(Contract):
         began_at: what has changed since is newer than this.
         problem: the words of whatever kept it from answering.
         emptied: it was seen fenced and without a VM.
+        in_full: it was its turn to be read in full.
+        words: what its peers said of it, while it answers.
     """
 
     host: Name
@@ -100,6 +108,8 @@ class Look(Contract):
     usage: HostUsage | None = None
     facts: HostFacts | None = None
     emptied: bool = False
+    in_full: bool = False
+    words: tuple[PeerWord, ...] = ()
 
 
 class HostSighting(Contract):

@@ -6,6 +6,7 @@
     host key changed         Alert             Alert          Alert          Alert (1)
     libvirt UUID changed     Alert             Alert          Alert          Alert (1)
     libvirt silent           Alert (2)         Alert          Alert          Alert (1)
+    connection refused       Alert (2)         Alert          Alert          Alert (1)
     unreachable              Disconnected (2)  Disconnected   Alert (3)      Down
     + a peer reaches it                        Alert          Alert          Alert (1)
     + no peer reaches it                       Down           Disconnected   Down
@@ -17,7 +18,9 @@
 3. Disconnected at the second miss of a host that had answered SSH until then.
 
 Peers are asked when a host has missed `missed_max` checks in a row and does not answer at that
-moment. A host in `Maintenance` may be away on purpose: it becomes Disconnected and no more.
+moment. That they do not reach it tells something only if they did while it was Up: where a firewall
+lets nobody but Hostler in, none of them can tell. A host in `Maintenance` may be away on purpose:
+it becomes Disconnected and no more.
 """
 
 from collections.abc import Sequence
@@ -39,6 +42,12 @@ class Seen(StrEnum):
     UUID_CHANGED = "libvirt UUID changed"
     LIBVIRT_SILENT = "libvirt silent"
     """SSH answers."""
+    REFUSED = "connection refused"
+    """The machine answers, and lets no SSH connection come about."""
+
+
+MISSED = frozenset({Seen.UNREACHABLE, Seen.LIBVIRT_SILENT, Seen.REFUSED})
+"""Checks that were not answered."""
 
 
 class Reach(StrEnum):
@@ -81,21 +90,17 @@ _SAID_OF = {
     Seen.KEY_CHANGED: "it may be another machine",
     Seen.UUID_CHANGED: "it may be another machine",
     Seen.LIBVIRT_SILENT: "SSH answers, libvirt does not",
+    Seen.REFUSED: "the machine is there, its sshd is not",
 }
 
 
-def judge(
-    now: Standing, seen: Seen, problem: str, *, emptied: bool = False, counts: bool = True
-) -> Standing:
+def judge(now: Standing, seen: Seen, problem: str, *, emptied: bool = False) -> Standing:
     """How a host stands after a look at it.
 
     `problem`: the words of whatever kept it from answering. `emptied`: it was seen fenced and
-    without a VM. `counts`: a miss is one; not so for looks out of turn, many of which may come at
-    once.
+    without a VM.
     """
-    missed = seen in (Seen.UNREACHABLE, Seen.LIBVIRT_SILENT)
-    if missed and not counts:
-        return now
+    missed = seen in MISSED
     misses = now.missed_checks + 1 if missed else 0
     if seen is Seen.UNREACHABLE:
         return _unreachable(now, problem, misses)
@@ -111,9 +116,12 @@ def judge(
     return Standing(now.resource_state, HostStatus.ALERT, reason, misses)
 
 
-def judge_absence(now: Standing, problem: str, words: Sequence[PeerWord]) -> Standing:
+def judge_absence(
+    now: Standing, problem: str, words: Sequence[PeerWord], *, peers_reach: bool
+) -> Standing:
     """How a host stands that has missed enough checks and does not answer now, after what its
-    peers say. `problem`: the words of our own path."""
+    peers say. `problem`: the words of our own path. `peers_reach`: they reached it while it was
+    Up."""
     there = [word for word in words if word.reach in (Reach.CONNECTED, Reach.REFUSED)]
     if there:
         if now.status is HostStatus.DOWN and not _may_be_up(now, emptied=False):
@@ -123,10 +131,11 @@ def judge_absence(now: Standing, problem: str, words: Sequence[PeerWord]) -> Sta
         return now
     away = [word.peer for word in words if word.reach is Reach.NO_ANSWER]
     own = f"no answer to Hostler: {problem}"
-    if not away:
+    if not away or not peers_reach:
         if now.status is HostStatus.ALERT:
             return now
-        return _stays(now, now.missed_checks, f"{own}; no other host of its cluster can tell")
+        why = ", which never reached it while it was Up" if away else ""
+        return _stays(now, now.missed_checks, f"{own}; no other host of its cluster can tell{why}")
     if now.status is not HostStatus.DISCONNECTED:
         return Standing(now.resource_state, HostStatus.DISCONNECTED, own, now.missed_checks)
     names = " and ".join(away)
@@ -158,7 +167,7 @@ def _by_peer(there: Sequence[PeerWord]) -> str:
     names = " and ".join(word.peer for word in there)
     if any(word.reach is Reach.CONNECTED for word in there):
         return f"reachable from {names}, not from here"
-    return f"its SSH port refuses connections, also to {names}: the machine runs, sshd does not"
+    return f"its SSH port refuses connections to {names}: the machine runs, sshd does not"
 
 
 def _stays(now: Standing, misses: int, reason: str | None = None) -> Standing:

@@ -74,6 +74,9 @@ class Host(Contract):
         status_reason: what the last change of `status` was based on.
         checked_at: when the host was last looked at by the schedule.
         missed_checks: checks in a row that it did not answer.
+        read_at: when it was last read in full, with its facts.
+        peers_reach: whether other hosts of its cluster reached its SSH port while it was Up: only
+            then does it tell anything that they do not. None: none was able to tell yet.
         closed: the host itself refuses VMs that were not there before, because it, its cluster, pod
             or zone is `Disabled`; says what the host was last told, not what is wanted. None: it is
             not sure what it was told.
@@ -96,6 +99,8 @@ class Host(Contract):
     status_since: datetime | None = None
     checked_at: datetime | None = None
     missed_checks: int = 0
+    read_at: datetime | None = None
+    peers_reach: bool | None = None
     closed: bool | None = None
     usage: HostUsage | None = None
     fence: str | None

@@ -2,6 +2,7 @@
 
 Unavailable
 ├── HostUnreachable         no TCP connection, or it broke
+│   └── ConnectionRefused   the machine answers: it refuses the connection, or hangs up at once
 └── CallTimedOut            the system took longer than the deadline
 Failed
 ├── CommandFailed           a command on the host ended with another status than 0
@@ -25,6 +26,10 @@ from contracts.errors import Conflict, Failed, LeaseLost, Unavailable
 
 class HostUnreachable(Unavailable):
     """The host did not answer, or the connection to it broke."""
+
+
+class ConnectionRefused(HostUnreachable):
+    """The machine is there; its sshd is not, or does not talk to us."""
 
 
 class CallTimedOut(Unavailable):

@@ -17,7 +17,13 @@ from pathlib import Path
 import asyncssh
 
 from contracts.errors import Failed
-from drivers.errors import CallTimedOut, HostKeyChanged, HostUnreachable, LoginRefused
+from drivers.errors import (
+    CallTimedOut,
+    ConnectionRefused,
+    HostKeyChanged,
+    HostUnreachable,
+    LoginRefused,
+)
 from drivers.pool import Pool
 from drivers.protocols import CommandResult, HostAccess, HostKey
 
@@ -147,7 +153,7 @@ class AsyncSshShell:
                     address, port, server_host_key_algs=_HOST_KEY_ALGORITHMS, config=None
                 )
         except (OSError, asyncssh.Error) as error:
-            raise HostUnreachable(
+            raise _unreachable(error)(
                 f"{address} port {port} shows no SSH host key: {_words(error)}."
             ) from error
         if key is None:
@@ -265,9 +271,9 @@ class AsyncSshShell:
                 raise _key_changed(
                     access, pinned, asyncssh.import_public_key(shown.line)
                 ) from error
-            raise HostUnreachable(f"{access.name} hung up: {_words(error)}.") from error
+            raise ConnectionRefused(f"{access.name} hung up: {_words(error)}.") from error
         except (OSError, asyncssh.Error) as error:
-            raise HostUnreachable(
+            raise _unreachable(error)(
                 f"{access.name} ({access.address} port {access.port}) does not answer: "
                 f"{_words(error)}.",
                 remedy="See whether it is up, and whether this machine reaches its SSH port.",
@@ -378,6 +384,12 @@ async def _pump(
         while data := await source.read(_CHUNK):
             sink.write(data)
             await sink.drain()
+
+
+def _unreachable(error: Exception) -> type[HostUnreachable]:
+    """What it is that no connection came about: does the machine say so itself?"""
+    by_itself = (ConnectionRefusedError, ConnectionResetError, asyncssh.ConnectionLost)
+    return ConnectionRefused if isinstance(error, by_itself) else HostUnreachable
 
 
 def _words(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import not_
@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.host_checks import Look
-from contracts.host_status import PeerWord, Seen, Standing, judge, judge_absence
+from contracts.host_status import MISSED, PeerWord, Reach, Seen, Standing, judge, judge_absence
 from contracts.hosts import Host, HostFacts
 from contracts.states import HOST_STATUS_TRANSITIONS, HostStatus, ResourceState
 from inventory.database import Database
@@ -66,10 +66,19 @@ class HostChecks:
         )
 
     async def record(
-        self, looks: Sequence[Look], *, operation: str, counts: bool = True
+        self,
+        looks: Sequence[Look],
+        *,
+        operation: str,
+        misses_apart: timedelta | None = timedelta(0),
     ) -> list[Change]:
         """Write what was seen, in one transaction; hosts that are gone, or not
-        checked any more, are left out."""
+        checked any more, are left out.
+
+        `misses_apart`: a miss counts if the last one that did is at least so old: rounds may be
+        begun by hand, one right after the other. None: for looks out of turn, none counts. One that
+        does not count is not written.
+        """
         by_host = {look.host: look for look in looks}
         query = (
             select(HostRow)
@@ -86,7 +95,7 @@ class HostChecks:
             for row in (await session.exec(query)).all():
                 look = by_host[row.name]
                 if not _is_outdated(row, look.began_at):
-                    changes += _record(session, row, look, operation, counts)
+                    changes += _record(session, row, look, operation, misses_apart)
         return changes
 
     async def conclude(
@@ -104,7 +113,7 @@ class HostChecks:
             if row.checked_at != host.checked_at or _is_outdated(row, began_at):
                 return []
             before = _standing(row)
-            after = judge_absence(before, problem, words)
+            after = judge_absence(before, problem, words, peers_reach=row.peers_reach is True)
             return _write(session, row, before, after, operation, tell_reason=False)
 
 
@@ -114,20 +123,40 @@ def _is_outdated(row: HostRow, began_at: datetime) -> bool:
 
 
 def _record(
-    session: AsyncSession, row: HostRow, look: Look, operation: str, counts: bool
+    session: AsyncSession,
+    row: HostRow,
+    look: Look,
+    operation: str,
+    misses_apart: timedelta | None,
 ) -> list[Change]:
+    if look.seen in MISSED and not _counts(row, look, misses_apart):
+        return []
     seen, problem = look.seen, look.problem
     if look.facts is not None and row.uuid not in (None, look.facts.uuid):
         seen = Seen.UUID_CHANGED
         problem = f"its libvirt has the UUID {look.facts.uuid}, it was added with {row.uuid}"
     before = _standing(row)
-    after = judge(before, seen, problem, emptied=look.emptied, counts=counts)
+    after = judge(before, seen, problem, emptied=look.emptied)
     row.checked_at = look.began_at
+    if look.in_full:
+        row.read_at = look.began_at
+    said = {word.reach for word in look.words} - {Reach.UNKNOWN}
+    if said:
+        row.peers_reach = Reach.CONNECTED in said
     if look.usage is not None:
         row.usage = look.usage.model_dump(mode="json")
     if seen is Seen.ANSWERED and look.facts is not None and row.facts is not None:
         _take_facts(session, row, look.facts, operation)
     return _write(session, row, before, after, operation, tell_reason=seen in _DEFINITE)
+
+
+def _counts(row: HostRow, look: Look, misses_apart: timedelta | None) -> bool:
+    if misses_apart is None:
+        return False
+    if row.missed_checks == 0 or row.checked_at is None:
+        return True
+    apart: timedelta = look.began_at - row.checked_at
+    return apart >= misses_apart
 
 
 def _write(

@@ -484,6 +484,8 @@ def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[st
         status_since=row.status_since,
         checked_at=row.checked_at,
         missed_checks=row.missed_checks,
+        read_at=row.read_at,
+        peers_reach=row.peers_reach,
         closed=row.closed,
         usage=HostUsage.model_validate(row.usage) if row.usage is not None else None,
         fence=row.fence,

@@ -82,7 +82,8 @@ class HostRow(SQLModel, table=True):
     Hostler's own that is not proven yet; `password_secret_id` the password of `user`, where it is
     known beside a key. `missed_checks`: checks in a row that the host did not answer. `closed`: its
     own fence lets no new VM start, as far as Hostler has told it; None: nobody knows what it was
-    told last.
+    told last. `read_at`: when it was last read in full. `peers_reach`: whether other hosts of its
+    cluster reached its SSH port while it was Up; None: none of them was able to tell.
     """
 
     __tablename__ = "host"
@@ -111,6 +112,8 @@ class HostRow(SQLModel, table=True):
     status_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
     checked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     missed_checks: int = 0
+    read_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    peers_reach: bool | None = None
     closed: bool | None = None
     fence: str | None = None
     fence_generation: int = 0

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -14,13 +15,19 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.directory import HostDirectory
 from activities.host_checks import HostCheckActivities
-from contracts.errors import Conflict, NotFound
+from contracts.errors import Conflict, Failed, NotFound
 from contracts.host_checks import RoundPlan, SweepInput, Swept
 from contracts.host_status import Reach, Seen
 from contracts.hosts import Host, HostFacts, HostUsage
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import HostRef
-from drivers.errors import CallTimedOut, HostKeyChanged, HostUnreachable, LoginRefused
+from drivers.errors import (
+    CallTimedOut,
+    ConnectionRefused,
+    HostKeyChanged,
+    HostUnreachable,
+    LoginRefused,
+)
 from drivers.protocols import (
     CommandResult,
     Fence,
@@ -41,18 +48,21 @@ HANGS = 30.0
 class Machines:
     """All drivers of a check. Each set has names of hosts that behave so.
 
-    `asked`: how often which host was asked by which driver; `most`: at a time.
+    `asked`: how often which host was asked by which driver; `about`: peers, about which address;
+    `most`: at a time.
     """
 
     away: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     hanging: set[str] = field(default_factory=set)
     refusing: set[str] = field(default_factory=set)
+    turning_down: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
     fenced: set[str] = field(default_factory=set)
     vms: int = 3
     reached: dict[str, Reach] = field(default_factory=dict)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    about: Counter[str] = field(default_factory=Counter)
     at_once: int = 0
     most: int = 0
     after_usage: Callable[[], Awaitable[None]] | None = None
@@ -96,6 +106,7 @@ class Machines:
 
     async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
         self.asked["peer", peer.name] += 1
+        self.about[address] += 1
         if peer.name in self.away:
             raise HostUnreachable(f"{peer.name} does not answer.")
         return self.reached.get(address, Reach.CONNECTED)
@@ -103,6 +114,8 @@ class Machines:
     def _log_in(self, host: str) -> None:
         if host in self.away:
             raise HostUnreachable(f"{host} does not answer: timed out.")
+        if host in self.turning_down:
+            raise ConnectionRefused(f"{host} does not answer: connection refused.")
         if host in self.refusing:
             raise LoginRefused(f"{host} refuses the login of root.")
         if host in self.changed:
@@ -142,8 +155,9 @@ def activities(inventory: Inventory, machines: Machines) -> HostCheckActivities:
 
 
 async def plan(activities: HostCheckActivities, **more: object) -> RoundPlan:
+    """Whose rounds may follow each other at once."""
     made: RoundPlan = await run(activities.plan_host_check)
-    return made.model_copy(update={"timeout": 1, **more})
+    return made.model_copy(update={"timeout": 1, "interval": 0, **more})
 
 
 async def check(activities: HostCheckActivities, **more: object) -> Swept:
@@ -170,33 +184,125 @@ async def test_the_plan_has_the_settings_of_now(
 async def test_a_healthy_host_costs_one_call(
     activities: HostCheckActivities, inventory: Inventory, machines: Machines
 ) -> None:
-    swept = await check(activities)
+    await check(activities)  # the first one is read in full
+    machines.asked.clear()
+    swept = await check(activities, interval=60)
     assert swept.seen == {Seen.ANSWERED: 3}
     assert (swept.hosts, swept.last, swept.changed) == (3, None, ())
-    assert {key: n for key, n in machines.asked.items() if key[0] != "facts"} == {
-        ("usage", name): 1 for name in ("kvm-1", "kvm-2", "kvm-3")
-    }
+    assert machines.asked == {("usage", name): 1 for name in ("kvm-1", "kvm-2", "kvm-3")}
     usage = (await host(inventory)).usage
     assert usage is not None
     assert (usage.vms, usage.memory_used_mib, usage.cpus_used) == (3, 96, 3)
 
 
-async def test_facts_are_read_in_every_tenth_round_and_at_once_of_one_that_comes_back(
+@pytest.mark.parametrize("every", [1, 1.5, 2, 3])
+async def test_a_host_is_read_in_full_within_ten_intervals_however_long_rounds_take(
+    activities: HostCheckActivities, inventory: Inventory, every: float
+) -> None:
+    """`every` so many intervals a round begins."""
+    round_ = await plan(activities, interval=60)
+    hosts = [(await host(inventory)).model_copy(update={"name": f"kvm-{n}"}) for n in range(1, 201)]
+    read: list[list[float]] = [[] for _ in hosts]
+    for number in range(int(100 / every)):
+        begin = round_.started_at + timedelta(seconds=60 * every * number)
+        now = round_.model_copy(update={"started_at": begin})
+        for at, one in enumerate(hosts):
+            if now.is_full_for(one):
+                hosts[at] = one.model_copy(update={"read_at": begin + timedelta(seconds=5)})
+                read[at].append(number * every)
+    gaps = [later - before for one in read for before, later in pairwise(one)]
+    assert min(gaps) >= 7 - every
+    assert max(gaps) < 10 + every
+    # They all began together, and are not together any more.
+    assert Counter(one[-1] for one in read).most_common(1)[0][1] < 150
+
+
+async def test_facts_are_read_in_turn_and_at_once_of_one_that_comes_back(
     activities: HostCheckActivities, inventory: Inventory, machines: Machines
 ) -> None:
-    start = datetime.now(UTC).timestamp()
-    for number in range(10):
-        sweep = SweepInput(plan=await plan(activities, interval=60))
-        moved = datetime.fromtimestamp(start + 60 * number, UTC)
-        turn = sweep.plan.model_copy(update={"started_at": moved})
-        for name in ("kvm-1", "kvm-2", "kvm-3"):
-            machines.asked["turn", name] += turn.is_full_for(name)
-    assert [machines.asked["turn", f"kvm-{n}"] for n in range(1, 4)] == [1, 1, 1]
+    await check(activities, interval=60)
+    assert [machines.asked["facts", f"kvm-{n}"] for n in range(1, 4)] == [1, 1, 1]
     await inventory.hosts.set_status("kvm-2", HostStatus.DOWN, actor="test", reason="test")
     machines.asked.clear()
-    await check(activities)
-    assert machines.asked["facts", "kvm-2"] == 1
+    await check(activities, interval=60)
+    assert [machines.asked["facts", f"kvm-{n}"] for n in range(1, 4)] == [0, 1, 0]
     assert (await host(inventory, "kvm-2")).status is HostStatus.UP
+
+
+async def test_peers_are_asked_of_a_host_that_is_up_until_they_can_tell(
+    activities: HostCheckActivities, inventory: Inventory, machines: Machines
+) -> None:
+    machines.reached = {"198.18.0.11": Reach.UNKNOWN, "198.18.0.12": Reach.NO_ANSWER}
+    for _ in range(3):
+        await check(activities, interval=60)
+    told = [(await host(inventory, f"kvm-{n}")).peers_reach for n in range(1, 4)]
+    assert told == [None, False, True]
+    # kvm-1 in each round, the others when they were read in full.
+    assert sum(n for (what, _), n in machines.asked.items() if what == "peer") == 2 * (3 + 1 + 1)
+
+
+async def test_what_peers_that_never_reached_it_say_makes_nobody_down(
+    activities: HostCheckActivities, inventory: Inventory, machines: Machines
+) -> None:
+    """Only Hostler's network is let in: from a peer all is silence, always."""
+    machines.reached = {"198.18.0.11": Reach.NO_ANSWER}
+    await check(activities)
+    machines.away = {"kvm-1"}
+    for _ in range(5):
+        await check(activities)
+    assert (await host(inventory)).status is HostStatus.DISCONNECTED
+
+
+async def test_a_machine_that_refuses_connections_is_not_absent(
+    activities: HostCheckActivities, inventory: Inventory, machines: Machines
+) -> None:
+    await check(activities)
+    machines.reached = {"198.18.0.11": Reach.NO_ANSWER}
+    machines.turning_down = {"kvm-1"}
+    machines.asked.clear()
+    for _ in range(4):
+        swept = await check(activities, interval=0)
+    assert swept.seen == {Seen.REFUSED: 1, Seen.ANSWERED: 2}
+    assert (await host(inventory)).status is HostStatus.ALERT
+    assert "the machine is there" in (await host(inventory)).status_reason
+
+
+async def test_rounds_begun_by_hand_count_one_miss(
+    activities: HostCheckActivities, inventory: Inventory, machines: Machines
+) -> None:
+    await check(activities)
+    machines.away = {"kvm-1"}
+    for _ in range(4):
+        await check(activities, interval=60)
+    assert (await host(inventory)).missed_checks == 1
+    assert (await host(inventory)).status is HostStatus.UP
+
+
+async def test_a_host_that_is_beyond_hostler_costs_itself_alone(
+    activities: HostCheckActivities,
+    inventory: Inventory,
+    machines: Machines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = machines.usage
+
+    async def odd(access: HostAccess) -> HostUsage:
+        if access.name == "kvm-1":
+            raise ValueError("not enough values to unpack")
+        return await usage(access)
+
+    async def unreadable(access: HostAccess, *_: object, **more: object) -> CommandResult:
+        raise Failed(f"The pinned SSH host key of {access.name} can't be read.")
+
+    monkeypatch.setattr(machines, "usage", odd)
+    for _ in range(2):
+        swept = await check(activities)
+    assert swept.seen == {Seen.LIBVIRT_SILENT: 1, Seen.ANSWERED: 2}
+    assert "ValueError: not enough values" in (await host(inventory)).status_reason
+    monkeypatch.setattr(machines, "run", unreadable)
+    swept = await check(activities)
+    assert swept.seen == {Seen.LOGIN_REFUSED: 1, Seen.ANSWERED: 2}
+    assert "pinned SSH host key" in (await host(inventory)).status_reason
 
 
 async def test_what_is_seen_of_each_kind_of_trouble(
@@ -279,6 +385,7 @@ async def test_another_attempt_goes_on_where_the_first_one_ended(
 async def test_a_host_goes_down_when_its_peers_do_not_reach_it_either(
     activities: HostCheckActivities, inventory: Inventory, machines: Machines
 ) -> None:
+    await check(activities)
     machines.away = {"kvm-1"}
     machines.reached = {"198.18.0.11": Reach.NO_ANSWER}
     seen = []
@@ -322,30 +429,34 @@ async def test_when_hostler_is_cut_off_nobody_goes_down(
 async def test_peers_are_asked_only_if_they_answered_in_this_round(
     activities: HostCheckActivities, inventory: Inventory, machines: Machines
 ) -> None:
+    await check(activities)
     machines.reached = {"198.18.0.11": Reach.NO_ANSWER}
     machines.away = {"kvm-1"}
     await check(activities)
     await check(activities)
+    machines.about.clear()
     machines.away = {"kvm-1", "kvm-2"}
     await check(activities)
     # kvm-2 is still Up by the inventory, and missed this round.
     assert (await host(inventory, "kvm-2")).status is HostStatus.UP
-    assert machines.asked["peer", "kvm-2"] == 0
+    assert machines.about["198.18.0.11"] == 1
     assert (await host(inventory)).status is HostStatus.DOWN
 
 
 async def test_no_peer_is_asked_for_a_host_that_answers_at_that_moment(
     activities: HostCheckActivities, inventory: Inventory, machines: Machines
 ) -> None:
+    await check(activities)
     machines.reached = {"198.18.0.11": Reach.NO_ANSWER}
     machines.away = {"kvm-1"}
     await check(activities)
     await check(activities)
+    machines.about.clear()
     sweep = SweepInput(plan=await plan(activities))
     await run(activities.check_hosts, sweep)
     machines.away = set()
     await run(activities.investigate_hosts, sweep)
-    assert not any(driver == "peer" for driver, _ in machines.asked)
+    assert machines.about["198.18.0.11"] == 0
     assert (await host(inventory)).status is HostStatus.DISCONNECTED
 
 

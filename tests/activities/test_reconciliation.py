@@ -88,11 +88,10 @@ async def reconcile(
     plan = RoundPlan(
         started_at=datetime.now(UTC), interval=1, batch=10, concurrency=5, timeout=5, missed_max=3
     )
-    for second in range(1000, 1020) if full else ():
-        turn = plan.model_copy(update={"started_at": datetime.fromtimestamp(second, UTC)})
-        if turn.is_full_for(full):
-            plan = turn
-    looks = [Look(host=f"kvm-{n}", began_at=datetime.now(UTC), seen=Seen.ANSWERED) for n in (1, 2)]
+    looks = [
+        Look(host=host, began_at=datetime.now(UTC), seen=Seen.ANSWERED, in_full=host == full)
+        for host in ("kvm-1", "kvm-2")
+    ]
     await inventory.host_checks.record(looks, operation="test")
     swept: Swept = await run(activities.reconcile_fences, SweepInput(plan=plan))
     return swept
@@ -183,6 +182,44 @@ async def test_a_fence_that_nobody_wants_is_told_and_left(
     assert "fenced by maintenance/lost, and no fence is wanted" in message
     assert "rm /etc/hostler/fence" in message
     assert hosts.fences["kvm-1"].operation == "maintenance/lost"
+
+
+async def test_a_host_that_was_opened_by_hand_is_told_again(
+    activities: ReconciliationActivities, inventory: Inventory, hosts: Hosts
+) -> None:
+    await inventory.topology.set_zone_state("zone-1", AllocationState.DISABLED, actor="test")
+    closing = await inventory.closings.decide("kvm-1", operation="test")
+    await inventory.closings.record("kvm-1", closing, operation="test")
+    hosts.fences["kvm-1"] = FenceState(None, 1, closed=closing.because)
+    await reconcile(activities, inventory, full="kvm-1")
+    assert "kvm-1" not in await inventory.hosts.untold()
+    hosts.fences["kvm-1"] = FenceState(None, 1)
+    await reconcile(activities, inventory)  # not its turn
+    assert "kvm-1" not in await inventory.hosts.untold()
+    await reconcile(activities, inventory, full="kvm-1")
+    assert "kvm-1" in await inventory.hosts.untold()
+    events = await inventory.events.list(subject="host/kvm-1")
+    (said,) = [event.message for event in events if event.kind == "host.allocation-differs"]
+    assert said == "takes new VMs, although it was closed: it is told again"
+
+
+async def test_a_host_that_is_beyond_hostler_costs_itself_alone(
+    activities: ReconciliationActivities,
+    inventory: Inventory,
+    hosts: Hosts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for host in ("kvm-1", "kvm-2"):
+        await inventory.hosts.want_fence(host, OPERATION, 4)
+    read = hosts.read
+
+    async def odd(access: HostAccess) -> FenceState:
+        if access.name == "kvm-1":
+            raise ValueError("not enough values to unpack")
+        return await read(access)
+
+    monkeypatch.setattr(hosts, "read", odd)
+    assert (await reconcile(activities, inventory)).changed == ("kvm-2",)
 
 
 async def test_a_host_that_does_not_answer_is_no_difference(

@@ -20,14 +20,19 @@ def look(seen: Seen = Seen.ANSWERED, host: str = "kvm-1", **more: object) -> Loo
     return Look.model_validate(fields | more)
 
 
-async def record(inventory: Inventory, one: Look, counts: bool = True) -> None:
-    await inventory.host_checks.record([one], operation=CHECK, counts=counts)
+async def record(
+    inventory: Inventory, one: Look, misses_apart: timedelta | None = timedelta(0)
+) -> None:
+    await inventory.host_checks.record([one], operation=CHECK, misses_apart=misses_apart)
 
 
-async def see(inventory: Inventory, *looks: Look, counts: bool = True) -> Host:
+async def see(
+    inventory: Inventory, *looks: Look, misses_apart: timedelta | None = timedelta(0)
+) -> Host:
     """kvm-1, after these looks, each begun when the one before it was written down."""
     for one in looks:
-        await record(inventory, one.model_copy(update={"began_at": datetime.now(UTC)}), counts)
+        now = one.model_copy(update={"began_at": datetime.now(UTC)})
+        await record(inventory, now, misses_apart)
     return await inventory.hosts.get("kvm-1")
 
 
@@ -60,7 +65,8 @@ async def test_a_good_check_writes_usage_and_no_event(inventory: Inventory) -> N
 
 async def test_misses_are_counted_and_the_second_one_is_told_once(inventory: Inventory) -> None:
     await enabled(inventory, 1)
-    host = await see(inventory, look(Seen.UNREACHABLE))
+    reached = [PeerWord(peer="kvm-2", reach=Reach.CONNECTED)]
+    host = await see(inventory, look(words=reached), look(Seen.UNREACHABLE))
     assert (host.status, host.missed_checks) == (HostStatus.UP, 1)
     host = await see(inventory, look(Seen.UNREACHABLE), look(Seen.UNREACHABLE))
     assert (host.status, host.missed_checks) == (HostStatus.DISCONNECTED, 3)
@@ -119,9 +125,52 @@ async def test_peers_that_speak_of_a_host_that_answers_by_now_are_not_heard(
 
 async def test_a_look_out_of_turn_counts_no_miss(inventory: Inventory) -> None:
     await enabled(inventory, 1)
-    host = await see(inventory, *(look(Seen.UNREACHABLE) for _ in range(3)), counts=False)
-    assert (host.status, host.missed_checks) == (HostStatus.UP, 0)
-    assert host.checked_at is not None
+    before = await see(inventory, look())
+    missed = (look(Seen.UNREACHABLE), look(Seen.LIBVIRT_SILENT), look(Seen.REFUSED))
+    assert await see(inventory, *missed, misses_apart=None) == before
+    host = await see(inventory, look(Seen.KEY_CHANGED), misses_apart=None)
+    assert host.status is HostStatus.ALERT
+    assert (await see(inventory, look(), misses_apart=None)).status is HostStatus.UP
+
+
+async def test_misses_one_right_after_the_other_are_one(inventory: Inventory) -> None:
+    """Rounds that somebody has begun by hand."""
+    await enabled(inventory, 1)
+    apart = timedelta(seconds=30)
+    first = await see(inventory, look(Seen.UNREACHABLE), misses_apart=apart)
+    assert first.missed_checks == 1
+    for _ in range(4):
+        host = await see(inventory, look(Seen.UNREACHABLE), misses_apart=apart)
+    assert host == first
+    later = look(Seen.UNREACHABLE, began_at=datetime.now(UTC) + apart)
+    await record(inventory, later, apart)
+    assert (await inventory.hosts.get("kvm-1")).missed_checks == 2
+
+
+async def test_whether_peers_reach_a_host_is_what_the_last_ones_said_that_could_tell(
+    inventory: Inventory,
+) -> None:
+    await enabled(inventory, 1)
+
+    async def hear(*reaches: Reach) -> bool | None:
+        words = [PeerWord(peer=f"kvm-{n}", reach=reach) for n, reach in enumerate(reaches, 2)]
+        return (await see(inventory, look(words=words))).peers_reach
+
+    assert await hear(Reach.UNKNOWN) is None
+    assert await hear(Reach.NO_ANSWER, Reach.CONNECTED) is True
+    assert await hear() is True
+    assert await hear(Reach.UNKNOWN, Reach.UNKNOWN) is True
+    assert await hear(Reach.NO_ANSWER, Reach.UNKNOWN) is False
+
+
+async def test_peers_that_never_reached_a_host_make_it_not_down(inventory: Inventory) -> None:
+    await enabled(inventory, 1)
+    host = await see(inventory, *(look(Seen.UNREACHABLE) for _ in range(3)))
+    for _ in range(2):
+        host = await conclude(inventory, host, Reach.NO_ANSWER, Reach.NO_ANSWER)
+    assert host.status is HostStatus.DISCONNECTED
+    assert "kvm" not in host.status_reason
+    assert "never reached it while it was Up" in host.status_reason
 
 
 async def test_facts_that_changed_are_told(inventory: Inventory) -> None:

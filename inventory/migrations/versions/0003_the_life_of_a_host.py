@@ -51,3 +51,5 @@ def upgrade() -> None:
         "host", sa.Column("missed_checks", sa.Integer(), nullable=False, server_default="0")
     )
     op.add_column("host", sa.Column("closed", sa.Boolean(), nullable=True))
+    op.add_column("host", sa.Column("read_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("host", sa.Column("peers_reach", sa.Boolean(), nullable=True))
