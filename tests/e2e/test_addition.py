@@ -1,7 +1,6 @@
 """Additions that find something, that are cut off, and that fail: on real hosts."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,12 +8,13 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import add_host, add_topology
+from tests.e2e.killing import MortalWorker
 from tests.e2e.proofs import assert_in_service
-from tests.e2e.system import ROOT, Said, System
+from tests.e2e.system import Said, System
 from tests.lab import Lab
-from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+from tests.matrix.failpoints import Moment
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 HOST = "kvm-2"
 STEPS = (
@@ -159,28 +159,19 @@ async def test_a_host_whose_sshd_takes_no_keys(embedded: System, lab: Lab, clean
     assert any("own-key-refused" in event for event in await system.events(f"host/{HOST}"))
 
 
-@pytest.mark.parametrize("moment", list(Moment))
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, clean: str, tmp_path: Path, step: str, moment: Moment
+    split: System, lab: Lab, clean: str, tmp_path: Path, moment: Moment
 ) -> None:
-    system = split
-    await add_topology(system)
-    failpoints = Failpoints(tmp_path / "failpoints")
-    reached = failpoints.arm(Place(step), moment)
-    worker = await system.start(
-        "Worker with failpoints.",
-        *(sys.executable, "-m", "tests.matrix.worker"),
-        PYTHONPATH=str(ROOT),
-        **{FOLDER_VARIABLE: str(failpoints.folder)},
-    )
-    adding = asyncio.create_task(add_host(system, await row_of(lab, HOST)))
-    await failpoints.reached(reached)
-    system.kill(worker)
-    await system.worker()
+    worker = MortalWorker(split, tmp_path / "failpoints")
+    await worker.start()
+    await add_topology(split)
+    armed = worker.arm(STEPS, moment)
+    adding = asyncio.create_task(add_host(split, await row_of(lab, HOST)))
+    await worker.die_at(armed, adding)
     await adding
-    await assert_in_service(lab, HOST, await system.host(HOST))
+    await assert_in_service(lab, HOST, await split.host(HOST))
     keys = (await lab.exec(HOST, "cat", "/root/.ssh/authorized_keys")).stdout
     assert keys.count("hostler:") == 1
-    states = [event for event in await system.events(f"host/{HOST}") if "-> Enabled" in event]
+    states = [event for event in await split.events(f"host/{HOST}") if "-> Enabled" in event]
     assert len(states) == 1

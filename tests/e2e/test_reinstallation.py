@@ -1,8 +1,6 @@
 """Hosts get a new installation, and stay the hosts that they were."""
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,11 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import HOSTS, add_hosts
+from tests.e2e.killing import MortalWorker
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import System
 from tests.lab import Lab
-from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+from tests.matrix.failpoints import Moment
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -159,20 +158,9 @@ STEPS = (
 
 
 @pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
-@pytest.mark.parametrize("step", STEPS)
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, tmp_path: Path, step: str, moment: Moment
+    split: System, lab: Lab, tmp_path: Path, moment: Moment
 ) -> None:
-    failpoints = Failpoints(tmp_path / "failpoints")
-
-    async def worker() -> subprocess.Popen[bytes]:
-        return await split.start(
-            "Worker with failpoints.",
-            *(sys.executable, "-m", "tests.matrix.worker"),
-            PYTHONPATH=str(ROOT),
-            **{FOLDER_VARIABLE: str(failpoints.folder)},
-        )
-
     async def operator() -> dict[str, str]:
         row = await rebuild(split, lab)
         while (await split.request("GET", OPERATION)).json()["status"] == "RUNNING":
@@ -185,14 +173,13 @@ async def test_a_worker_killed_at_each_step(
             await asyncio.sleep(2)
         return row
 
-    first = await worker()
+    worker = MortalWorker(split, tmp_path / "failpoints")
+    await worker.start()
     await add_hosts(split, lab)
     await split.done("maintenance", "enter", HOST, "--watch")
-    name = failpoints.arm(Place(step), moment)
+    armed = worker.arm(STEPS, moment)
     working = asyncio.create_task(split.done("host", "reinstall", HOST))
     answering = asyncio.create_task(operator())
-    await failpoints.reached(name)
-    split.kill(first)
-    await worker()
+    await worker.die_at(armed, working)
     await working
     await assert_back(split, lab, await answering)

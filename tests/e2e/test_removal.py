@@ -1,8 +1,6 @@
 """Hosts are removed: nothing of Hostler is left on them, and none comes back by itself."""
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 
 import asyncssh
@@ -10,10 +8,11 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import add_hosts
+from tests.e2e.killing import MortalWorker
 from tests.e2e.proofs import assert_ticks, places
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import System
 from tests.lab import Lab
-from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+from tests.matrix.failpoints import Moment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -140,28 +139,16 @@ STEPS = (
 
 
 @pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
-@pytest.mark.parametrize("step", STEPS)
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, tmp_path: Path, step: str, moment: Moment
+    split: System, lab: Lab, tmp_path: Path, moment: Moment
 ) -> None:
-    failpoints = Failpoints(tmp_path / "failpoints")
-
-    async def worker() -> subprocess.Popen[bytes]:
-        return await split.start(
-            "Worker with failpoints.",
-            *(sys.executable, "-m", "tests.matrix.worker"),
-            PYTHONPATH=str(ROOT),
-            **{FOLDER_VARIABLE: str(failpoints.folder)},
-        )
-
-    first = await worker()
+    worker = MortalWorker(split, tmp_path / "failpoints")
+    await worker.start()
     await add_hosts(split, lab)
     await split.done("maintenance", "enter", HOST, "--watch")
-    name = failpoints.arm(Place(step), moment)
+    armed = worker.arm(STEPS, moment)
     removing = asyncio.create_task(split.done("host", "remove", HOST))
-    await failpoints.reached(name)
-    split.kill(first)
-    await worker()
+    await worker.die_at(armed, removing)
     assert f"{HOST} is removed." in await removing
     await assert_nothing_left(lab)
     assert len(await split.shown("host", "removed")) == 1

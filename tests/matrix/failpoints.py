@@ -6,7 +6,7 @@ that it may go on. Each holds up one call; a worker that is started later sees t
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -56,7 +56,14 @@ class Failpoints:
 
     async def reached(self, name: str) -> None:
         """Returns when a worker waits there."""
-        while not (self.folder / f"{name}.reached").exists():
+        await self.any_reached({name})
+
+    async def any_reached(self, names: Set[str]) -> set[str]:
+        """Those at which a worker waits, as soon as there is one."""
+        while True:
+            found = {name for name in names if (self.folder / f"{name}.reached").exists()}
+            if found:
+                return found
             await asyncio.sleep(_PAUSE_S)
 
     def release(self, name: str) -> None:

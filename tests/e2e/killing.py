@@ -1,0 +1,49 @@
+"""A worker that is killed at each step of an operation, and replaced."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.system import ROOT, System
+from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+
+
+class MortalWorker:
+    """The worker of a System, which waits at failpoints. `start` it first."""
+
+    def __init__(self, system: System, folder: Path) -> None:
+        self._system = system
+        self._failpoints = Failpoints(folder)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """A worker where there is none."""
+        self._process = await self._system.start(
+            "Worker with failpoints.",
+            *(sys.executable, "-m", "tests.matrix.worker"),
+            PYTHONPATH=str(ROOT),
+            **{FOLDER_VARIABLE: str(self._failpoints.folder)},
+        )
+
+    def arm(self, steps: Sequence[str], moment: Moment) -> set[str]:
+        """From now on the next call of each of these activities waits. Returns the failpoints."""
+        return {self._failpoints.arm(Place(step), moment) for step in steps}
+
+    async def die_at(self, armed: set[str], operation: asyncio.Task[Any]) -> None:
+        """Kill the worker wherever it waits, until it did at each failpoint. Fails if the
+        operation ends before."""
+        left = set(armed)
+        while left:
+            reached = asyncio.create_task(self._failpoints.any_reached(left))
+            await asyncio.wait({reached, operation}, return_when=asyncio.FIRST_COMPLETED)
+            if not reached.done():
+                reached.cancel()
+                await operation
+                raise AssertionError(f"The operation has ended, and never came to {left}.")
+            left -= reached.result()
+            assert self._process is not None
+            self._system.kill(self._process)
+            await self.start()
