@@ -363,6 +363,7 @@ class StandInImport:
             counts={ImportState.ADDING: 2},
             adding=tuple(host.name for host in self._request.hosts[:2]),
             failed=(),
+            clusters=tuple(sorted({host.cluster for host in self._request.hosts})),
         )
 
 
