@@ -13,7 +13,7 @@ from temporalio import activity
 from activities.directory import HostDirectory
 from activities.execution import surprises_of
 from contracts.errors import Conflict, Failed, NotFound, Unavailable
-from contracts.host_checks import HostSighting, Look, RoundPlan, SweepInput, Swept
+from contracts.host_checks import HostSighting, Lane, Look, RoundPlan, SweepInput, Swept
 from contracts.host_status import PeerWord, Reach, Seen
 from contracts.hosts import Host, HostFacts
 from contracts.settings import (
@@ -66,16 +66,14 @@ class HostCheckActivities:
 
     @activity.defn(name="check_hosts")
     async def check_hosts(self, request: SweepInput) -> Swept:
-        """Look at each host of the batch that was not looked at since the round began.
+        """Look at each host of the batch that is in the lane and was not looked at since the round
+        began.
 
         A host that hangs costs its own time-out. What was seen is written as it comes, so another
         attempt goes on where this one ended; the heartbeat says how many are done.
         """
         plan = request.plan
-        hosts = await self._inventory.host_checks.page(request.after, plan.batch)
-        waiting = [
-            host for host in hosts if host.checked_at is None or host.checked_at < plan.started_at
-        ]
+        hosts, waiting = await self._batch(request)
         to_hear = {
             host.name: host.cluster
             for host in waiting
@@ -104,7 +102,10 @@ class HostCheckActivities:
                 seen.update(one.seen for one in looks)
                 activity.heartbeat(seen.total())
         return Swept(
-            last=_last(hosts, plan), hosts=len(hosts), seen=dict(seen), changed=tuple(changed)
+            last=_last(hosts, plan),
+            hosts=len(hosts) if request.lane is Lane.ANSWERED else 0,
+            seen=dict(seen),
+            changed=tuple(changed),
         )
 
     @activity.defn(name="investigate_hosts")
@@ -155,6 +156,20 @@ class HostCheckActivities:
             checked_at=look.began_at,
             usage=look.usage,
         )
+
+    async def _batch(self, request: SweepInput) -> tuple[list[Host], list[Host]]:
+        """All hosts that it is about, and those that are to be looked at."""
+        plan, checks = request.plan, self._inventory.host_checks
+        if request.lane is Lane.MISSED:
+            missed = await checks.missed(plan.started_at, request.after, plan.batch)
+            return missed, missed
+        hosts = await checks.page(request.after, plan.batch)
+        return hosts, [
+            host
+            for host in hosts
+            if host.missed_checks == 0
+            and (host.checked_at is None or host.checked_at < plan.started_at)
+        ]
 
     async def _plan(self) -> RoundPlan:
         settings = await self._inventory.settings.resolve()

@@ -5,7 +5,7 @@ import asyncio
 from temporalio import activity
 
 from activities.directory import HostDirectory, TrustWithdrawn
-from activities.execution import uninterrupted
+from activities.execution import surprises_of, uninterrupted
 from contracts.errors import Conflict, Failed, HostlerError, Unavailable
 from contracts.hosts import RemovedHost
 from contracts.leases import LeaseRef
@@ -272,7 +272,8 @@ class RemovalActivities:
             await tombs.record_problem(removed, str(error))
             return False
         try:
-            message = await uninterrupted(self._take_off(access, removed))
+            with surprises_of(removed.name):
+                message = await uninterrupted(self._take_off(access, removed))
         except Unavailable:
             return False
         except HostlerError as error:

@@ -139,6 +139,28 @@ class Operations:
                 holder = await self._describe(workflow)
                 if holder is not None and is_open(holder):
                     raise _held(name, holder)
+            await self._require_no_import_into(name)
+
+    async def _require_no_import_into(self, cluster: str) -> None:
+        """Raises LeaseHeld if an open import is to add hosts to it. One that adds to several has no
+        search attribute that names them: it is asked."""
+        query = (
+            f"WorkflowType = '{WORKFLOW_TYPES[OperationKind.IMPORT]}' "
+            "AND ExecutionStatus = 'Running'"
+        )
+        with _translated():
+            found = [
+                execution
+                async for execution in self._client.list_workflows(query, rpc_timeout=_PATIENCE)
+            ]
+        for listed in found:
+            execution = await self._describe(listed.id)
+            if (
+                execution is not None
+                and is_open(execution)
+                and cluster in (await self.import_status(execution)).clusters
+            ):
+                raise _held(cluster, execution)
 
     async def require_ended(self, name: str, owners: Iterable[Owner]) -> None:
         """Raises LeaseHeld, with a link, if one of these, which work on `name`, is open."""

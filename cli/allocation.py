@@ -52,6 +52,11 @@ def _allocate(
             return
         with interruptible(f"The {started.kind} of {name} goes on: {look}"):
             result = _wait(api, started, look)
+    if result.allocation_state is not state:
+        raise Failed(
+            f"{level} {name} is {result.allocation_state}: somebody has asked for that meanwhile.",
+            remedy=f"Who did: hostler event list --subject {level}/{name}",
+        )
     hosts = "1 host was" if result.told == 1 else f"{result.told} hosts were"
     say(f"{level} {name} is {result.allocation_state}. {hosts} told.")
     for one in result.untold:

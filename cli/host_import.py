@@ -31,6 +31,8 @@ _KIND = OperationKind.IMPORT
 _FILES = {"password_file": "password", "private_key_file": "private_key"}
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME = 63
+# Another import than the real one of the same file, which may run beside it.
+_DRY_RUN = "-dry-run"
 # Rows that a terminal keeps for the bar of the whole and the prompt.
 _ROWS_KEPT = 6
 # Between two lines about the whole in a pipe.
@@ -48,6 +50,14 @@ def import_hosts(
         str | None, typer.Option(help="Of the import. [default: the file's, without its suffix]")
     ] = None,
     parallel: Annotated[int, typer.Option(metavar="N", help="Hosts at a time.")] = 20,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only look at each host, tell all findings, and change nothing. Its own name "
+            "ends with -dry-run, if none is given.",
+        ),
+    ] = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return as soon as the import has started.")
     ] = False,
@@ -56,8 +66,10 @@ def import_hosts(
 
     Given again, it goes on: it shows the import if it runs, and else adds what is left.
     """
-    chosen = check_name(_name_of(file) if name is None else name)
-    body = {"name": chosen, "parallel": parallel, **read_file(file)}
+    chosen = check_name(_name_of(file, _DRY_RUN if dry_run else "") if name is None else name)
+    body: dict[str, Any] = {"name": chosen, "parallel": parallel, **read_file(file)}
+    if dry_run:
+        body["hosts"] = [{**host, "dry_run": True} for host in body["hosts"]]
     look = f"hostler operation show import {chosen}"
     with connect() as api:
         if _start(api, chosen, body):
@@ -69,7 +81,7 @@ def import_hosts(
             return
         with interruptible(f"The import {chosen} goes on: {look}"):
             result = _watch(api, chosen)
-    _report(result)
+    _report(result, dry_run=dry_run)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -185,8 +197,9 @@ def _with_known_key(
     return host if fingerprint is None else {**host, "host_key_sha256": fingerprint}
 
 
-def _name_of(file: Path) -> str:
-    return _NO_NAME.sub("-", file.stem).strip("._-")[:_MAX_NAME].rstrip("._-") or "hosts"
+def _name_of(file: Path, suffix: str) -> str:
+    most = _MAX_NAME - len(suffix)
+    return (_NO_NAME.sub("-", file.stem).strip("._-")[:most].rstrip("._-") or "hosts") + suffix
 
 
 def _start(api: Api, name: str, body: Mapping[str, object]) -> bool:
@@ -330,12 +343,16 @@ def _note(view: HostImportView) -> str:
     return f"{_done(view)} of {view.total} hosts: {', '.join(stands)}"
 
 
-def _report(result: HostImportResult) -> None:
-    """Each host, in the file's order. Raises Failed if one was not added."""
+def _report(result: HostImportResult, *, dry_run: bool) -> None:
+    """Each host, in the file's order, and what dry runs have found. Raises Failed if one was not
+    added, or can't be."""
     say_table(
         ["HOST", "RESULT", "REASON"],
         [[host.host, host.state, host.error] for host in result.hosts],
     )
+    for host in result.hosts:
+        for finding in host.findings:
+            say(f"{host.host}: {finding}")
     counts = Counter(host.state for host in result.hosts)
     total = len(result.hosts)
     say(
@@ -343,8 +360,11 @@ def _report(result: HostImportResult) -> None:
         + ", ".join(f"{counts[state]} {state}" for state in ImportState if counts[state])
         + "."
     )
-    if counts[ImportState.FAILED]:
+    failed = counts[ImportState.FAILED]
+    if failed and dry_run:
+        raise Failed(f"{failed} of {total} hosts can't be added like this.")
+    if failed:
         raise Failed(
-            f"{counts[ImportState.FAILED]} of {total} hosts were not added.",
+            f"{failed} of {total} hosts were not added.",
             remedy="Remove the causes, and import the same file again: it adds what is left.",
         )

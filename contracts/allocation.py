@@ -28,6 +28,14 @@ class AllocationStateInput(Contract):
     reason: Reason = ""
 
 
+class ChangeAllocationInput(Contract):
+    """Argument of the update `change` of an AllocationState that runs: what it is to come to from
+    now on."""
+
+    allocation_state: AllocationState
+    reason: Reason = ""
+
+
 class UntoldHost(Contract):
     """A host that could not be told, and why. It is told when it answers again."""
 

@@ -17,6 +17,12 @@ HOST_CHECK = "HostCheck"
 HOST_CHECK_SCHEDULE = "host-check"
 """The id of the schedule that starts it."""
 
+HOUSEKEEPING = "Housekeeping"
+"""The type of the workflow that a round leaves behind."""
+
+HOUSEKEEPING_ID = "housekeeping"
+"""Its id: there is one at a time."""
+
 # Facts, fences that are not wanted, and whether peers reach it, are read of each host once in so
 # many intervals; by chance in up to so many fewer: hosts that were added together part.
 _MOST_INTERVALS = 10
@@ -62,17 +68,27 @@ class RoundStep(StrEnum):
     TIDY = "tidy"
 
 
+class Lane(StrEnum):
+    """Hosts that answered when they were looked at last, or were never looked at, and the others:
+    those cost their time-outs, and hold nobody up."""
+
+    ANSWERED = "answered last time"
+    MISSED = "missed last time"
+
+
 class SweepInput(Contract):
-    """One batch of one step: hosts by name, those after `after`."""
+    """One batch of one step: hosts by name, those after `after`. `lane`: of the check alone."""
 
     plan: RoundPlan
     after: str = ""
+    lane: Lane = Lane.ANSWERED
 
 
 class Swept(Contract):
-    """What came of a batch. `last`: the name to go on after; None: it was the last batch. `seen`:
-    how many hosts showed what to this attempt; `changed`: those whose status is another one now, or
-    whose fence was news."""
+    """What came of a batch. `last`: the name to go on after; None: it was the last batch. `hosts`:
+    how many it was about, those left to the other lane included, which counts none. `seen`: how
+    many showed what to this attempt; `changed`: those whose status is another one now, or whose
+    fence was news."""
 
     last: Name | None
     hosts: int = 0
@@ -81,10 +97,12 @@ class Swept(Contract):
 
 
 class Round(Contract):
-    """A round as it goes on in a new run."""
+    """A round as it goes on in a new run. `lanes`: those of the check that are not at their end,
+    and the name after which each goes on; `after`: the same of another step."""
 
     plan: RoundPlan
     step: RoundStep = RoundStep.CHECK
+    lanes: dict[Lane, str] = Field(default_factory=lambda: dict.fromkeys(Lane, ""))
     after: str = ""
     hosts: int = 0
     seen: dict[Seen, int] = Field(default_factory=dict)
@@ -145,3 +163,19 @@ class HostCheckResult(Contract):
     hosts: int
     seen: dict[Seen, int]
     sighting: HostSighting | None = None
+
+
+class HousekeepingInput(Contract):
+    """`batch`: hosts that are told per step."""
+
+    batch: int
+
+
+class HousekeepingResult(Contract):
+    """How many hosts were told whether they take new VMs, or could not be; which removed ones are
+    clean now, and how many are not yet."""
+
+    told: int
+    not_told: int
+    cleaned: tuple[Name, ...]
+    waiting: int

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from contracts.addition import HostAdditionInput
 from contracts.base import Contract, Name
 from contracts.leases import Owner
+from contracts.preflight import Finding
 from contracts.states import Phase
 
 MAX_HOSTS = 10_000
@@ -33,20 +34,27 @@ class ImportState(StrEnum):
 
     WAITING = "waiting"
     ADDING = "adding"
+    CHECKING = "being looked at"
+    """A dry run, as is the next one."""
+    ADDABLE = "can be added"
     ADDED = "added"
     PRESENT = "there already"
     FAILED = "failed"
 
 
-ENDED_STATES = frozenset({ImportState.ADDED, ImportState.PRESENT, ImportState.FAILED})
+ENDED_STATES = frozenset(
+    {ImportState.ADDABLE, ImportState.ADDED, ImportState.PRESENT, ImportState.FAILED}
+)
 
 
 class ImportedHost(Contract):
-    """A host of an import. `error`: why it was not added."""
+    """A host of an import. `error`: why it was not, or can't be, added; `findings`: all that a dry
+    run has found."""
 
     host: Name
     state: ImportState
     error: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 class CarriedImport(Contract):
@@ -63,7 +71,8 @@ class CarriedImport(Contract):
 
 
 class HostImportInput(Contract):
-    """Add many hosts, `parallel` at a time, each by a HostAddition of its own.
+    """Add many hosts, `parallel` at a time, each by a HostAddition of its own; those with `dry_run`
+    are only looked at.
 
     As JSON, `defaults` beside `hosts` has the fields that all hosts share but for those that say
     otherwise: ten thousand hosts fit in one input.
@@ -136,6 +145,7 @@ class HostImportStatus(Contract):
         counts: hosts by state.
         adding: hosts whose addition runs.
         failed: the first of those that failed, with reasons.
+        clusters: those of hosts that are not done yet, by name.
     """
 
     name: Name
@@ -147,6 +157,7 @@ class HostImportStatus(Contract):
     adding: tuple[Name, ...]
     failed: tuple[ImportedHost, ...]
     commands: tuple[str, ...] = ()
+    clusters: tuple[Name, ...] = ()
 
 
 class RunningAddition(Contract):

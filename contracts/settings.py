@@ -364,7 +364,8 @@ HOST_CHECK_CONCURRENCY = Setting[int](
     "host.check.concurrency",
     Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
     50,
-    "Hosts of a step that are looked at at a time.",
+    "Hosts of a step that are looked at at a time; beside them as many that missed their last "
+    "check.",
     scopes=frozenset({SettingScope.GLOBAL}),
 )
 HOST_CHECK_MISSED_MAX = Setting[int](

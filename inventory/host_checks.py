@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import not_
+from sqlalchemy import not_, or_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -50,6 +50,18 @@ class HostChecks:
             col(HostRow.name) > after,
             col(HostRow.resource_state).not_in(NOT_CHECKED),
             not_(being_reinstalled()),
+            limit=most,
+        )
+
+    async def missed(self, since: datetime, after: str, most: int) -> list[Host]:
+        """The same of those that missed their last check and were not looked at since `since`."""
+        return await select_hosts(
+            self._database,
+            col(HostRow.name) > after,
+            col(HostRow.resource_state).not_in(NOT_CHECKED),
+            not_(being_reinstalled()),
+            col(HostRow.missed_checks) > 0,
+            or_(col(HostRow.checked_at).is_(None), col(HostRow.checked_at) < since),
             limit=most,
         )
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -87,6 +87,11 @@ class Hosts:
     async def among(self, names: Collection[str]) -> Sequence[Host]:
         """Those of that name, by name; some hundreds at most."""
         return await select_hosts(self._database, col(HostRow.name).in_(names))
+
+    async def count(self) -> int:
+        """How many hosts there are."""
+        async with self._database.reading() as session:
+            return (await session.exec(select(func.count()).select_from(HostRow))).one()
 
     async def list(
         self,

@@ -20,11 +20,14 @@ from temporalio.worker import (
 )
 
 from contracts.errors import HostlerError, InvalidInput
-from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE
+from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
 from contracts.operations import kind_of
 from contracts.steps import MigrateVmResult
 from workers.converter import application_error
 from workers.logs import host_of_log
+
+# Workflows of schedules, which are no operations of anybody's, as metrics name them.
+_NO_OPERATIONS = {HOST_CHECK: HOST_CHECK_SCHEDULE, HOUSEKEEPING: HOUSEKEEPING_ID}
 
 
 class HostlerInterceptor(Interceptor):
@@ -121,8 +124,7 @@ class _Workflows(WorkflowInboundInterceptor):
 def _count_end(outcome: str) -> None:
     info = workflow.info()
     kind: str | None = kind_of(info.workflow_type, info.workflow_id)
-    if info.workflow_type == HOST_CHECK:
-        kind = HOST_CHECK_SCHEDULE
+    kind = _NO_OPERATIONS.get(info.workflow_type, kind)
     workflow.metric_meter().create_counter(
         "hostler_operations_ended", "Operations that ended, by kind and outcome"
     ).add(1, {"kind": str(kind or "unknown"), "outcome": outcome})

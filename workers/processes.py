@@ -10,6 +10,7 @@ from api.app import create_app
 from inventory import Inventory
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free
+from workers.limits import allow_open_files
 from workers.parts import Part, first_end, running_api, running_worker, until_signalled
 from workers.schedules import ensure_schedules
 from workers.settings import Settings
@@ -90,6 +91,7 @@ def _keep_what_is_there() -> None:
 async def _start_worker(
     stack: AsyncExitStack, settings: Settings, client: Client, inventory: Inventory
 ) -> Part:
+    allow_open_files(await inventory.hosts.count())
     await ensure_schedules(client, inventory, settings.task_queue)
     bundle = build_worker(client, inventory, settings)
     stack.push_async_callback(bundle.close)

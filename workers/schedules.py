@@ -1,5 +1,6 @@
 """What Temporal starts by itself: schedules, which people see, pause and trigger there."""
 
+import dataclasses
 from datetime import timedelta
 
 from temporalio.client import (
@@ -11,6 +12,8 @@ from temporalio.client import (
     ScheduleOverlapPolicy,
     SchedulePolicy,
     ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
 )
 from temporalio.service import RPCError
 
@@ -24,29 +27,36 @@ _CATCHUP = timedelta(seconds=10)
 
 
 async def ensure_schedules(client: Client, inventory: Inventory, task_queue: str) -> None:
-    """Create those that are missing. One that is there stays as it is: somebody may have paused
-    it, and each round sets its interval. Raises Unavailable."""
+    """Create those that are missing. One that is there gets what this version starts, and how; its
+    interval, which each round sets, and its state stay: somebody may have paused it. Raises
+    Unavailable."""
     settings = await inventory.settings.resolve()
     every = timedelta(seconds=settings[HOST_CHECK_INTERVAL])
-    action = ScheduleActionStartWorkflow(
-        HOST_CHECK,
-        HostCheckInput(),
-        id=HOST_CHECK_SCHEDULE,
-        task_queue=task_queue,
-        static_summary="Looks at every host",
+    wanted = Schedule(
+        action=ScheduleActionStartWorkflow(
+            HOST_CHECK,
+            HostCheckInput(),
+            id=HOST_CHECK_SCHEDULE,
+            task_queue=task_queue,
+            static_summary="Looks at every host",
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCHUP),
     )
-    try:
-        await client.create_schedule(
-            HOST_CHECK_SCHEDULE,
-            Schedule(
-                action=action,
-                spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
-                policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCHUP),
-            ),
+
+    def bring_up_to_date(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        there = found.description.schedule
+        return ScheduleUpdate(
+            dataclasses.replace(there, action=wanted.action, policy=wanted.policy)
         )
-    except ScheduleAlreadyRunningError:
-        return
+
+    try:
+        try:
+            await client.create_schedule(HOST_CHECK_SCHEDULE, wanted)
+        except ScheduleAlreadyRunningError:
+            await client.get_schedule_handle(HOST_CHECK_SCHEDULE).update(bring_up_to_date)
     except RPCError as error:
         raise Unavailable(
-            f"Temporal did not create the schedule {HOST_CHECK_SCHEDULE}: {error.message}."
+            f"Temporal did not create or update the schedule {HOST_CHECK_SCHEDULE}: "
+            f"{error.message}."
         ) from error

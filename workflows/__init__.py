@@ -8,6 +8,7 @@ from workflows.host_import import HostImport
 from workflows.host_maintenance import HostMaintenance
 from workflows.host_reinstallation import HostReinstallation
 from workflows.host_removal import HostRemoval
+from workflows.housekeeping import Housekeeping
 from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
@@ -19,5 +20,6 @@ WORKFLOWS = (
     HostMaintenance,
     HostReinstallation,
     HostRemoval,
+    Housekeeping,
     VmReturn,
 )

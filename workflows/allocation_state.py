@@ -1,6 +1,8 @@
 """AllocationState: enable or disable a zone, a pod, a cluster or a host, and tell the hosts.
 
 set in the inventory -> tell all hosts below, batch by batch
+
+While it runs, the update `change` turns it round: the other state is set, and all are told again.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
         AllocationStateInput,
         AllocationStateResult,
         AllocationStateStatus,
+        ChangeAllocationInput,
         HostsBelow,
         SetAllocationInput,
         TellHostsInput,
@@ -53,6 +56,7 @@ class AllocationState:
 
     def __init__(self) -> None:
         self._request: AllocationStateInput | None = None
+        self._changes = 0
         self._phase = Phase.PLANNING
         self._hosts: tuple[str, ...] | None = None
         self._told = 0
@@ -63,27 +67,48 @@ class AllocationState:
     async def run(self, request: AllocationStateInput) -> AllocationStateResult:
         """Returns when every host was told or could not be; the latter does not fail it."""
         self._request = request
-        self._enter(Phase.PLANNING)
         try:
-            self._hosts = await self._set()
-            for batch in self._batches(self._hosts):
-                self._enter(Phase.TELLING)
-                await self._tell(batch)
+            while not await self._set_and_tell(self._changes):
+                self._begin_anew()
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
             raise as_application_error(error) from error
         self._enter(Phase.DONE)
         return AllocationStateResult(
-            level=request.level,
-            name=request.name,
-            allocation_state=request.allocation_state,
+            level=self._asked.level,
+            name=self._asked.name,
+            allocation_state=self._asked.allocation_state,
             told=self._told,
             not_told=self._not_told,
             untold=tuple(self._untold),
         )
 
-    async def _set(self) -> tuple[str, ...]:
+    async def _set_and_tell(self, change: int) -> bool:
+        """What is asked for now; False as soon as something else is."""
+        self._enter(Phase.PLANNING)
+        self._hosts = await self._set(change)
+        for batch in self._batches(self._hosts):
+            if self._changes == change:
+                self._enter(Phase.TELLING)
+                await self._tell_unless_changed(batch, change)
+        return self._changes == change
+
+    async def _tell_unless_changed(self, hosts: tuple[str, ...], change: int) -> None:
+        """Whoever is being told when it is turned round is told again."""
+        telling = asyncio.create_task(self._tell(hosts))
+        try:
+            await workflow.wait_condition(lambda: telling.done() or self._changes != change)
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        if self._changes == change:
+            telling.result()
+
+    def _begin_anew(self) -> None:
+        self._hosts, self._told, self._not_told, self._untold = None, 0, 0, []
+
+    async def _set(self, change: int) -> tuple[str, ...]:
         asked, info = self._asked, workflow.info()
         below: HostsBelow = await workflow.execute_activity_method(
             AllocationActivities.set_allocation,
@@ -93,7 +118,7 @@ class AllocationState:
                 allocation_state=asked.allocation_state,
                 reason=asked.reason,
                 operation=info.workflow_id,
-                step=f"{info.first_execution_run_id}/set",
+                step=f"{info.first_execution_run_id}/set/{change}",
             ),
             summary=f"{asked.level} {asked.name} becomes {asked.allocation_state}",
             **policies.RECORD,
@@ -117,6 +142,24 @@ class AllocationState:
             if workflow.cancellation_reason() is not None:
                 raise asyncio.CancelledError
             yield hosts[begin : begin + _BATCH]
+
+    @workflow.update(name="change")
+    async def change(self, request: ChangeAllocationInput) -> None:
+        """The other state, from now on."""
+        self._request = self._asked.model_copy(
+            update={"allocation_state": request.allocation_state, "reason": request.reason}
+        )
+        self._changes += 1
+
+    @change.validator
+    def _check_change(self, request: ChangeAllocationInput) -> None:
+        if request.allocation_state is self._asked.allocation_state:
+            place = f"{self._asked.level} {self._asked.name}"
+            raise ApplicationError(
+                f"{place} becomes {request.allocation_state} already.", type="Conflict"
+            )
+        if self._phase is Phase.DONE or workflow.cancellation_reason() is not None:
+            raise ApplicationError("The change is at its end.", type="Conflict")
 
     @workflow.query(name="status")
     def status(self) -> AllocationStateStatus:
@@ -156,8 +199,13 @@ class AllocationState:
     def _commands(self) -> tuple[str, ...]:
         asked = self._asked
         look = f"hostler operation show {ALLOCATION_KINDS[asked.level]} {asked.name}"
-        again = f"hostler {asked.level} {_VERBS[asked.allocation_state]} {asked.name}"
-        return (look, again) if self._phase is Phase.DONE and self._not_told else (look,)
+        again, back = (
+            f"hostler {asked.level} {_VERBS[state]} {asked.name}"
+            for state in sorted(State, key=lambda state: state is not asked.allocation_state)
+        )
+        if self._phase is not Phase.DONE:
+            return (look, back)
+        return (look, again) if self._not_told else (look,)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

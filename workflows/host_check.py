@@ -3,30 +3,35 @@
     check -> investigate the absent -> compare fences -> tidy up
 
 A schedule starts a round (`host-check`); with a `host`, that one alone is looked at, out of turn.
-The history grows with batches, not with hosts: names stay in the inventory.
+The history grows with batches, not with hosts: names stay in the inventory. Hosts that missed their
+last check are looked at beside the others, and what may take long at single hosts is left to
+Housekeeping, which outlives the round: the next one is due soon.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
+from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
-    from activities.allocation import AllocationActivities
     from activities.host_checks import HostCheckActivities
     from activities.reconciliation import ReconciliationActivities
-    from activities.removal import RemovalActivities
     from activities.schedules import ScheduleActivities
-    from contracts.allocation import HostsUntold, TellHostsInput
     from contracts.host_checks import (
         HOST_CHECK,
         HOST_CHECK_SCHEDULE,
+        HOUSEKEEPING,
+        HOUSEKEEPING_ID,
         AlignScheduleInput,
         HostCheckInput,
         HostCheckResult,
         HostSighting,
+        HousekeepingInput,
+        Lane,
         Round,
         RoundPlan,
         RoundStep,
@@ -40,7 +45,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.search_attributes import HOST_NAME
 
 _NEXT = {
-    RoundStep.CHECK: RoundStep.INVESTIGATE,
     RoundStep.INVESTIGATE: RoundStep.FENCES,
     RoundStep.FENCES: RoundStep.TIDY,
 }
@@ -59,7 +63,7 @@ class HostCheck:
         if request.host is not None:
             return await self._look_at(request.host)
         self._round = request.continued or await self._begin()
-        await self._sweep(RoundStep.CHECK, HostCheckActivities.check_hosts)
+        await self._check()
         await self._sweep(RoundStep.INVESTIGATE, HostCheckActivities.investigate_hosts)
         await self._sweep(RoundStep.FENCES, ReconciliationActivities.reconcile_fences)
         await self._tidy()
@@ -94,6 +98,35 @@ class HostCheck:
         )
         return Round(plan=plan)
 
+    async def _check(self) -> None:
+        """All lanes at the same time, from where the round stands."""
+        if self._now.step is not RoundStep.CHECK:
+            return
+        await asyncio.gather(*(self._check_lane(lane) for lane in self._now.lanes))
+        self._continue_as_new_if_suggested()
+        self._go_on(step=RoundStep.INVESTIGATE)
+
+    async def _check_lane(self, lane: Lane) -> None:
+        """Its batches, to its end or until the run has become long."""
+        while lane in self._now.lanes and not workflow.info().is_continue_as_new_suggested():
+            self._show()
+            after = self._now.lanes[lane]
+            swept: Swept = await workflow.execute_activity_method(
+                HostCheckActivities.check_hosts,
+                SweepInput(plan=self._now.plan, after=after, lane=lane),
+                summary=f"{lane}, after {after}" if after else lane.value,
+                **policies.SWEEP,
+            )
+            # The other lane has gone on meanwhile.
+            lanes = {other: at for other, at in self._now.lanes.items() if other is not lane}
+            if swept.last is not None:
+                lanes[lane] = swept.last
+            self._go_on(
+                lanes=lanes,
+                hosts=self._now.hosts + swept.hosts,
+                seen=dict(Counter(self._now.seen) + Counter(swept.seen)),
+            )
+
     async def _sweep(
         self, step: RoundStep, activity: Callable[[Any, SweepInput], Awaitable[Swept]]
     ) -> None:
@@ -107,44 +140,35 @@ class HostCheck:
                 summary=f"{step}, after {now.after}" if now.after else step.value,
                 **policies.SWEEP,
             )
-            done = swept.last is None
-            self._round = Round(
-                plan=now.plan,
-                step=_NEXT[step] if done else step,
-                after=swept.last or "",
-                hosts=now.hosts + (swept.hosts if step is RoundStep.CHECK else 0),
-                seen=dict(Counter(now.seen) + Counter(swept.seen)),
-            )
-            if workflow.info().is_continue_as_new_suggested():
-                workflow.continue_as_new(HostCheckInput(continued=self._round))
+            self._go_on(step=step if swept.last else _NEXT[step], after=swept.last or "")
+            self._continue_as_new_if_suggested()
 
     async def _tidy(self) -> None:
-        """What operations that have ended still hold, what hosts that are back do not know, and
-        what removed ones that are back still have."""
+        """What operations that have ended still hold; and begin the housekeeping, unless that of an
+        earlier round is still at work."""
         await workflow.execute_activity_method(
             ReconciliationActivities.free_abandoned,
             summary="Room and turns of ended operations",
             **policies.SWEEP,
         )
-        untold: HostsUntold = await workflow.execute_activity_method(
-            AllocationActivities.list_untold_hosts,
-            summary="Hosts that do not know yet whether they take new VMs",
-            **policies.RECORD,
-        )
-        batch = self._now.plan.batch
-        for begin in range(0, len(untold.hosts), batch):
-            await workflow.execute_activity_method(
-                AllocationActivities.tell_hosts,
-                TellHostsInput(hosts=untold.hosts[begin : begin + batch]),
-                summary="Whether they take new VMs",
-                **policies.SWEEP,
+        try:
+            await workflow.start_child_workflow(
+                HOUSEKEEPING,
+                HousekeepingInput(batch=self._now.plan.batch),
+                id=HOUSEKEEPING_ID,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                static_summary="What hosts do not know, and removed ones still have",
             )
-        await workflow.execute_activity_method(
-            RemovalActivities.clean_removed,
-            summary="Removed hosts that were not clean yet",
-            **policies.SWEEP,
-        )
+        except WorkflowAlreadyStartedError:
+            workflow.logger.info("the housekeeping of an earlier round is still at work")
         self._show()
+
+    def _go_on(self, **changes: Any) -> None:
+        self._round = self._now.model_copy(update=changes)
+
+    def _continue_as_new_if_suggested(self) -> None:
+        if workflow.info().is_continue_as_new_suggested():
+            workflow.continue_as_new(HostCheckInput(continued=self._round))
 
     def _show(self) -> None:
         now = self._now

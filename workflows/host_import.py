@@ -2,15 +2,17 @@
 
     look which hosts are there already -> add the others in a sliding window -> report
 
-One that fails is reported and fails nothing else. An addition that somebody else has started is
-joined. The additions outlive the import: one that is cancelled begins no other, and a second import
-of the same list finishes what is left.
+One that fails is reported and fails nothing else. A host with `dry_run` is only looked at, and all
+that was found is in the report. An addition that somebody else has started is joined. The additions
+outlive the import: one that is cancelled begins no other, and a second import of the same list
+finishes what is left.
 """
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import WorkflowIDReusePolicy
@@ -23,11 +25,15 @@ from temporalio.exceptions import (
     TerminatedError,
     WorkflowAlreadyStartedError,
 )
-from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
+from temporalio.workflow import (
+    ChildWorkflowCancellationType,
+    ChildWorkflowHandle,
+    ParentClosePolicy,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.host_import import ImportActivities
-    from contracts.addition import HostAdditionInput
+    from contracts.addition import HostAdditionInput, HostAdditionResult
     from contracts.host_import import (
         ENDED_STATES,
         AwaitAdditionsInput,
@@ -44,6 +50,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from contracts.leases import Owner
     from contracts.operations import WORKFLOW_TYPES, OperationKind, workflow_id
+    from contracts.preflight import Finding, errors_among
     from contracts.states import Phase
     from workflows import policies
     from workflows.failures import as_application_error, explain
@@ -55,6 +62,8 @@ _AHEAD = 200
 # A reason is carried along for every host that failed; beyond so many, its addition tells it.
 _MAX_ERROR_BYTES = 250
 _MOST_ERRORS = 1000
+# The same of what dry runs have found, of all hosts together.
+_MAX_FINDINGS_BYTES = 200_000
 
 
 @workflow.defn(name="HostImport")
@@ -68,6 +77,8 @@ class HostImport:
         self._hosts: list[ImportedHost] = []
         self._asked: dict[int, HostAdditionInput] = {}
         self._counts: Counter[ImportState] = Counter()
+        self._clusters: Counter[str] = Counter()
+        self._room_for_findings = _MAX_FINDINGS_BYTES
         self._failed: list[ImportedHost] = []
         self._unseen: deque[int] = deque()
         self._absent: deque[int] = deque()
@@ -141,11 +152,19 @@ class HostImport:
 
     def _begin_additions(self) -> None:
         while self._absent and len(self._in_work) < self._list.parallel:
+            if self._ends_with_this_run(self._absent[0]):
+                return
             self._begin(self._absent.popleft())
+
+    def _ends_with_this_run(self, position: int) -> bool:
+        """What a dry run finds is only told to the run that began it: when that is to end soon, it
+        begins no further one, and waits for those that it has begun."""
+        return self._asked[position].dry_run and workflow.info().is_continue_as_new_suggested()
 
     def _begin(self, position: int) -> None:
         self._begun.add(position)
-        self._note(position, ImportState.ADDING)
+        dry_run = self._asked[position].dry_run
+        self._note(position, ImportState.CHECKING if dry_run else ImportState.ADDING)
         self._in_work[position] = asyncio.create_task(self._add(position))
 
     # --- one host -------------------------------------------------------------------------------
@@ -154,7 +173,9 @@ class HostImport:
         """By a child of the usual id, or by the addition that runs already."""
         asked = self._asked[position]
         try:
-            if position in self._owners or not await self._is_child(position, asked):
+            if asked.dry_run:
+                await self._look_at(position, asked)
+            elif position in self._owners or not await self._is_child(position, asked):
                 await self._join(position, asked)
             else:
                 self._end(position, ImportState.ADDED)
@@ -166,10 +187,35 @@ class HostImport:
             del self._in_work[position]
             self._changes += 1
 
+    async def _look_at(self, position: int, asked: HostAdditionInput) -> None:
+        """By an addition that changes nothing."""
+        child = await self._start_child(asked)
+        if child is None:
+            await self._discard([asked.secret])
+            running = workflow_id(OperationKind.ADDITION, asked.name)
+            self._end(position, ImportState.FAILED, f"{running} runs already.")
+            return
+        found = HostAdditionResult.model_validate(await child).findings
+        errors = "; ".join(error.found for error in errors_among(found))
+        state = ImportState.FAILED if errors else ImportState.ADDABLE
+        self._end(position, state, errors or None, found)
+
     async def _is_child(self, position: int, asked: HostAdditionInput) -> bool:
         """Add the host by a child; False if an addition of it runs already."""
+        child = await self._start_child(asked)
+        if child is None:
+            return False
+        self._owners[position] = Owner(
+            workflow_id=child.id, first_run_id=child.first_execution_run_id or ""
+        )
+        self._changes += 1
+        await child
+        return True
+
+    async def _start_child(self, asked: HostAdditionInput) -> ChildWorkflowHandle[Any, Any] | None:
+        """None if an addition of that host runs already."""
         try:
-            child = await workflow.start_child_workflow(
+            return await workflow.start_child_workflow(
                 WORKFLOW_TYPES[OperationKind.ADDITION],
                 asked,
                 id=workflow_id(OperationKind.ADDITION, asked.name),
@@ -180,13 +226,7 @@ class HostImport:
                 static_summary=f"Addition of {asked.name}: import {self._list.name}",
             )
         except WorkflowAlreadyStartedError:
-            return False
-        self._owners[position] = Owner(
-            workflow_id=child.id, first_run_id=child.first_execution_run_id or ""
-        )
-        self._changes += 1
-        await child
-        return True
+            return None
 
     async def _join(self, position: int, asked: HostAdditionInput) -> None:
         """Wait for an addition that is not this run's child; what it has made may be otherwise than
@@ -242,19 +282,22 @@ class HostImport:
             asked.secret for position, asked in self._asked.items() if position not in self._begun
         ]
         try:
-            await workflow.execute_activity_method(
-                ImportActivities.discard_secrets,
-                DiscardSecretsInput(secrets=tuple(left)),
-                summary="Credentials that nobody needs",
-                **policies.RECORD,
-            )
+            await self._discard(left)
         except ActivityError as error:
             raise as_application_error(error) from error
+
+    async def _discard(self, secrets: Sequence[str]) -> None:
+        await workflow.execute_activity_method(
+            ImportActivities.discard_secrets,
+            DiscardSecretsInput(secrets=tuple(secrets)),
+            summary="Credentials that nobody needs",
+            **policies.RECORD,
+        )
 
     # --- continue as new ------------------------------------------------------------------------
 
     def _all_have_begun(self) -> bool:
-        """Whether it is known of each addition in work which one it is."""
+        """Whether it is known of each addition in work which one it is, and none is a dry run."""
         return all(
             position in self._owners or self._asked[position].name in self._joined
             for position in self._in_work
@@ -300,6 +343,10 @@ class HostImport:
                 asked = self._asked[position] = next(waiting)
                 self._hosts.append(ImportedHost(host=asked.name, state=ImportState.WAITING))
         self._counts.update(host.state for host in self._hosts)
+        self._clusters.update(asked.cluster for asked in self._asked.values())
+        self._room_for_findings -= sum(
+            len(finding.model_dump_json()) for host in ended.values() for finding in host.findings
+        )
         self._failed += [host for host in self._hosts if host.state is ImportState.FAILED]
         adding = carried.adding if carried is not None else {}
         self._since = carried.since if carried is not None else self._since
@@ -321,7 +368,7 @@ class HostImport:
     def status(self) -> HostImportStatus:
         """How many hosts stand how, which are being added, which have failed and why."""
         adding = [self._asked[position] for position in sorted(self._in_work.keys() & self._asked)]
-        keyless = sum(asked.host_key_sha256 is None for asked in adding)
+        keyless = sum(asked.host_key_sha256 is None and not asked.dry_run for asked in adding)
         name, total = self._list.name, len(self._hosts)
         going_on = sum(self._counts[state] for state in ENDED_STATES) < total
         return HostImportStatus(
@@ -334,6 +381,7 @@ class HostImport:
             adding=tuple(asked.name for asked in adding),
             failed=tuple(self._failed[:_MOST_ERRORS]),
             commands=next_commands(name, workflow.info().workflow_id) if going_on else (),
+            clusters=tuple(sorted(+self._clusters)),
         )
 
     @property
@@ -342,16 +390,38 @@ class HostImport:
             raise ApplicationError("The import has not begun yet.", type="Conflict")
         return self._request
 
-    def _end(self, position: int, state: ImportState, error: str | None = None) -> None:
-        del self._asked[position]
+    def _end(
+        self,
+        position: int,
+        state: ImportState,
+        error: str | None = None,
+        findings: tuple[Finding, ...] = (),
+    ) -> None:
+        cluster = self._asked.pop(position).cluster
+        self._clusters[cluster] -= 1
+        look = f"see: hostler operation show addition {self._hosts[position].host}"
+        size = sum(len(finding.model_dump_json()) for finding in findings)
+        if size > self._room_for_findings:
+            error, findings, size = look, (), 0
+        self._room_for_findings -= size
         if error is not None and len(self._failed) >= _MOST_ERRORS:
-            error = f"see: hostler operation show addition {self._hosts[position].host}"
-        self._note(position, state, error)
+            error = look
+        self._note(position, state, error, findings)
 
-    def _note(self, position: int, state: ImportState, error: str | None = None) -> None:
+    def _note(
+        self,
+        position: int,
+        state: ImportState,
+        error: str | None = None,
+        findings: tuple[Finding, ...] = (),
+    ) -> None:
         before = self._hosts[position]
-        short = _cut(error) if error is not None else None
-        self._hosts[position] = now = ImportedHost(host=before.host, state=state, error=short)
+        self._hosts[position] = now = ImportedHost(
+            host=before.host,
+            state=state,
+            error=_cut(error) if error is not None else None,
+            findings=findings,
+        )
         self._counts[before.state] -= 1
         self._counts[state] += 1
         if state is ImportState.FAILED:

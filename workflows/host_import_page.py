@@ -41,7 +41,7 @@ def current_details(status: HostImportStatus) -> str:
         f"Since {status.since:%Y-%m-%d %H:%M:%S} UTC, {status.parallel} at a time",
     ]
     if status.adding:
-        lines += ["", "Being added: " + ", ".join(f"`{host}`" for host in status.adding)]
+        lines += ["", "At work on: " + ", ".join(f"`{host}`" for host in status.adding)]
     if status.failed:
         lines += ["", "Failed:", ""]
         lines += [f"- `{one.host}`: {one.error}" for one in status.failed[:_MOST_ROWS]]

@@ -617,6 +617,20 @@ async def test_another_machine_at_that_address_is_not_touched(
     assert "another SSH host key" in (await tombstone(inventory)).cleaning_problem
 
 
+async def test_a_removed_host_that_is_beyond_hostler_costs_itself_alone(
+    on: Make, inventory: Inventory, lease: LeaseRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def odd(access: HostAccess, host: str) -> list[str]:
+        raise ValueError("not enough values to unpack")
+
+    machine = Machine()
+    activities = on(machine)
+    await lost(activities, inventory, lease)
+    monkeypatch.setattr(machine, "look", odd)
+    assert (await run(activities.clean_removed)).waiting == (HOST,)
+    assert "ValueError: not enough values" in (await tombstone(inventory)).cleaning_problem
+
+
 @pytest.mark.parametrize("address", ["198.18.0.11", "198.18.0.99"])
 async def test_a_machine_that_is_a_host_again_is_not_touched(
     on: Make, inventory: Inventory, lease: LeaseRef, address: str

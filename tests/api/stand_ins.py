@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
         AllocationStateInput,
         AllocationStateResult,
         AllocationStateStatus,
+        ChangeAllocationInput,
     )
     from contracts.cluster_maintenance import (
         ClusterMaintenanceInput,
@@ -280,7 +281,7 @@ class StandInAddition:
 
 @workflow.defn(name="AllocationState")
 class StandInAllocation:
-    """Waits for the signal `go`, if its reason is to wait."""
+    """Waits for the signal `go`, if its reason is to wait. Can be turned round meanwhile."""
 
     def __init__(self) -> None:
         self._request: AllocationStateInput | None = None
@@ -296,7 +297,7 @@ class StandInAllocation:
         return AllocationStateResult(
             level=request.level,
             name=request.name,
-            allocation_state=request.allocation_state,
+            allocation_state=self._request.allocation_state,
             told=3,
             not_told=0,
             untold=(),
@@ -305,6 +306,16 @@ class StandInAllocation:
     @workflow.signal(name="go")
     def go(self) -> None:
         self._go = True
+
+    @workflow.update(name="change")
+    async def change(self, request: ChangeAllocationInput) -> None:
+        assert self._request
+        self._request = self._request.model_copy(update=dict(request))
+
+    @change.validator
+    def _check_change(self, request: ChangeAllocationInput) -> None:
+        if self._request is None or self._request.allocation_state is request.allocation_state:
+            raise ApplicationError("It becomes that already.", type="Conflict")
 
     @workflow.query(name="status")
     def status(self) -> AllocationStateStatus:
@@ -352,6 +363,7 @@ class StandInImport:
             counts={ImportState.ADDING: 2},
             adding=tuple(host.name for host in self._request.hosts[:2]),
             failed=(),
+            clusters=tuple(sorted({host.cluster for host in self._request.hosts})),
         )
 
 

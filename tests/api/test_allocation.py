@@ -52,7 +52,7 @@ async def test_a_place_is_changed_by_an_operation_that_is_found(api: Api) -> Non
         shown = await api.viewer.get(answer.headers["location"])
         assert shown.json()["details"]["allocation_state"] == "Disabled"
         assert shown.json()["kind"] == operation.kind
-        again = await api.admin.patch(f"/v1/{level}s/{name}", json={"allocation_state": "Enabled"})
+        again = await api.admin.patch(f"/v1/{level}s/{name}", json=_DISABLED)
         refused = problem(again, 409, "LeaseHeld")
         assert refused["details"]["operation"] == answer.headers["location"]
         listed = await until_listed(api, operation.kind, name)
@@ -64,6 +64,21 @@ async def test_a_place_is_changed_by_an_operation_that_is_found(api: Api) -> Non
         (event,) = await api.inventory.events.list(operation=operation.workflow_id)
         assert (event.actor, event.subject) == ("token:anna", f"{level}/{name}")
         assert event.message == "Disabled: wait"
+
+
+async def test_one_that_runs_is_turned_round(api: Api) -> None:
+    zone, *_ = await create(api)
+    first = await api.admin.patch(f"/v1/zones/{zone}", json=_DISABLED)
+    operation = started(first, "zone", zone)
+    enable = {"allocation_state": "Enabled", "reason": "mistaken"}
+    turned = started(await api.admin.patch(f"/v1/zones/{zone}", json=enable), "zone", zone)
+    assert turned.run_id == operation.run_id
+    problem(await api.admin.patch(f"/v1/zones/{zone}", json=enable), 409, "LeaseHeld")
+    await api.workflow(operation.workflow_id).signal("go")
+    result = await api.workflow(operation.workflow_id).result()
+    assert result["allocation_state"] == "Enabled"
+    events = await api.inventory.events.list(operation=operation.workflow_id)
+    assert [event.message for event in events] == ["Enabled: mistaken", "Disabled: wait"]
 
 
 async def test_a_host_is_changed_the_same_way(api: Api, host: str) -> None:
@@ -91,7 +106,7 @@ async def test_a_host_that_is_not_in_service(api: Api, host: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/v1/zones/zone-1", {}, "allocation_state"),
+        ("/v1/zones/zone-1", {}, "input"),
         ("/v1/pods/pod-1", {"allocation_state": "Maintenance"}, "allocation_state"),
         ("/v1/clusters/cluster-1", {"allocation_state": "Enabled", "resaon": ""}, "resaon"),
         ("/v1/clusters/cluster-1", {"allocation_state": "Enabled", "reason": "\0"}, "reason"),

@@ -1,15 +1,28 @@
 """Zones, pods, clusters; and what every path does with a wrong request."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
+import pytest_asyncio
+from temporalio.client import Client
+from temporalio.service import RPCError
 
 from contracts.cluster_maintenance import ClusterMaintenanceInput
 from contracts.hosts import Cluster, Pod, Zone
 from tests.api.conftest import TASK_QUEUE, Api, new_name, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="package")
+async def no_imports(client: Client) -> None:
+    """Those that other tests have left running: they hold the names of their clusters."""
+    query = "WorkflowType = 'HostImport' AND ExecutionStatus = 'Running'"
+    async for execution in client.list_workflows(query):
+        with suppress(RPCError):  # it has ended meanwhile
+            await client.get_workflow_handle(execution.id).terminate()
 
 
 async def test_they_are_created_disabled(api: Api) -> None:
@@ -175,6 +188,38 @@ async def test_a_cluster_in_maintenance_is_neither_renamed_nor_deleted(
     assert enabled.status_code == 202
     await handle.terminate()
     assert (await api.admin.delete(f"/v1/clusters/{cluster}")).status_code == 204
+
+
+async def test_a_cluster_keeps_its_name_while_an_import_adds_hosts_to_it(api: Api) -> None:
+    """To it and to others: no search attribute names them."""
+    name = new_name()
+    clusters = [f"{number}-of-{name}" for number in range(3)]
+    for cluster in clusters:
+        await api.admin.post("/v1/clusters", json={"name": cluster, "pod": "pod-1"})
+    hosts = [
+        {"name": f"{name}-{n}", "address": f"198.18.4.{n}", "cluster": cluster, "password": "pw"}
+        for n, cluster in enumerate(clusters[:2])
+    ]
+    started = await api.admin.post("/v1/imports", json={"name": name, "hosts": hosts})
+    assert started.status_code == 202, started.text
+    query = f"WorkflowId = 'import/{name}'"
+    while not [one async for one in api.client.list_workflows(query)]:
+        await asyncio.sleep(0.05)
+    for cluster in clusters[:2]:
+        path = f"/v1/clusters/{cluster}"
+        for refused in (
+            await api.admin.patch(path, json={"name": "new"}),
+            await api.admin.delete(path),
+        ):
+            found = problem(refused, 409, "LeaseHeld")
+            assert f"{cluster} is held by import/{name}" in found["detail"]
+            assert found["operation"] == started.headers["location"]
+    other = await api.admin.patch(f"/v1/clusters/{clusters[2]}", json={"name": f"new-{name}"})
+    assert other.status_code == 200, other.text
+    await api.workflow(f"import/{name}").signal("go")
+    await api.workflow(f"import/{name}").result()
+    renamed = await api.admin.patch(f"/v1/clusters/{clusters[0]}", json={"name": f"old-{name}"})
+    assert renamed.status_code == 200, renamed.text
 
 
 async def test_zones_and_pods_are_renamed_while_hosts_are_worked_on(api: Api, host: str) -> None:

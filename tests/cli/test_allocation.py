@@ -78,6 +78,17 @@ def test_it_names_who_could_not_be_told(api: FakeApi) -> None:
     ]
 
 
+def test_one_that_was_turned_round_meanwhile_has_failed(api: FakeApi) -> None:
+    api.on("PATCH /v1/zones/zone-1", Answer(202, running("zone", DISABLED)))
+    api.on("GET /v1/operations/zone-allocation/zone-1", ok(completed("zone", ENABLED)))
+    done = hostler("zone", "disable", "zone-1")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == (
+        "hostler: zone zone-1 is Enabled: somebody has asked for that meanwhile. "
+        "Who did: hostler event list --subject zone/zone-1\n"
+    )
+
+
 def test_it_need_not_wait(api: FakeApi) -> None:
     api.on("PATCH /v1/clusters/cluster-1", Answer(202, running("cluster", DISABLED)))
     done = hostler("cluster", "disable", "cluster-1", "--no-wait")

@@ -22,6 +22,7 @@ from contracts.host_import import (
     RunningAddition,
 )
 from contracts.operations import OperationKind
+from contracts.preflight import Finding, Severity
 from contracts.states import Phase
 from tests.cli.answers import operation
 from tests.cli.conftest import (
@@ -194,6 +195,38 @@ def test_without_waiting_and_under_another_name(api: FakeApi, hosts_file: Path) 
     assert "hostler operation show import monday" in done.stdout
     assert api.bodies(POST)[0]["name"] == "monday"
     assert len(api.requests) == 1
+
+
+def test_a_dry_run_reports_every_finding(api: FakeApi, hosts_file: Path) -> None:
+    finding = Finding(
+        code="clock-skew", severity=Severity.ERROR, found="Its clock is off.", remedy="Set it."
+    )
+    broken = ImportedHost(
+        host="kvm-1", state=ImportState.FAILED, error="Its clock is off.", findings=(finding,)
+    )
+    fine = ImportedHost(host="kvm-2", state=ImportState.ADDABLE)
+    api.on(POST, Answer(202, started()))
+    api.on("GET /v1/imports/rack-7-dry-run", NOT_FOUND)
+    api.on(f"{SHOW}-dry-run", ok(started("COMPLETED", broken, fine)))
+    done = hostler("host", "import", str(hosts_file), "--dry-run")
+    (body,) = api.bodies(POST)
+    assert body["name"] == "rack-7-dry-run"
+    assert [host["dry_run"] for host in body["hosts"]] == [True, True]
+    assert "kvm-2  can be added" in done.stdout
+    assert "kvm-1: error [clock-skew] Its clock is off. Set it." in done.stdout
+    assert done.stderr == "hostler: 1 of 2 hosts can't be added like this.\n"
+    assert done.exit_code == 1
+
+
+def test_what_the_file_says_of_a_host_turns_no_dry_run_into_an_addition(
+    api: FakeApi, hosts_file: Path
+) -> None:
+    hosts_file.write_text(hosts_file.read_text() + "    dry_run: false\n")
+    api.on(POST, Answer(202, started()))
+    hostler("host", "import", str(hosts_file), "--dry-run", "--no-wait")
+    assert [host["dry_run"] for host in api.bodies(POST)[0]["hosts"]] == [True, True]
+    hostler("host", "import", str(hosts_file), "--no-wait")
+    assert "dry_run" not in api.bodies(POST)[1]["hosts"][0]
 
 
 def test_a_key_that_waits_to_be_accepted_is_told_once_with_its_command(

@@ -237,6 +237,24 @@ async def test_the_absent_are_those_that_missed_enough_checks_in_this_round(
     assert await absent(3, datetime.now(UTC) + timedelta(seconds=1), "", 10) == []
 
 
+async def test_those_that_missed_their_last_check_until_they_are_looked_at(
+    inventory: Inventory,
+) -> None:
+    for number in range(1, 5):
+        await enabled(inventory, number)
+    for host in ("kvm-1", "kvm-2", "kvm-3"):
+        await see(inventory, look(Seen.UNREACHABLE, host))
+    began = datetime.now(UTC)
+    missed = inventory.host_checks.missed
+    assert [host.name for host in await missed(began, "", 2)] == ["kvm-1", "kvm-2"]
+    assert [host.name for host in await missed(began, "kvm-2", 2)] == ["kvm-3"]
+    await see(inventory, look(Seen.UNREACHABLE, "kvm-1"), look(host="kvm-3"))
+    assert [host.name for host in await missed(began, "", 10)] == ["kvm-2"]
+    # In the next round.
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    assert [host.name for host in await missed(later, "", 10)] == ["kvm-1", "kvm-2"]
+
+
 async def test_a_host_that_is_gone_or_not_in_service_yet_is_left_out(inventory: Inventory) -> None:
     await register(inventory, 1)
     host = await see(inventory, look(Seen.ANSWERED))

@@ -33,7 +33,7 @@ from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
 from contracts.preflight import HostReport, PackageManager, ServiceState
 from contracts.vms import Vm, VmState
-from drivers.errors import HostUnreachable, MigrationRefused, VmNotFound
+from drivers.errors import CallTimedOut, HostUnreachable, MigrationRefused, VmNotFound
 from drivers.protocols import (
     CLOSED,
     FENCED,
@@ -50,6 +50,8 @@ from drivers.protocols import (
 
 FIRST_ADDRESS = "198.19.0.1"
 _CALL_S = 0.002
+# As the real drivers do, a call gives up some time.
+_GIVES_UP_S = 5.0
 _PROGRESS_S = 0.5
 _SHORTEST_S, _LONGEST_S = 1.0, 3.0
 _HOST_MEMORY_MIB = 512 * 1024
@@ -94,7 +96,7 @@ class Trouble(StrEnum):
     HIDDEN = "hidden"
     """Other hosts reach it, Hostler does not."""
     HANGING = "hanging"
-    """SSH answers; a call of libvirt never returns."""
+    """SSH answers, libvirt never."""
 
 
 @dataclass
@@ -378,7 +380,8 @@ class SimulatedHypervisor:
         await asyncio.sleep(_CALL_S)
         host = self._cluster.host(access)
         if host.trouble is Trouble.HANGING:
-            await asyncio.Event().wait()
+            await asyncio.sleep(_GIVES_UP_S)
+            raise CallTimedOut(f"{host.name} did not answer within {_GIVES_UP_S:g} s.")
         return host
 
 

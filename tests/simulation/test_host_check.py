@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client, ScheduleActionExecutionStartWorkflow, ScheduleHandle
 
-from contracts.host_checks import HOST_CHECK_SCHEDULE, HostCheckResult, Look
+from contracts.host_checks import HOST_CHECK_SCHEDULE, HOUSEKEEPING_ID, HostCheckResult, Look
 from contracts.host_status import PeerWord, Reach, Seen
 from contracts.hosts import Host
 from contracts.operations import DEFAULT_TASK_QUEUE
@@ -217,3 +217,7 @@ async def test_a_worker_killed_in_a_round_costs_no_host_its_status(fleet: Fleet)
     assert usage is not None
     assert usage.vms == 10
     await fleet.system.record(third, "host_check")
+    # None of them had been told anything, and those that hang have held no round up.
+    await (await fleet.system.client()).get_workflow_handle(HOUSEKEEPING_ID).result()
+    assert await fleet.inventory.hosts.untold() == []
+    await fleet.system.record(HOUSEKEEPING_ID, "housekeeping")

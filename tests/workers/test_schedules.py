@@ -1,4 +1,4 @@
-"""The schedule of host checks: made once, and left to people afterwards."""
+"""The schedule of host checks: made once, kept up to date, and paused by people alone."""
 
 import asyncio
 import uuid
@@ -13,12 +13,16 @@ from temporalio.client import (
     Schedule,
     ScheduleActionExecutionStartWorkflow,
     ScheduleActionStartWorkflow,
+    ScheduleIntervalSpec,
     ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleState,
 )
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.schedules import ScheduleActivities
-from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput
+from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput, HostCheckInput
 from inventory import Database, Inventory, SecretBox
 from workers.schedules import ensure_schedules
 
@@ -73,6 +77,32 @@ async def test_one_that_a_person_paused_stays_paused(client: Client, inventory: 
     found = await schedule(client)
     assert (found.state.paused, found.state.note) == (True, "network is rebuilt")
     assert [interval.every for interval in found.spec.intervals] == [timedelta(seconds=30)]
+
+
+async def test_a_newer_version_starts_what_it_knows_and_keeps_what_people_said(
+    client: Client, inventory: Inventory
+) -> None:
+    action = ScheduleActionStartWorkflow(
+        "OldCheck", {"old": 1}, id="old-check", task_queue="old-queue"
+    )
+    policy = SchedulePolicy(
+        overlap=ScheduleOverlapPolicy.BUFFER_ALL, catchup_window=timedelta(days=1)
+    )
+    every = ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(seconds=45))])
+    state = ScheduleState(paused=True, note="network is rebuilt")
+    await client.create_schedule(HOST_CHECK_SCHEDULE, Schedule(action, every, policy, state))
+    await asyncio.gather(*(ensure_schedules(client, inventory, "queue-2") for _ in range(3)))
+    found = await schedule(client)
+    assert isinstance(found.action, ScheduleActionStartWorkflow)
+    assert (found.action.workflow, found.action.id) == ("HostCheck", HOST_CHECK_SCHEDULE)
+    assert found.action.task_queue == "queue-2"
+    assert len(found.action.args) == 1
+    given = await client.data_converter.decode(found.action.args, [HostCheckInput])
+    assert given == [HostCheckInput()]
+    assert found.policy.overlap is ScheduleOverlapPolicy.SKIP
+    assert found.policy.catchup_window == timedelta(seconds=10)
+    assert (found.state.paused, found.state.note) == (True, "network is rebuilt")
+    assert [interval.every for interval in found.spec.intervals] == [timedelta(seconds=45)]
 
 
 async def test_a_round_changes_the_interval_only_if_it_is_another_one(

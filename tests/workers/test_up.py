@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,12 @@ class Machine:
             **more,
         }
 
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, within: Sequence[str] = (), **more: str
+    ) -> subprocess.Popen[str]:
+        """`within`: a command that runs it."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.workers.program", *arguments],
+            [*within, sys.executable, "-m", "tests.workers.program", *arguments],
             cwd=ROOT,
             env=self.environment(**more),
             stdout=subprocess.PIPE,
@@ -52,9 +55,9 @@ class Machine:
         self.started.append(process)
         return process
 
-    def up(self) -> subprocess.Popen[str]:
+    def up(self, *within: str) -> subprocess.Popen[str]:
         """Start `hostler up` and read what it says until it is ready."""
-        process = self.start("up")
+        process = self.start("up", within=within)
         lines = self.said(process, "Admin token")
         assert any("Hostler is ready." in line for line in lines), (lines, self.stderr())
         return process
@@ -130,7 +133,9 @@ def mode(path: Path) -> int:
 
 
 def test_up_serves_until_it_is_told_to_stop(machine: Machine) -> None:
-    process = machine.up()
+    process = machine.up("prlimit", "--nofile=1024:8192")
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    assert re.search(r"Max open files +8192 +8192 ", limits)
     assert machine.listening() == [machine.temporal_port, machine.ui_port, machine.api_port]
 
     token_file = machine.home / "admin-token"

@@ -9,8 +9,9 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from contracts.addition import HostAdditionInput
+    from contracts.addition import HostAdditionInput, HostAdditionResult
     from contracts.host_import import DiscardSecretsInput, FindHostsInput, FindHostsResult
+    from contracts.preflight import Finding
 
 
 @workflow.defn(name="HostAddition")
@@ -18,7 +19,15 @@ class StandIn:
     """Takes as long as the world says, and ends as it says."""
 
     @workflow.run
-    async def run(self, request: HostAdditionInput) -> str:
+    async def run(self, request: HostAdditionInput) -> str | HostAdditionResult:
+        if request.dry_run:
+            found: HostAdditionResult = await workflow.execute_activity(
+                "preflight",
+                request,
+                result_type=HostAdditionResult,
+                start_to_close_timeout=timedelta(seconds=60),
+            )
+            return found
         added: str = await workflow.execute_activity(
             "work_on_host",
             request,
@@ -36,11 +45,13 @@ class ImportWorld:
     Attributes:
         broken: why the addition of a host fails.
         held: hosts whose addition waits for `go`.
+        findings: what a dry run finds.
     """
 
     hosts: dict[str, HostAdditionInput] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    findings: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     seconds: float = 0.0
     begun: list[str] = field(default_factory=list)
@@ -61,6 +72,12 @@ class ImportWorld:
             raise ApplicationError(self.broken[request.name], non_retryable=True)
         self.hosts[request.name] = request
         return request.name
+
+    @activity.defn(name="preflight")
+    async def preflight(self, request: HostAdditionInput) -> HostAdditionResult:
+        await asyncio.sleep(self.seconds)
+        findings = self.findings.get(request.name, ())
+        return HostAdditionResult(name=request.name, findings=findings)
 
     @activity.defn(name="find_hosts")
     async def find_hosts(self, request: FindHostsInput) -> FindHostsResult:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
@@ -17,12 +22,14 @@ from contracts.allocation import (
     AllocationLevel,
     AllocationStateInput,
     AllocationStateResult,
+    ChangeAllocationInput,
     HostsBelow,
     SetAllocationInput,
     TellHostsInput,
     TellHostsResult,
     UntoldHost,
 )
+from contracts.states import AllocationState as State
 from contracts.states import Phase
 from tests.workflows.world import refusal
 from workers.interceptors import HostlerInterceptor
@@ -35,23 +42,30 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 @dataclass
 class Below:
     """A place and its hosts. `deaf`: hosts that can't be told; `fails`: attempts at telling that
-    end as when the worker dies; `gate`: telling waits for it."""
+    end as when the worker dies; `gate`: telling waits for it, from batch `held_from` on; `setting`:
+    setting does."""
 
     hosts: tuple[str, ...] = ("kvm-1", "kvm-2")
     deaf: frozenset[str] = frozenset()
     refused: ApplicationError | None = None
     fails: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    held_from: int | None = None
+    setting: asyncio.Event = field(default_factory=asyncio.Event)
     telling: asyncio.Event = field(default_factory=asyncio.Event)
     set: list[SetAllocationInput] = field(default_factory=list)
     told: list[tuple[str, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.gate.set()
+        self.setting.set()
+        if self.held_from is None:
+            self.held_from = 0
+            self.gate.set()
 
     @activity.defn(name="set_allocation")
     async def set_allocation(self, request: SetAllocationInput) -> HostsBelow:
         self.set.append(request)
+        await self.setting.wait()
         if self.refused is not None:
             raise self.refused
         return HostsBelow(hosts=self.hosts)
@@ -60,7 +74,9 @@ class Below:
     async def tell_hosts(self, request: TellHostsInput) -> TellHostsResult:
         assert self.set, "hosts are told only what the inventory wants already"
         self.telling.set()
-        await self.gate.wait()
+        assert self.held_from is not None
+        if len(self.told) >= self.held_from:
+            await self.gate.wait()
         if self.fails:
             self.fails -= 1
             raise ApplicationError("the worker is gone", type="Unavailable")
@@ -210,6 +226,60 @@ async def test_it_says_where_it_stands(begin: Begin) -> None:
     assert "Reason: new switch" in text
     assert "| kvm-000 | kvm-000 does not answer. It is / off or away. |" in text
     assert "and 10 more" in text
+
+
+async def test_one_that_runs_is_turned_round(begin: Begin) -> None:
+    """All are told what holds then, those too that were told before."""
+    hosts = many(250)
+    below = Below(hosts=hosts, held_from=1)
+    handle = await begin(below, reason="new switch")
+    while len(below.told) < 1:
+        await asyncio.sleep(0.02)
+    change = ChangeAllocationInput(allocation_state=State.ENABLED, reason="mistaken")
+    await handle.execute_update("change", change)
+    while len(below.set) < 2:  # at once, whatever hosts take
+        await asyncio.sleep(0.02)
+    below.gate.set()
+    result = await handle.result()
+    assert (result.allocation_state, result.told, result.not_told) == (State.ENABLED, 250, 0)
+    assert [(one.allocation_state, one.reason) for one in below.set] == [
+        (State.DISABLED, "new switch"),
+        (State.ENABLED, "mistaken"),
+    ]
+    assert len({one.step for one in below.set}) == 2
+    assert sum(below.told[-3:], ()) == hosts
+
+
+async def test_turned_round_twice_while_it_is_being_set(begin: Begin) -> None:
+    below = Below()
+    below.setting.clear()
+    handle = await begin(below)
+    while not below.set:
+        await asyncio.sleep(0.02)
+    for state in (State.ENABLED, State.DISABLED):
+        change = ChangeAllocationInput(allocation_state=state)
+        await handle.execute_update("change", change)
+    below.setting.set()
+    result = await handle.result()
+    assert (result.allocation_state, result.told) == (State.DISABLED, 2)
+    assert [one.allocation_state for one in below.set][-1] is State.DISABLED
+    assert below.told == [below.hosts]
+
+
+async def test_what_it_does_already_is_refused(begin: Begin) -> None:
+    below = Below()
+    below.gate.clear()
+    handle = await begin(below)
+    await below.telling.wait()
+    assert "hostler cluster enable cluster-1" in (await handle.query("status"))["commands"]
+    change = ChangeAllocationInput(allocation_state=State.DISABLED)
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await handle.execute_update("change", change)
+    assert isinstance(caught.value.cause, ApplicationError)
+    assert caught.value.cause.message == "cluster cluster-1 becomes Disabled already."
+    below.gate.set()
+    assert len((await handle.result()).untold) == 0
+    assert len(below.set) == 1
 
 
 async def test_cancel_stops_the_telling_and_leaves_the_state(begin: Begin) -> None:

@@ -1,7 +1,10 @@
-"""HostCheck's order and history, with the activities replaced and time skipped."""
+"""HostCheck's order and history, and what it leaves to Housekeeping, with the activities replaced
+and time skipped."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +13,18 @@ import pytest_asyncio
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from contracts.allocation import HostsUntold, TellHostsInput, TellHostsResult
 from contracts.host_checks import (
+    HOUSEKEEPING_ID,
     AlignScheduleInput,
     HostCheckInput,
     HostCheckResult,
     HostSighting,
+    HousekeepingResult,
+    Lane,
     RoundPlan,
     SweepInput,
     Swept,
@@ -30,6 +37,7 @@ from tests.samples import WHEN
 from tests.workflows.world import refusal
 from workers.interceptors import HostlerInterceptor
 from workflows.host_check import HostCheck
+from workflows.housekeeping import Housekeeping
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -38,13 +46,23 @@ PLAN = RoundPlan(started_at=WHEN, interval=60, batch=200, concurrency=50, timeou
 
 @dataclass
 class Fleet:
-    """`hosts` hosts, host-00001 and up. `fails`: so many attempts at each batch are lost."""
+    """`hosts` hosts, host-00001 and up. `fails`: so many attempts at each batch are lost; `missed`:
+    so many batches of hosts missed their last check; `absent` and `telling`: looking at those, and
+    telling, wait for it."""
 
     hosts: int = 3
     fails: int = 0
     untold: tuple[str, ...] = ()
+    missed: int = 0
+    absent: asyncio.Event = field(default_factory=asyncio.Event)
+    telling: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     batches: list[str] = field(default_factory=list)
+    missed_batches: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.absent.set()
+        self.telling.set()
 
     @activity.defn(name="plan_host_check")
     async def plan_host_check(self) -> RoundPlan:
@@ -61,6 +79,12 @@ class Fleet:
         assert request.plan == PLAN
         if activity.info().attempt <= self.fails:
             raise ApplicationError("the database is away")
+        if request.lane is Lane.MISSED:
+            await self.absent.wait()
+            number = int(request.after or 0) + 1
+            self.missed_batches.append(number)
+            seen = {Seen.UNREACHABLE: 10} if self.missed else {}
+            return Swept(last=str(number) if number < self.missed else None, seen=seen)
         self.batches.append(request.after)
         return self._swept("check_hosts", request)
 
@@ -83,13 +107,14 @@ class Fleet:
 
     @activity.defn(name="tell_hosts")
     async def tell_hosts(self, request: TellHostsInput) -> TellHostsResult:
+        await self.telling.wait()
         self.calls.append(f"tell {' '.join(request.hosts)}")
         return TellHostsResult(told=request.hosts, untold=())
 
     @activity.defn(name="clean_removed")
     async def clean_removed(self) -> RemovedHostsCleaned:
         self.calls.append("clean_removed")
-        return RemovedHostsCleaned()
+        return RemovedHostsCleaned(cleaned=("old-1",), waiting=("old-2", "old-3"))
 
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
@@ -148,7 +173,7 @@ async def begin(client: Client) -> AsyncIterator[Begin]:
         worker = Worker(
             client,
             task_queue=queue,
-            workflows=[HostCheck],
+            workflows=[HostCheck, Housekeeping],
             activities=fleet.activities(),
             interceptors=[HostlerInterceptor()],
         )
@@ -162,23 +187,75 @@ async def begin(client: Client) -> AsyncIterator[Begin]:
         )
 
     yield start
+    with suppress(RPCError):  # none was started
+        await client.get_workflow_handle(HOUSEKEEPING_ID).result()
     for worker in workers:
         await worker.__aexit__(None, None, None)
+
+
+async def housekeeping(client: Client) -> HousekeepingResult:
+    """What came of the last one."""
+    handle = client.get_workflow_handle(HOUSEKEEPING_ID, result_type=HousekeepingResult)
+    result: HousekeepingResult = await handle.result()
+    return result
 
 
 async def test_a_round_has_its_steps_in_order(begin: Begin) -> None:
     fleet = Fleet()
     result = await (await begin(fleet)).result()
     assert (result.hosts, result.seen, result.sighting) == (3, {Seen.ANSWERED: 3}, None)
-    assert fleet.calls == [
+    assert [call for call in fleet.calls if call != "clean_removed"] == [
         "plan_host_check",
         "align host-check 60",
         "check_hosts",
         "investigate_hosts",
         "reconcile_fences",
         "free_abandoned",
-        "clean_removed",
     ]
+
+
+async def test_hosts_that_missed_the_last_check_hold_no_batch_up(begin: Begin) -> None:
+    fleet = Fleet(hosts=10_000, missed=3)
+    fleet.absent.clear()
+    handle = await begin(fleet)
+    while len(fleet.batches) < 51:
+        await asyncio.sleep(0.01)
+    assert fleet.missed_batches == []
+    fleet.absent.set()
+    result = await handle.result()
+    assert fleet.missed_batches == [1, 2, 3]
+    assert (result.hosts, result.seen) == (
+        10_000,
+        {Seen.ANSWERED: 10_000, Seen.UNREACHABLE: 30},
+    )
+
+
+async def test_a_round_ends_while_hosts_are_still_being_told(begin: Begin, client: Client) -> None:
+    fleet = Fleet(untold=("kvm-1",))
+    fleet.telling.clear()
+    await (await begin(fleet)).result()
+    first = await client.get_workflow_handle(HOUSEKEEPING_ID).describe()
+    # Nor does the next one wait, or begin another one.
+    await (await begin(fleet)).result()
+    fleet.telling.set()
+    result = await housekeeping(client)
+    assert (result.told, result.not_told) == (1, 0)
+    last = await client.get_workflow_handle(HOUSEKEEPING_ID).describe()
+    assert first.run_id == last.run_id
+    assert fleet.calls.count("tell kvm-1") == 1
+
+
+async def test_removed_hosts_are_cleaned_while_others_are_still_being_told(
+    begin: Begin, client: Client
+) -> None:
+    fleet = Fleet(untold=("kvm-1",))
+    fleet.telling.clear()
+    await (await begin(fleet)).result()
+    while "clean_removed" not in fleet.calls:
+        await asyncio.sleep(0.01)
+    fleet.telling.set()
+    result = await housekeeping(client)
+    assert (result.told, result.cleaned, result.waiting) == (1, ("old-1",), 2)
 
 
 @pytest.mark.parametrize(("hosts", "batches"), [(0, 1), (200, 2), (201, 2), (10_000, 51)])
@@ -192,9 +269,12 @@ async def test_the_history_grows_with_batches(begin: Begin, hosts: int, batches:
     assert len(events) <= 6 * (2 * batches + 8)
 
 
-async def test_hosts_that_are_back_are_told_whether_they_take_vms(begin: Begin) -> None:
+async def test_hosts_that_are_back_are_told_whether_they_take_vms(
+    begin: Begin, client: Client
+) -> None:
     fleet = Fleet(untold=tuple(f"host-{number:05}" for number in range(1, 202)))
     await (await begin(fleet)).result()
+    assert (await housekeeping(client)).told == 201
     first, second = (call.split()[1:] for call in fleet.calls if call.startswith("tell "))
     assert (tuple(first + second), len(first)) == (fleet.untold, PLAN.batch)
 
@@ -210,17 +290,21 @@ async def test_a_round_that_goes_on_in_a_new_run_starts_where_it_stood(begin: Be
     continued = {
         "plan": PLAN,
         "step": "check",
-        "after": "host-00400",
+        "lanes": {"answered last time": "host-00400"},
         "hosts": 400,
         "seen": {"answered": 390, "unreachable": 10},
     }
     result = await (await begin(fleet, continued=continued)).result()
     assert (result.hosts, result.seen) == (450, {Seen.ANSWERED: 440, Seen.UNREACHABLE: 10})
     assert fleet.batches == ["host-00400"]
+    assert fleet.missed_batches == []
     assert "plan_host_check" not in fleet.calls
     fleet.calls.clear()
     await (await begin(fleet, continued=continued | {"step": "fences"})).result()
-    assert fleet.calls == ["reconcile_fences", "free_abandoned", "clean_removed"]
+    assert [call for call in fleet.calls if call != "clean_removed"] == [
+        "reconcile_fences",
+        "free_abandoned",
+    ]
 
 
 async def test_one_host_out_of_turn(begin: Begin) -> None:

@@ -25,6 +25,7 @@ from contracts.host_import import (
     ImportedHost,
     ImportState,
 )
+from contracts.preflight_rules import error, warning
 from tests.samples import FINGERPRINT
 from tests.workflows.import_world import ImportWorld, StandIn
 from workers.converter import HOSTLER_DATA_CONVERTER
@@ -36,6 +37,7 @@ from workflows.search_attributes import SEARCH_ATTRIBUTES
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 ADDED, PRESENT, FAILED = ImportState.ADDED, ImportState.PRESENT, ImportState.FAILED
+ADDABLE = ImportState.ADDABLE
 
 
 Handle = WorkflowHandle[HostImport, HostImportResult]
@@ -103,7 +105,7 @@ async def begin(client: Client) -> AsyncIterator[Begin]:
             task_queue=run.queue,
             workflows=[HostImport, StandIn],
             activities=[
-                *(world.work_on_host, world.find_hosts, world.discard_secrets),
+                *(world.work_on_host, world.preflight, world.find_hosts, world.discard_secrets),
                 waits.await_additions,
             ],
             interceptors=[HostlerInterceptor()],
@@ -264,10 +266,72 @@ async def test_the_status_tells_how_it_goes(begin: Begin) -> None:
     assert found.counts[ImportState.WAITING] == 1
     assert "hostler operation cancel import rack-7" in found.commands
     page = current_details(found)
-    assert f"Being added: `{run.name(2)}`" in page
+    assert f"At work on: `{run.name(2)}`" in page
     assert f"- `{run.name(0)}`: no route" in page
     world.go.set()
     await handle.result()
+
+
+async def test_the_clusters_of_hosts_that_are_not_done_are_known(begin: Begin) -> None:
+    world = ImportWorld()
+    run = await begin(world)
+    world.held.add(run.name(2))
+    clusters = ("cluster-2", "cluster-1", "cluster-1", "cluster-3")
+    hosts = [run.asked(number, cluster=cluster) for number, cluster in enumerate(clusters)]
+    handle = await run.start(*hosts, parallel=1)
+    await run.until_begun(3)
+    assert (await status(handle)).clusters == ("cluster-1", "cluster-3")
+    world.go.set()
+    await handle.result()
+    assert (await status(handle)).clusters == ()
+
+
+# --- dry runs ---------------------------------------------------------------------------------
+
+
+async def test_a_dry_run_tells_all_findings_of_all_hosts_and_adds_none(begin: Begin) -> None:
+    world = ImportWorld()
+    run = await begin(world)
+    wrong = error("clock", "Its clock is off by an hour.", "Set it.")
+    other = error("libvirtd", "libvirtd is masked.", "Unmask it.")
+    odd = warning("kvm", "It has no KVM.", "Turn it on.")
+    world.findings = {run.name(0): (wrong, odd, other), run.name(1): (odd,)}
+    world.hosts[run.name(3)] = run.asked(3)
+    hosts = [run.asked(number, dry_run=True) for number in range(4)]
+    result = await (await run.start(*hosts, run.asked(4))).result()
+    assert [(one.state, one.error, one.findings) for one in result.hosts] == [
+        (FAILED, "Its clock is off by an hour.; libvirtd is masked.", (wrong, odd, other)),
+        (ADDABLE, None, (odd,)),
+        (ADDABLE, None, ()),
+        (PRESENT, None, ()),
+        (ADDED, None, ()),
+    ]
+    assert world.begun == [run.name(4)]
+
+
+async def test_a_dry_run_does_not_join_an_addition(begin: Begin) -> None:
+    world = ImportWorld()
+    run = await begin(world)
+    world.held.add(run.name(0))
+    await run.add(run.asked(0))
+    await run.until_begun(1)
+    result = await (await run.start(run.asked(0, dry_run=True))).result()
+    assert result.hosts[0].state is FAILED
+    assert result.hosts[0].error == f"addition/{run.name(0)} runs already."
+    assert world.discarded == ["secret-0"]
+    world.go.set()
+
+
+async def test_of_many_findings_their_additions_tell_the_rest(begin: Begin) -> None:
+    world = ImportWorld()
+    run = await begin(world)
+    found = (warning("long", "x" * 90_000, "y"),)
+    world.findings = {run.name(number): found for number in range(3)}
+    hosts = [run.asked(number, dry_run=True) for number in range(3)]
+    result = await (await run.start(*hosts, parallel=1)).result()
+    assert [one.findings for one in result.hosts] == [found, found, ()]
+    assert result.hosts[2].state is ADDABLE
+    assert result.hosts[2].error == f"see: hostler operation show addition {run.name(2)}"
 
 
 @pytest_asyncio.fixture(loop_scope="package")
@@ -307,6 +371,25 @@ async def test_it_continues_as_new_with_additions_under_way(
     assert world.most_at_once <= 3
     closed = await handle.describe()
     assert closed.status is WorkflowExecutionStatus.CONTINUED_AS_NEW or closed.run_id != first
+
+
+async def test_what_dry_runs_have_found_is_not_lost_when_it_continues_as_new(
+    forgetful: Client, begin: Begin
+) -> None:
+    world = ImportWorld(seconds=0.05)
+    run = await begin(world, of=forgetful)
+    world.findings = {
+        run.name(number): (warning("number", f"It is number {number}.", "-"),)
+        for number in range(30)
+    }
+    hosts = [run.asked(number, dry_run=True) for number in range(30)]
+    handle = await run.start(*hosts, parallel=3)
+    first = (await handle.describe()).run_id
+    result = await handle.result()
+    assert (await handle.describe()).run_id != first
+    assert [one.findings for one in result.hosts] == [world.findings[one.name] for one in hosts]
+    assert {one.state for one in result.hosts} == {ADDABLE}
+    assert world.begun == []
 
 
 async def test_what_it_carries_along_is_not_for_others_to_give(begin: Begin) -> None:
