@@ -168,6 +168,7 @@ class Site(World):
     async def pin_host_key(self, request: PinHostKeyInput) -> None:
         self.calls.append("pin_host_key")
         self.pinned = request.key.sha256
+        self.silent = False  # the new installation answers
 
     @activity.defn(name="install_packages")
     async def install_packages(self, lease: LeaseRef) -> None:
