@@ -6,7 +6,14 @@ from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from contracts.leases import LeaseRef
 from contracts.states import ResourceState
-from contracts.steps import HostKeyResult, ScanHostKeyInput, SecretRef, TakeBackResult
+from contracts.steps import (
+    FormerKeysInput,
+    HostKeyResult,
+    ScanHostKeyInput,
+    SecretRef,
+    TakeBackResult,
+    TombstonesClosed,
+)
 from drivers.protocols import HostCleaner, RemoteShell
 from inventory import Inventory
 
@@ -59,9 +66,28 @@ class AdditionActivities:
         return TakeBackResult(running_jobs=tuple(running))
 
     @activity.defn(name="close_tombstones")
-    async def close_tombstones(self, lease: LeaseRef) -> None:
+    async def close_tombstones(self, lease: LeaseRef) -> TombstonesClosed:
         """The host is back on purpose: nobody cleans it as a removed one. Raises LeaseLost."""
-        await self._inventory.removed_hosts.take_back(lease.host, lease=lease)
+        names = await self._inventory.removed_hosts.take_back(lease.host, lease=lease)
+        # The key that it has under its present name is in use, or was replaced by that.
+        access = await self._directory.access(lease.host)
+        return TombstonesClosed(
+            keys_of=tuple(name for name in names if name != lease.host or not access.own_key)
+        )
+
+    @activity.defn(name="remove_former_keys")
+    async def remove_former_keys(self, request: FormerKeysInput) -> None:
+        """Let no key of Hostler's in that was put there under one of these names. Raises
+        CommandFailed, EpochRefused, LeaseLost, and what a login raises."""
+        lease = request.lease
+        await self._inventory.leases.verify(lease)
+        access = await self._directory.access(lease.host)
+
+        async def remove() -> None:
+            for name in request.names:
+                await self._cleaner.remove_key(access, name, lease.epoch)
+
+        await uninterrupted(remove())
 
     @activity.defn(name="discard_secret")
     async def discard_secret(self, request: SecretRef) -> None:

@@ -27,12 +27,13 @@ from drivers.errors import (
     HostUnreachable,
     LoginRefused,
 )
-from drivers.protocols import HostAccess, HostCpu, HostInspector, Hypervisor
+from drivers.protocols import HostAccess, HostCpu, HostInspector, Hypervisor, Neighbours
 from inventory import Inventory
 
 # A host that was there when its key was read may be slow to answer once, not again and again.
 _TRIES = 3
 _MOST_PEERS = 3
+_CONNECT_S = 5  # seconds for a connection from one to the other
 _CODES: Mapping[type[HostlerError], str] = {
     LoginRefused: "login-refused",
     HostKeyChanged: "host-key-changed",
@@ -51,11 +52,13 @@ class PreflightActivities:
         directory: HostDirectory,
         hypervisor: Hypervisor,
         inspector: HostInspector,
+        neighbours: Neighbours,
     ) -> None:
         self._inventory = inventory
         self._directory = directory
         self._hypervisor = hypervisor
         self._inspector = inspector
+        self._neighbours = neighbours
 
     @activity.defn(name="preflight_host")
     async def preflight_host(self, request: PreflightInput) -> PreflightResult:
@@ -94,8 +97,10 @@ class PreflightActivities:
                 disk_free_min=settings[HOST_DISK_FREE_MIN],
             ),
             epoch=request.epoch,
+            generation=await inventory.events.newest(),
             wants_packages=request.install_packages,
             returning=request.returning,
+            known=request.known,
             # One that is `Creating` was left by an addition that ended.
             same_name=same_name is not None
             and not request.known
@@ -125,16 +130,16 @@ class PreflightActivities:
         self, access: HostAccess, request: PreflightInput, asked: Candidacy
     ) -> PreflightResult:
         await self._inspector.log_in(access)
-        peer = asked.peers[0] if asked.peers else None
-        report = await self._inspector.inspect(
-            access, (peer.address, peer.ssh_port) if peer is not None else None
-        )
+        report = await self._inspector.inspect(access)
         libvirt, cpu = await self._ask_libvirt(access, report)
         uuid = libvirt.facts.uuid if libvirt.facts is not None else report.uuid
         if uuid is not None:
             asked = await self._with_uuid(asked, uuid, request)
         peers = await asyncio.gather(
-            *(self._ask_peer(access, cpu, other, request, other is peer) for other in asked.peers)
+            *(
+                self._ask_peer(access, cpu, peer, request, reach=number == 0)
+                for number, peer in enumerate(asked.peers)
+            )
         )
         findings = (
             *from_inventory(asked),
@@ -184,14 +189,17 @@ class PreflightActivities:
         cpu: HostCpu | None,
         peer: Host,
         request: PreflightInput,
+        *,
         reach: bool,
     ) -> PeerReport:
         report = PeerReport(host=peer.name)
         try:
             there = await self._directory.access(peer.name)
             if reach:
-                reached = await self._inspector.reaches(there, request.address, request.ssh_port)
-                report = report.model_copy(update={"reached_new": reached})
+                connect = self._neighbours.reach
+                to_new = await connect(there, request.address, request.ssh_port, _CONNECT_S)
+                from_new = await connect(access, peer.address, peer.ssh_port, _CONNECT_S)
+                report = report.model_copy(update={"to_new": to_new, "from_new": from_new})
             theirs = await self._hypervisor.host_cpu(there) if cpu is not None else None
             # Emulated CPUs and real ones are not compared: they run different VMs.
             if cpu is not None and theirs is not None and cpu.virt_type == theirs.virt_type:

@@ -10,6 +10,7 @@ from temporalio import activity
 from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from contracts.errors import Conflict, NotFound, Unavailable
+from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host
 from contracts.leases import LeaseRef
 from contracts.reinstallation import (
@@ -27,7 +28,7 @@ from contracts.reinstallation import (
 )
 from contracts.settings import HOOK_TIMEOUT, HOST_REINSTALLATION_TIMEOUT
 from contracts.states import ResourceState
-from contracts.steps import HostKeyResult
+from contracts.steps import HostKeyResult, HostRef
 from drivers.errors import LoginRefused
 from drivers.protocols import (
     HostCleaner,
@@ -86,31 +87,41 @@ class ReinstallationActivities:
             exit_status=state.exit_status, problem=state.problem, output=f"{_JOBS}/{name}"
         )
 
+    @activity.defn(name="read_environment")
+    async def read_environment(self, request: HostRef) -> HostEnvironment:
+        """What the installation that is there offers to VMs, for the next one to be compared with.
+        Raises what a host raises that does not tell."""
+        return await self._hypervisor.environment(await self._directory.access(request.host))
+
     @activity.defn(name="withdraw_trust")
     async def withdraw_trust(self, request: WithdrawTrustInput) -> Trust:
         """Revoke the host key that is pinned, and close this worker's connections. Of a host whose
         re-installation has begun before, only what is known. Raises Conflict, LeaseLost."""
-        trust = await self._inventory.reinstallations.withdraw(request.lease, reason=request.reason)
+        trust = await self._inventory.reinstallations.withdraw(
+            request.lease, reason=request.reason, environment=request.environment
+        )
         await self._forget(request.lease.host)
         return Trust(
             former_sha256=trust.former_sha256,
             pinned_sha256=trust.pinned_sha256,
             secret=trust.secret_id,
+            environment=trust.environment,
         )
 
     @activity.defn(name="take_away_key")
     async def take_away_key(self, lease: LeaseRef) -> KeyTakenAway:
         """Hostler's own key opens the old installation no more; its fence stays up until the disk
-        is written anew. A host that refuses the key has lost it before.
+        is written anew. A host that refuses that key has lost it before.
 
-        Raises LoginRefused (of a password), HostKeyChanged, CommandFailed, LeaseLost.
+        Raises LoginRefused (of what an operator has given), HostKeyChanged, CommandFailed,
+        LeaseLost.
         """
         await self._inventory.leases.verify(lease)
         access = await self._directory.access_to_former(lease.host)
         try:
             await uninterrupted(self._cleaner.remove_key(access, lease.host, lease.epoch))
         except LoginRefused:
-            if access.private_key is None:
+            if not access.own_key:
                 raise
             return KeyTakenAway(proof="Hostler's key is refused")
         finally:

@@ -1,12 +1,13 @@
 """Removing a host: what there is, taking Hostler off it, deleting it, and those that come back."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
 from activities.directory import HostDirectory, TrustWithdrawn
 from activities.execution import surprises_of, uninterrupted
-from contracts.errors import Conflict, Failed, HostlerError, Unavailable
+from contracts.errors import Conflict, Failed, HostlerError, NotFound, Unavailable
 from contracts.hosts import RemovedHost
 from contracts.leases import LeaseRef
 from contracts.removal import (
@@ -46,6 +47,10 @@ _LOST = (
 )
 # Removed hosts that are looked for at a time.
 _AT_A_TIME = 10
+# How often one that does not come back is looked for.
+_EVERY_ROUND = timedelta(hours=1)
+_TRIES_PER_AGE = 24
+_LONGEST_PAUSE = timedelta(hours=1)
 
 
 class HostNotEmpty(Conflict):
@@ -172,7 +177,8 @@ class RemovalActivities:
     @activity.defn(name="clean_removed")
     async def clean_removed(self) -> RemovedHostsCleaned:
         """Try to clean every removed host that was not clean yet, some at a time. One that does not
-        answer is tried again next time; what else is wrong is recorded with its tombstone.
+        answer is tried again, the longer it is gone the less often; what else is wrong is recorded
+        with its tombstone.
 
         VMs that run there again are named in the event, and not touched. Nothing is done to a
         machine that is a host again, nor at an address that another host has now. Also closes
@@ -182,8 +188,13 @@ class RemovalActivities:
         slots = asyncio.Semaphore(_AT_A_TIME)
 
         async def clean(removed: RemovedHost) -> bool:
+            if not _is_due(removed, datetime.now(UTC)):
+                return False
             async with slots:
-                return await self._clean_removed(removed)
+                if await self._clean_removed(removed):
+                    return True
+                await self._inventory.removed_hosts.record_tried(removed)
+                return False
 
         waiting = await self._inventory.removed_hosts.uncleaned()
         done = await asyncio.gather(*(clean(removed) for removed in waiting))
@@ -268,6 +279,8 @@ class RemovalActivities:
             return False
         try:
             access = await self._directory.access_to_removed(removed)
+        except NotFound:
+            return False  # it was settled just now
         except Failed as error:
             await tombs.record_problem(removed, str(error))
             return False
@@ -309,6 +322,14 @@ class RemovalActivities:
         return (
             f"VMs run there, and were not touched: {', '.join(active)}" if active else "no VM runs"
         )
+
+
+def _is_due(removed: RemovedHost, at: datetime) -> bool:
+    """In its first hour it is tried in every round, then ever less often: after a day, hourly."""
+    age = at - removed.removed_at
+    if removed.tried_at is None or age < _EVERY_ROUND:
+        return True
+    return at - removed.tried_at >= min(age / _TRIES_PER_AGE, _LONGEST_PAUSE)
 
 
 def _require_empty(host: str, active: list[str], defined: list[str], *, leave_vms: bool) -> None:

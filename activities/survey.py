@@ -211,14 +211,16 @@ class SurveyActivities:
             raise HostNotSound(
                 f"{request.host} had these before its maintenance and lacks them now: "
                 f"{', '.join(missing)}.",
-                remedy="Bring them back and leave again, or leave with force.",
+                remedy="Bring them back and try again, or go on with force.",
             )
 
     async def _note_answer(self, name: str) -> None:
         """A host that goes back into service takes VMs at once: the next round of checks would be
-        too late to say that it is back. One that was taken out as Down is for its operation."""
+        too late to say that it is back. One that was taken out as Down, or is being re-installed,
+        is for its operation."""
         host = await self._inventory.hosts.get(name)
-        if host.status in (HostStatus.DISCONNECTED, HostStatus.ALERT):
+        seen_away = host.status in (HostStatus.DISCONNECTED, HostStatus.ALERT)
+        if seen_away and not host.being_reinstalled:
             operation = activity.info().workflow_id
             await self._inventory.hosts.set_status(
                 name,

@@ -294,6 +294,12 @@ class RemovalQuery(Contract):
         return self
 
 
+class SettleRemovedRequest(Contract):
+    """Why a removed host is not cleaned any more."""
+
+    reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class OptionalCredential(Contract):
     """At most one of `password` and `private_key` (OpenSSH's PEM, without passphrase)."""
 
@@ -329,6 +335,7 @@ class AnswerReinstallationRequest(OptionalCredential):
     host_key_sha256: Fingerprint | None = None
     install_packages: StrictBool = False
     skip_command: StrictBool = False
+    force: StrictBool = False
 
 
 class EventQuery(Contract):

@@ -164,6 +164,14 @@ def answer(
     skip_command: Annotated[
         bool, typer.Option("--skip-command", help="Go on although the command has failed.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on although networks, bridges or storage pools that it had before are "
+            "missing.",
+        ),
+    ] = False,
 ) -> None:
     """Answer what the re-installation of a host asks, or will ask. Without options: look again now.
 
@@ -173,6 +181,7 @@ def answer(
         "host_key_sha256": accept_host_key,
         "install_packages": install_packages,
         "skip_command": skip_command,
+        "force": force,
         **from_files(password_file, private_key_file),
     }
     body = {field: value for field, value in asked.items() if value is not None}

@@ -22,6 +22,7 @@ def register(commands: typer.Typer) -> None:
     commands.command("remove")(remove)
     commands.command("resolve-removal")(resolve_removal)
     commands.command("removed")(list_removed)
+    commands.command("settle-removed")(settle_removed)
 
 
 def remove(
@@ -149,12 +150,47 @@ def list_removed(as_json: JsonOption = False) -> None:
                 one.removed_at,
                 "yes" if one.forced else "no",
                 one.reason,
-                one.cleaned_at or f"not yet: {one.cleaning_problem}",
+                _clean(one),
                 ", ".join(one.vms),
             ]
             for one in removed
         ],
     )
+
+
+def settle_removed(
+    tombstone: Annotated[
+        int,
+        typer.Argument(metavar="ID", min=1, help="Its number, as `hostler host removed` lists it."),
+    ],
+    reason: Annotated[str, typer.Option(help="Why; how it is known that it never comes back.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give up cleaning a removed host that never comes back.
+
+    The credential that was kept for that is deleted: if it answers again nevertheless, what Hostler
+    has put on it stays there.
+    """
+    if not yes and sys.stdin.isatty():
+        typer.confirm(
+            f"Delete the credential of the removed host {tombstone}?", err=True, abort=True
+        )
+    with connect() as api:
+        answer = api.post("removed-hosts", str(tombstone), "settlement", body={"reason": reason})
+        settled = api.read(RemovedHost, answer)
+    if as_json:
+        say_json(settled.model_dump(mode="json"))
+    else:
+        say(f"{settled.name} (removed host {settled.id}) is not cleaned any more.")
+
+
+def _clean(removed: RemovedHost) -> object:
+    """When, or why not."""
+    if removed.cleaned_at is not None:
+        return removed.cleaned_at
+    until = "given up" if removed.settled_at is not None else "not yet"
+    return f"{until}: {removed.cleaning_problem}"
 
 
 def _wait(api: Api, started: Operation, *, quiet: bool) -> HostRemovalResult:

@@ -120,7 +120,10 @@ class RemovedHost(Contract):
 
     Attributes:
         vms: names of those that were last seen there.
-        cleaned_at: when nothing of Hostler's was left on it; None: it has not answered since.
+        cleaned_at: when nothing of Hostler's was left on it; None: that was never seen.
+        settled_at: since when nobody is to clean it any more although it was never seen clean;
+            `cleaning_problem` says why.
+        tried_at: when it was last tried to clean it, in vain.
     """
 
     id: int
@@ -136,6 +139,8 @@ class RemovedHost(Contract):
     operation: str
     removed_at: datetime
     cleaned_at: datetime | None
+    settled_at: datetime | None = None
+    tried_at: datetime | None = None
     cleaning_problem: str
 
 

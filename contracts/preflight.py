@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from contracts.base import Contract, Name, VmName
+from contracts.host_status import Reach
 from contracts.hosts import Host, HostFacts, RemovedHost
 
 
@@ -96,9 +97,10 @@ class HostReport(Contract):
         qemu_version: None: there is no QEMU for the host's own architecture.
         kvm: /dev/kvm can be used.
         epoch: the highest that an operation of some Hostler has left there; 0: none.
+        told: the highest generation of what some Hostler has told it of new VMs; 0: nothing.
+        closed: why it refuses new VMs, as it was told; None: it does not.
+        damaged: names of files in /etc/hostler that should have a number in them ("epoch").
         missing_programs: those that Hostler's scripts need and the host lacks.
-        reached_peer: whether it could open a TCP connection to the peer's SSH server; None: it
-            was not asked to, or nothing there can try.
     """
 
     skew_s: float
@@ -115,9 +117,11 @@ class HostReport(Contract):
     qemu_version: str | None
     kvm: bool
     epoch: int = 0
+    told: int = 0
+    closed: str | None = None
+    damaged: tuple[str, ...] = ()
     missing_programs: tuple[str, ...] = ()
     disks: tuple[DiskSpace, ...] = ()
-    reached_peer: bool | None = None
 
     @property
     def installable(self) -> bool:
@@ -138,15 +142,17 @@ class PeerReport(Contract):
         problem: why it could not be asked; the rest is not known then.
         new_lacks: why the new host's CPU can't run what runs on this one's; None: it can.
         peer_lacks: the same the other way round.
-        reached_new: whether it could open a TCP connection to the new host's SSH server; None: it
-            was not asked to, or nothing there can try.
+        to_new: what came of a TCP connection from it to the new host's SSH port; only one host of
+            the cluster is asked to try.
+        from_new: the same the other way round.
     """
 
     host: Name
     problem: str | None = None
     new_lacks: str | None = None
     peer_lacks: str | None = None
-    reached_new: bool | None = None
+    to_new: Reach = Reach.UNKNOWN
+    from_new: Reach = Reach.UNKNOWN
 
 
 class Bounds(Contract):
@@ -161,12 +167,15 @@ class Candidacy(Contract):
 
     Attributes:
         epoch: of the addition's lease; None: a dry run has none.
+        generation: the highest that what a host was told of new VMs can have so far; what it is
+            told next has a higher one.
         wants_packages: what is missing of libvirt and QEMU will be installed.
         same_name: a host of that name is in the inventory, other than as a left addition.
         same_address: name of the host that has that address and port.
         same_uuid: name of the host that has its libvirt UUID.
         removed: its tombstone, by libvirt UUID or host key.
         returning: it is added again on purpose.
+        known: it is the host of that name itself, re-installed.
         peers: hosts of the cluster that are in service.
     """
 
@@ -176,8 +185,10 @@ class Candidacy(Contract):
     ssh_port: int
     bounds: Bounds
     epoch: int | None = None
+    generation: int = 0
     wants_packages: bool = False
     returning: bool = False
+    known: bool = False
     same_name: bool = False
     same_address: Name | None = None
     same_uuid: Name | None = None

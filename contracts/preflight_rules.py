@@ -6,6 +6,7 @@ it rests on is missing, is left out: that has a finding of its own.
 
 from collections.abc import Iterable, Iterator
 
+from contracts.host_status import Reach
 from contracts.hosts import Host, HostFacts
 from contracts.preflight import (
     Candidacy,
@@ -20,6 +21,9 @@ from contracts.preflight import (
 _LIBVIRT_MIN = (6, 5, 0)
 _SHOWN_VMS = 5
 _PACKAGES = "Add it with --install-packages, or install libvirt's daemon and QEMU there."
+_UNREACHED = frozenset({Reach.REFUSED, Reach.NO_ANSWER})
+_LET_REACH = "Let the hosts of a cluster reach each other: SSH, and TCP 49152 to 49215 for VMs."
+_FORGET = "rm /etc/hostler/epoch /etc/hostler/told /etc/hostler/closed"
 _NEW_MACHINE = (
     "If it is back on purpose, say so: --returning. If not, somebody has started a machine that "
     "was taken out of service."
@@ -79,13 +83,6 @@ def from_host(asked: Candidacy, report: HostReport) -> Iterator[Finding]:
     yield from _programs(asked, report)
     yield from _disks(asked, report)
     yield from _former(asked, report)
-    if report.reached_peer is False:
-        yield error(
-            "peer-port-closed",
-            f"It can't open a connection to {asked.peers[0].name} "
-            f"({asked.peers[0].address} port {asked.peers[0].ssh_port}).",
-            "Let the hosts of a cluster reach each other: SSH, and TCP 49152 to 49215 for VMs.",
-        )
 
 
 def from_libvirt(asked: Candidacy, report: LibvirtReport) -> Iterator[Finding]:
@@ -142,11 +139,18 @@ def from_peers(asked: Candidacy, reports: Iterable[PeerReport]) -> Iterator[Find
                 f"VMs that use them can't go to {report.host}: give VMs a CPU model that all "
                 f"hosts of {asked.cluster} have.",
             )
-        if report.reached_new is False:
+        if report.from_new in _UNREACHED:
+            yield error(
+                "peer-port-closed",
+                f"It can't open an SSH connection to {report.host}: {report.from_new}.",
+                _LET_REACH,
+            )
+        if report.to_new in _UNREACHED:
             yield error(
                 "port-closed-to-peer",
-                f"{report.host} can't open a connection to {asked.address} port {asked.ssh_port}.",
-                "Let the hosts of a cluster reach each other: SSH, and TCP 49152 to 49215 for VMs.",
+                f"{report.host} can't open a connection to {asked.address} port {asked.ssh_port}: "
+                f"{report.to_new}.",
+                _LET_REACH,
             )
 
 
@@ -191,8 +195,8 @@ def _services(asked: Candidacy, report: HostReport) -> Iterator[Finding]:
         yield error(
             "libvirt-modular",
             "libvirt's modular daemons (virtqemud) serve QEMU there.",
-            "Hostler needs the one daemon: systemctl disable --now virtqemud.socket virtqemud, "
-            "then systemctl enable --now libvirtd.",
+            "Hostler needs the one daemon: systemctl disable --now virtqemud.socket virtqemud "
+            "virtproxyd.socket virtproxyd, then systemctl enable --now libvirtd.",
         )
     if report.libvirt_version is not None:
         if not report.modular:
@@ -261,20 +265,39 @@ def _programs(asked: Candidacy, report: HostReport) -> Iterator[Finding]:
 
 
 def _former(asked: Candidacy, report: HostReport) -> Iterator[Finding]:
-    """What an operation of a Hostler has left on it."""
+    """What a Hostler has left on it."""
+    for name in report.damaged:
+        yield error(
+            "counter-damaged",
+            f"/etc/hostler/{name} has no number in it: no change of Hostler's is taken there.",
+            f"If no operation works on it: rm /etc/hostler/{name} there.",
+        )
     if report.epoch > 0 and asked.epoch is None:
         yield warning(
             "managed-before",
             f"A Hostler has worked on it before: it holds the epoch {report.epoch}.",
-            "If the addition is refused for that, and no operation works on it: "
-            "rm /etc/hostler/epoch there.",
+            f"If the addition is refused for that, and no operation works on it: {_FORGET} there.",
         )
     elif asked.epoch is not None and report.epoch > asked.epoch:
         yield error(
             "epoch-ahead",
             "It was left to another Hostler, or had another name: it holds the epoch "
             f"{report.epoch}, and this addition has {asked.epoch}.",
-            "If no operation works on it: rm /etc/hostler/epoch there.",
+            f"If no operation works on it: {_FORGET} there.",
+        )
+    if report.told > asked.generation:
+        yield error(
+            "told-ahead",
+            "Another Hostler has told it whether it takes new VMs, with the generation "
+            f"{report.told}; this one is at {asked.generation}, and would not be heard.",
+            f"If it is no host of another Hostler's: {_FORGET} there.",
+        )
+    elif report.closed is not None and not asked.known:
+        yield warning(
+            "closed-before",
+            f"It refuses new VMs, as a Hostler has told it: {report.closed}.",
+            "It is told anew when it goes into service. If that fails, and no operation works on "
+            f"it: {_FORGET} there.",
         )
 
 

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from contracts.addition import Fingerprint, Port
 from contracts.base import Contract, Name, Reason, VmName
+from contracts.evacuation import HostEnvironment
 from contracts.hosts import HostFacts
 from contracts.leases import LeaseRef
 from contracts.maintenance import OnBlocker
@@ -80,10 +81,12 @@ class HostReinstallationInput(ReinstallationChoices):
 
 
 class WithdrawTrustInput(Contract):
-    """From here on nothing is trusted any more that answers at the host's address."""
+    """From here on nothing is trusted any more that answers at the host's address. `environment`:
+    what the old installation offered to VMs; None: that is not known."""
 
     lease: LeaseRef
     reason: str
+    environment: HostEnvironment | None = None
 
 
 class Trust(Contract):
@@ -93,11 +96,13 @@ class Trust(Contract):
         former_sha256: fingerprint of the key that is not accepted any more; None: an earlier
             re-installation has pinned the new one already, `pinned_sha256`.
         secret: id of the credential that would log in.
+        environment: what the old installation offered to VMs, if that was known.
     """
 
     former_sha256: str | None
     pinned_sha256: str | None
     secret: str
+    environment: HostEnvironment | None = None
 
 
 class KeyTakenAway(Contract):
@@ -174,12 +179,14 @@ class AnswerReinstallationInput(Contract):
         secret: id of the stored credential that logs in there.
         install_packages: install libvirt's daemon and QEMU where they are missing.
         skip_command: go on although the command has failed.
+        force: go on although networks or storage that it had before are missing.
     """
 
     host_key_sha256: Fingerprint | None = None
     secret: str | None = None
     install_packages: StrictBool = False
     skip_command: StrictBool = False
+    force: StrictBool = False
 
 
 class Question(StrEnum):

@@ -332,6 +332,19 @@ class TakeBackResult(Contract):
     running_jobs: tuple[str, ...] = ()
 
 
+class TombstonesClosed(Contract):
+    """Names under which the host may still let in a key of Hostler's that nobody needs any more."""
+
+    keys_of: tuple[Name, ...]
+
+
+class FormerKeysInput(Contract):
+    """The keys that the lease's host knew Hostler by under other names."""
+
+    lease: LeaseRef
+    names: tuple[Name, ...]
+
+
 class SecretRef(Contract):
     """A stored credential."""
 

@@ -10,6 +10,7 @@ from drivers.errors import CommandFailed
 from drivers.protocols import CommandResult, HostAccess, RemoteShell
 
 _ABSENT = ServiceState(load="not-found", active="inactive", enabled="disabled")
+_SHOWN = 200  # characters of an answer that can't be read
 
 
 class ShellInspector:
@@ -17,7 +18,7 @@ class ShellInspector:
 
     Args:
         shell: runs it on the host.
-        timeout: seconds for one run, a connection that is tried from there included.
+        timeout: seconds for one run.
         clock: Hostler's own, in seconds since 1970.
     """
 
@@ -36,28 +37,18 @@ class ShellInspector:
         """Raises LoginRefused, HostKeyChanged, HostUnreachable, CallTimedOut."""
         await self._shell.run(access, ["true"], timeout=self._timeout)
 
-    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
-        """Everything that the host itself can tell; `peer`: address and port to connect to from
-        there. Raises CommandFailed if what the script needs most is missing."""
-        words = () if peer is None else (peer[0], str(peer[1]))
+    async def inspect(self, access: HostAccess) -> HostReport:
+        """Everything that the host itself can tell. Raises CommandFailed if what the script needs
+        most is missing, or its answer can't be read."""
         before = self._clock()
-        result = await self._run(access, "inspect", *words)
+        command = ["sh", "-c", _SCRIPT, "preflight"]
+        result = await self._shell.run(access, command, timeout=self._timeout)
+        check(access, "preflight", result)
         return _report(access, result, before, self._clock())
-
-    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
-        """Whether the host can open a TCP connection there; None: nothing on it can try."""
-        result = await self._run(access, "reach", address, str(port))
-        return _reached(_lines(result.stdout))
 
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
         await self._shell.forget(host)
-
-    async def _run(self, access: HostAccess, action: str, *words: str) -> CommandResult:
-        command = ["sh", "-c", _SCRIPT, "preflight", action, *words]
-        result = await self._shell.run(access, command, timeout=self._timeout)
-        check(access, f"preflight {action}", result)
-        return result
 
 
 def _report(access: HostAccess, result: CommandResult, before: float, after: float) -> HostReport:
@@ -78,17 +69,28 @@ def _report(access: HostAccess, result: CommandResult, before: float, after: flo
             qemu_version=_one(said, "qemu"),
             kvm="kvm" in said,
             epoch=int(_one(said, "epoch") or 0),
+            told=int(_one(said, "told") or 0),
+            closed=_one(said, "closed"),
+            damaged=tuple(said.get("damaged", ())),
             missing_programs=tuple(said.get("missing", ())),
             disks=tuple(_disk(line) for line in said.get("disk", ())),
-            reached_peer=_reached(said),
         )
     except (KeyError, ValueError) as error:
+        first, _, _ = result.stdout.partition("\n")
         raise CommandFailed(
-            f"What {access.name} says of itself can't be read: {error!r}; "
-            f"it began with {result.stdout[:200]!r}.",
-            remedy="Does its shell print anything of its own when root logs in?",
-            details={"command": "preflight inspect", "exit_status": 0, "stderr": result.stderr},
+            f"What {access.name} says of itself can't be read ({_reason(error)}); its first line "
+            f"is {first[:_SHOWN]!r}.",
+            remedy="See whether a start-up file of root's shell there (~/.bashrc) prints something "
+            "where nobody is at a terminal.",
+            details={"command": "preflight", "exit_status": 0, "stderr": result.stderr[-1000:]},
         ) from error
+
+
+def _reason(error: KeyError | ValueError) -> str:
+    """In one line."""
+    if isinstance(error, KeyError):
+        return f"nothing of its {error.args[0]}"
+    return str(error).partition("\n")[0]
 
 
 def _lines(text: str) -> dict[str, list[str]]:
@@ -113,10 +115,6 @@ def _unit(said: dict[str, list[str]], key: str) -> ServiceState:
 def _disk(line: str) -> DiskSpace:
     path, free, mount = line.split(maxsplit=2)
     return DiskSpace(path=path, mount=mount, free_mib=int(free))
-
-
-def _reached(said: dict[str, list[str]]) -> bool | None:
-    return said["reached"][0] == "yes" if "reached" in said else None
 
 
 def _skew(there: int, before: float, after: float) -> float:

@@ -407,12 +407,9 @@ class HostInspector(Protocol):
     async def log_in(self, access: HostAccess) -> None:
         """Prove the credential."""
 
-    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
-        """Everything that the host itself can tell; `peer`: address and port to connect to from
-        there. Raises CommandFailed if that can't be asked at all."""
-
-    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
-        """Whether the host can open a TCP connection there; None: nothing on it can try."""
+    async def inspect(self, access: HostAccess) -> HostReport:
+        """Everything that the host itself can tell. Raises CommandFailed if that can't be asked, or
+        its answer can't be read."""
 
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""

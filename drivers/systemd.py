@@ -7,9 +7,8 @@ when the worker dies; its output and its end are files, so they outlive a reboot
 import importlib.resources
 import re
 
-from drivers.commands import number, unexpected
-from drivers.errors import CommandFailed
-from drivers.protocols import Boot, CommandResult, HostAccess, Job, JobState, RemoteShell
+from drivers.commands import check, number, unexpected
+from drivers.protocols import Boot, HostAccess, Job, JobState, RemoteShell
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 # systemd's words for the end of a unit; any other one is shown as it is.
@@ -74,21 +73,8 @@ class Systemd:
     async def _call(self, access: HostAccess, action: str, *words: str) -> str:
         command = ["sh", "-c", _SCRIPT, "job", action, *words]
         result = await self._shell.run(access, command, timeout=self._command_timeout)
-        _check(access, action, result)
+        check(access, f"job {action}", result)
         return result.stdout
-
-
-def _check(access: HostAccess, action: str, result: CommandResult) -> None:
-    if result.exit_status != 0:
-        said = result.stderr.strip()[-1000:]
-        raise CommandFailed(
-            f"'job {action}' on {access.name} ended with status {result.exit_status}: {said}",
-            details={
-                "command": f"job {action}",
-                "exit_status": result.exit_status,
-                "stderr": said,
-            },
-        )
 
 
 def _checked(name: str) -> str:

@@ -68,6 +68,11 @@ class Events:
         async with self._database.writing() as session:
             add_event(session, kind, subject, message, operation=operation, actor=actor)
 
+    async def newest(self) -> int:
+        """The highest id so far; 0 if there is none. Ids that are given later are higher."""
+        async with self._database.reading() as session:
+            return (await session.exec(select(func.max(EventRow.id)))).one() or 0
+
     async def latest(self, subjects: Collection[str], kinds: Collection[str]) -> dict[str, Event]:
         """Subject to its newest event of one of these kinds; those without one are left out."""
         newest = (

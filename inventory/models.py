@@ -84,6 +84,7 @@ class HostRow(SQLModel, table=True):
     own fence lets no new VM start, as far as Hostler has told it; None: nobody knows what it was
     told last. `read_at`: when it was last read in full. `peers_reach`: whether other hosts of its
     cluster reached its SSH port while it was Up; None: none of them was able to tell.
+    `environment`: what it offered to VMs before the re-installation that it is in.
     """
 
     __tablename__ = "host"
@@ -121,6 +122,7 @@ class HostRow(SQLModel, table=True):
     capacity_cpus: int | None = None
     reserved_memory_mib: int = 0
     secured: bool = False
+    environment: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
@@ -129,7 +131,8 @@ class RemovedHostRow(SQLModel, table=True):
     """A tombstone: a machine that was removed, by what it is known by.
 
     `secret_id`: kept until the host's own side is clean (`cleaned_at`), which has to wait when the
-    host did not answer. `vms`: names of those that were last seen there.
+    host did not answer, or nobody is to clean it any more (`settled_at`). `tried_at`: when that was
+    last tried in vain. `vms`: names of those that were last seen there.
     """
 
     __tablename__ = "removed_host"
@@ -150,6 +153,8 @@ class RemovedHostRow(SQLModel, table=True):
     operation: str
     removed_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     cleaned_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    settled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     cleaning_problem: str = ""
 
 

@@ -14,6 +14,7 @@ from sqlmodel import col, delete
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
+from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host, HostFacts
 from contracts.leases import LeaseRef
 from contracts.states import HostStatus, ResourceState
@@ -35,6 +36,7 @@ class FormerTrust:
     former_sha256: str | None
     pinned_sha256: str | None
     secret_id: str
+    environment: HostEnvironment | None
 
 
 class Reinstallations:
@@ -43,14 +45,20 @@ class Reinstallations:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def withdraw(self, lease: LeaseRef, *, reason: str) -> FormerTrust:
-        """Revoke the pinned host key: the point of no return. Of a host whose re-installation has
-        begun before, only what is known. Raises Conflict unless it is in `Maintenance`."""
+    async def withdraw(
+        self, lease: LeaseRef, *, reason: str, environment: HostEnvironment | None = None
+    ) -> FormerTrust:
+        """Revoke the pinned host key: the point of no return. `environment`, what the host offers
+        to VMs as far as that is known, is kept until it is back. Of a host whose re-installation
+        has begun before, only what is known. Raises Conflict unless it is in `Maintenance`."""
         async with self._changing(lease) as (session, row):
             if not in_reinstallation(row.host_key_line):
                 if row.resource_state != ResourceState.MAINTENANCE:
                     raise Conflict(f"{row.name} is {row.resource_state}: it is not re-installed.")
                 row.host_key_line = revoked(row.host_key_line)
+                row.environment = (
+                    environment.model_dump(mode="json") if environment is not None else None
+                )
                 _tell(
                     session,
                     lease,
@@ -64,6 +72,9 @@ class Reinstallations:
                 former_sha256=row.host_key_sha256 if begun else None,
                 pinned_sha256=None if begun else row.host_key_sha256,
                 secret_id=row.password_secret_id or row.secret_id,
+                environment=HostEnvironment.model_validate(row.environment)
+                if row.environment is not None
+                else None,
             )
 
     async def settle_credential(self, lease: LeaseRef, secret_id: str | None) -> str:
@@ -115,6 +126,7 @@ class Reinstallations:
                     _take_facts(session, lease, row, facts)
                     _note_up(session, lease, row)
                     row.host_key_line = key_of(row.host_key_line)
+                    row.environment = None
                     target = row.state_before_maintenance or ResourceState.ENABLED
                     session.add(row)
                     await session.flush()

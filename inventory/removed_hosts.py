@@ -135,12 +135,8 @@ class RemovedHosts:
     # --- hosts that have to be cleaned when they answer again -----------------------------------
 
     async def uncleaned(self) -> Sequence[RemovedHost]:
-        """Those that were not clean when they were removed, and have not been cleaned since."""
-        query = (
-            select(RemovedHostRow)
-            .where(col(RemovedHostRow.cleaned_at).is_(None))
-            .order_by(col(RemovedHostRow.id))
-        )
+        """Those that were not clean when they were removed, and are still to be cleaned."""
+        query = select(RemovedHostRow).where(*_waiting()).order_by(col(RemovedHostRow.id))
         async with self._database.reading() as session:
             return [_removed(row) for row in await session.exec(query)]
 
@@ -186,13 +182,10 @@ class RemovedHosts:
         recorded already."""
         async with self._database.writing() as session:
             row = await _tombstone(session, removed.id)
-            if row is None or row.cleaned_at is not None:
+            if row is None or not _waits(row):
                 return
-            secret_id = row.secret_id
-            row.cleaned_at, row.cleaning_problem, row.secret_id = now(), "", None
-            session.add(row)
-            await session.flush()
-            await _discard(session, {secret_id} if secret_id is not None else set())
+            row.cleaned_at, row.cleaning_problem = now(), ""
+            await _drop_secret(session, row)
             _add_event(session, "removed.cleaned", removed, message)
 
     async def record_problem(self, removed: RemovedHost, problem: str) -> None:
@@ -200,25 +193,63 @@ class RemovedHosts:
         problem = problem[:_MAX_PROBLEM_CHARS]
         async with self._database.writing() as session:
             row = await _tombstone(session, removed.id)
-            if row is None or row.cleaned_at is not None or row.cleaning_problem == problem:
+            if row is None or not _waits(row) or row.cleaning_problem == problem:
                 return
             row.cleaning_problem = problem
             session.add(row)
             _add_event(session, "removed.not_cleaned", removed, problem)
 
-    async def take_back(self, host: str, *, lease: LeaseRef) -> None:
+    async def record_tried(self, removed: RemovedHost) -> None:
+        """It could not be cleaned just now."""
+        async with self._database.writing() as session:
+            row = await _tombstone(session, removed.id)
+            if row is not None and _waits(row):
+                row.tried_at = now()
+                session.add(row)
+
+    async def settle(self, tombstone: int, *, reason: str, actor: str) -> RemovedHost:
+        """The machine never comes back, or is clean as somebody knows: nobody tries to clean it any
+        more, and the credential for that is deleted. No effect if it is settled already. Raises
+        NotFound, Conflict (it is clean)."""
+        async with self._database.writing() as session:
+            row = await _tombstone(session, tombstone)
+            if row is None:
+                raise NotFound(
+                    f"There is no removed host {tombstone}.",
+                    remedy="See `hostler host removed` for those there are.",
+                )
+            if row.cleaned_at is not None:
+                raise Conflict(f"{row.name} (removed host {tombstone}) is clean: nothing waits.")
+            if row.settled_at is None:
+                await _settle(session, row, reason)
+                add_event(
+                    session,
+                    "removed.settled",
+                    f"host/{row.name}",
+                    f"is not cleaned any more, and its credential is deleted: {reason}",
+                    operation=_operation(tombstone),
+                    actor=actor,
+                )
+            return _removed(row)
+
+    async def take_back(self, host: str, *, lease: LeaseRef) -> tuple[str, ...]:
         """The machine is in the inventory again, as `host`: nobody cleans it as a removed one, and
-        the credential for that is deleted. Raises LeaseLost."""
+        the credential for that is deleted. The names that it had before under which it was never
+        seen clean. May be called many times. Raises LeaseLost."""
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
             row = (await session.exec(select(HostRow).where(col(HostRow.name) == host))).one()
             for tombstone in await _uncleaned_as(session, row):
-                secret, tombstone.secret_id = tombstone.secret_id, None
-                tombstone.cleaned_at = now()
-                tombstone.cleaning_problem = f"it was added again as {host}"
-                session.add(tombstone)
-                await session.flush()
-                await _discard(session, {secret} if secret is not None else set())
+                await _settle(session, tombstone, f"it was added again as {host}")
+            query = (
+                select(RemovedHostRow.name)
+                .where(
+                    _is_machine(RemovedHostRow, row.uuid, row.host_key_sha256),
+                    col(RemovedHostRow.settled_at).is_not(None),
+                )
+                .distinct()
+            )
+            return tuple(sorted(await session.exec(query)))
 
 
 async def find_tombstone(
@@ -234,12 +265,34 @@ async def find_tombstone(
 
 
 async def _uncleaned_as(session: AsyncSession, row: HostRow) -> Sequence[RemovedHostRow]:
-    """The tombstones of that machine whose host's side is not clean, by whatever name."""
+    """The tombstones of that machine that are still to be cleaned, by whatever name."""
     query = select(RemovedHostRow).where(
-        _is_machine(RemovedHostRow, row.uuid, row.host_key_sha256),
-        col(RemovedHostRow.cleaned_at).is_(None),
+        _is_machine(RemovedHostRow, row.uuid, row.host_key_sha256), *_waiting()
     )
     return (await session.exec(query)).all()
+
+
+def _waiting() -> tuple[ColumnElement[bool], ...]:
+    """Of tombstones that are still to be cleaned."""
+    return col(RemovedHostRow.cleaned_at).is_(None), col(RemovedHostRow.settled_at).is_(None)
+
+
+def _waits(row: RemovedHostRow) -> bool:
+    """The same of one that was read."""
+    return row.cleaned_at is None and row.settled_at is None
+
+
+async def _settle(session: AsyncSession, row: RemovedHostRow, why: str) -> None:
+    row.settled_at, row.cleaning_problem = now(), why[:_MAX_PROBLEM_CHARS]
+    await _drop_secret(session, row)
+
+
+async def _drop_secret(session: AsyncSession, row: RemovedHostRow) -> None:
+    """Of a tombstone whose other changes are written with that."""
+    secret, row.secret_id = row.secret_id, None
+    session.add(row)
+    await session.flush()
+    await _discard(session, {secret} if secret is not None else set())
 
 
 def _is_machine(

@@ -83,6 +83,7 @@ def build_worker(
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
     cleaner = ScriptCleaner(shell)
+    neighbours = ShellNeighbours(shell)
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
     worker = Worker(
@@ -93,14 +94,14 @@ def build_worker(
             AdditionActivities(inventory, directory, shell, cleaner),
             OwnKeyActivities(inventory, directory, keys),
             PackageActivities(inventory, directory, Systemd(shell)),
-            PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
+            PreflightActivities(
+                inventory, directory, hypervisor, ShellInspector(shell), neighbours
+            ),
             AllocationActivities(inventory, directory, fence, hypervisor),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
-            HostCheckActivities(
-                inventory, directory, hypervisor, shell, fence, ShellNeighbours(shell)
-            ),
+            HostCheckActivities(inventory, directory, hypervisor, shell, fence, neighbours),
             ImportActivities(inventory, client),
             LeaseActivities(inventory, holders),
             OperationActivities(client),

@@ -31,6 +31,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.steps import (
         AcquireLeaseInput,
         ChangeStateInput,
+        FormerKeysInput,
         HostKeyResult,
         PreflightInput,
         RegisteredHost,
@@ -39,6 +40,7 @@ with workflow.unsafe.imports_passed_through():
         SecretRef,
         SetStatusInput,
         TakeBackResult,
+        TombstonesClosed,
     )
     from workflows import policies, provisioning
     from workflows.failures import as_application_error, explain, is_absence
@@ -129,7 +131,7 @@ class HostAddition:
         await self._install_fence()
         await self._change_to_own_key()
         host = await self._put_into_service(host)
-        await provisioning.tell_allocation(host.name)
+        await self._tell_allocation(host)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
         return self._result(host, facts)
@@ -316,8 +318,7 @@ class HostAddition:
         self._enter(Phase.INSTALLING, "Installs Hostler's own key and proves it by a new login")
         refused = await provisioning.change_to_own_key(self._held)
         if refused is not None:
-            self._findings += (refused,)
-            await self._tell_warnings((refused,))
+            await self._warn(refused)
 
     async def _put_into_service(self, host: Host) -> Host:
         self._enter(Phase.INSTALLING, "Puts it into service")
@@ -341,13 +342,58 @@ class HostAddition:
         )
         self._in_service = True
         if self._asked.returning:
-            await workflow.execute_activity_method(
-                AdditionActivities.close_tombstones,
-                self._held,
-                summary="Nobody cleans it as a removed host any more",
-                **policies.RECORD,
-            )
+            await self._close_tombstones()
         return added
+
+    async def _close_tombstones(self) -> None:
+        """Its former names are of the past, and so are the keys that it knew Hostler by under
+        them. One that it does not give up now is told: the host is in service all the same."""
+        closed: TombstonesClosed = await workflow.execute_activity_method(
+            AdditionActivities.close_tombstones,
+            self._held,
+            summary="Nobody cleans it as a removed host any more",
+            **policies.RECORD,
+        )
+        if not closed.keys_of:
+            return
+        names = ", ".join(closed.keys_of)
+        try:
+            await workflow.execute_activity_method(
+                AdditionActivities.remove_former_keys,
+                FormerKeysInput(lease=self._held, names=closed.keys_of),
+                summary=f"The keys that it had as {names}",
+                **policies.FIRST_LOOK,
+            )
+        except ActivityError as failure:
+            if as_application_error(failure).type == "LeaseLost":
+                raise
+            marks = ", ".join(f"hostler:{name}" for name in closed.keys_of)
+            await self._warn(
+                warning(
+                    "old-key-left",
+                    f"It may still let in the key that Hostler had for it as {names}: "
+                    f"{explain(failure)}",
+                    f"That key is deleted here. Remove the lines that end with {marks} from "
+                    "/root/.ssh/authorized_keys there.",
+                )
+            )
+
+    async def _tell_allocation(self, host: Host) -> None:
+        """Whether it takes new VMs. It is in service whatever comes of that."""
+        told = await provisioning.tell_allocation(host.name)
+        for untold in told.untold:
+            await self._warn(
+                warning(
+                    "allocation-untold",
+                    f"It could not be told whether it takes new VMs: {untold.reason}",
+                    "Every round of the checks tells it again while it is Up. What it was told "
+                    f"last: hostler host show {host.name}",
+                )
+            )
+
+    async def _warn(self, finding: Finding) -> None:
+        self._findings += (finding,)
+        await self._tell_warnings((finding,))
 
     # --- the way back ---------------------------------------------------------------------------
 

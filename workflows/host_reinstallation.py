@@ -20,6 +20,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.records import RecordActivities
     from activities.reinstallation import ReinstallationActivities
     from activities.removal import RemovalActivities
+    from activities.survey import SurveyActivities
+    from contracts.evacuation import HostEnvironment
     from contracts.hosts import Host
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
     from contracts.operations import OperationKind, workflow_id
@@ -45,7 +47,14 @@ with workflow.unsafe.imports_passed_through():
     )
     from contracts.removal import RemovalEffect, RemovalSurvey
     from contracts.states import Phase
-    from contracts.steps import EventInput, HostKeyResult, HostRef, PreflightInput, PreflightResult
+    from contracts.steps import (
+        CheckHostInput,
+        EventInput,
+        HostKeyResult,
+        HostRef,
+        PreflightInput,
+        PreflightResult,
+    )
     from contracts.vm_return import VmReturnInput
     from workflows import policies, provisioning
     from workflows.failures import as_application_error
@@ -77,6 +86,8 @@ class HostReinstallation:
         self._canceled = False
         self._cancel_came_late = False
         self._former: str | None = None
+        self._environment: HostEnvironment | None = None
+        self._forced = False
         self._key: HostKeyResult | None = None
         self._accepted: str | None = None
         self._secret = ""
@@ -124,9 +135,10 @@ class HostReinstallation:
             await self._take_out()
         await self._takeover.acquire(self._asked.host, survey.holder, self._asked.reason)
         survey = await self._survey()
+        environment = await self._read_environment(survey.host)
         if self._asked.command is not None and not survey.host.being_reinstalled:
             await self._run_command(self._asked.command)
-        await self._withdraw_trust(survey.host)
+        await self._withdraw_trust(survey.host, environment)
         host = await self._take_on(survey.host)
         await self._takeover.release()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
@@ -171,6 +183,18 @@ class HostReinstallation:
             then="re-install the host",
         )
 
+    async def _read_environment(self, host: Host) -> HostEnvironment | None:
+        """What its VMs found there is to be there again. None: nobody can tell any more."""
+        if host.being_reinstalled or self._asked.host_is_down:
+            return None
+        environment: HostEnvironment = await workflow.execute_activity_method(
+            ReinstallationActivities.read_environment,
+            HostRef(host=host.name),
+            summary="Networks and storage pools",
+            **policies.FIRST_LOOK,
+        )
+        return environment
+
     async def _run_command(self, command: tuple[str, ...]) -> None:
         """Until it succeeds, or somebody says that it is to go on without."""
         attempt = 0
@@ -196,7 +220,7 @@ class HostReinstallation:
                 problem = f"{why}; what it printed is there in {outcome.output}"
             await self._ask(Question.COMMAND, f"The command did not succeed: {problem}", None)
 
-    async def _withdraw_trust(self, host: Host) -> None:
+    async def _withdraw_trust(self, host: Host, environment: HostEnvironment | None) -> None:
         """From here on nothing is trusted that answers at the host's address; the fence of the old
         installation stays up, so that no VM starts there until its disk is written anew."""
         self._enter(Phase.CLEANING, "From here on there is no way back")
@@ -206,7 +230,9 @@ class HostReinstallation:
             trust: Trust = await workflow.execute_activity_method(
                 ReinstallationActivities.withdraw_trust,
                 WithdrawTrustInput(
-                    lease=self._takeover.held, reason=self._asked.reason or "no reason given"
+                    lease=self._takeover.held,
+                    reason=self._asked.reason or "no reason given",
+                    environment=environment,
                 ),
                 summary=f"The host key of {host.name} is revoked",
                 **policies.RECORD,
@@ -216,6 +242,7 @@ class HostReinstallation:
             raise
         self._since = workflow.now()
         self._former = trust.former_sha256
+        self._environment = trust.environment
         self._accepted = self._accepted or trust.pinned_sha256
         if trust.former_sha256 is not None and not self._asked.host_is_down:
             await self._take_away_key()
@@ -373,6 +400,7 @@ class HostReinstallation:
         told = await provisioning.tell_allocation(name)
         for untold in told.untold:  # with the fence down it might take what it is not to take
             raise ApplicationError(untold.reason, type="Failed", non_retryable=True)
+        await self._require_sound()
         self._enter(Phase.RETURNING, "Takes the fence down")
         await workflow.execute_activity_method(
             FencingActivities.take_down_fence,
@@ -388,6 +416,17 @@ class HostReinstallation:
             **policies.HOST_CHANGE,
         )
         return host
+
+    async def _require_sound(self) -> None:
+        """VMs would come to a host that lacks what they had there before."""
+        name = self._asked.host
+        self._enter(Phase.RETURNING, "Compares its networks and storage pools with those before")
+        await workflow.execute_activity_method(
+            SurveyActivities.check_host,
+            CheckHostInput(host=name, environment=None if self._forced else self._environment),
+            summary=f"Is {name} sound?",
+            **policies.FIRST_LOOK,
+        )
 
     async def _return_vms(self) -> None:
         """By an operation of its own: what becomes of it fails nothing here."""
@@ -455,6 +494,7 @@ class HostReinstallation:
         self._accepted = said.host_key_sha256 or self._accepted
         self._installs_packages = self._installs_packages or said.install_packages
         self._skips_command = self._skips_command or said.skip_command
+        self._forced = self._forced or said.force
         self._answers += 1
 
     @answer.validator

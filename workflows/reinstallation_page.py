@@ -31,7 +31,12 @@ def _answers(status: HostReinstallationStatus, workflow_id: str) -> tuple[str, .
                 f'{update} \'{{"host_key_sha256": "{key}"}}\'',
             )
         case Question.FINDINGS:
-            return (answer, f"{answer} --password-file FILE", f"{update} '{{}}'")
+            return (
+                answer,
+                f"{answer} --password-file FILE",
+                f"{answer} --force",
+                f"{update} '{{}}'",
+            )
         case Question.COMMAND:
             return (answer, f"{answer} --skip-command", f"{update} '{{}}'")
     if status.phase is Phase.REINSTALLING:

@@ -106,6 +106,8 @@ def _effects(
     else:
         yield EffectKind.HOST, f"that key is pinned if it is {asked.host_key_sha256}"
     yield EffectKind.HOST, "the new installation gets the fence, and a key of Hostler's own"
+    if host.being_reinstalled or not asked.host_is_down:
+        yield EffectKind.HOST, "networks, bridges and storage pools are to be there as before"
     back = host.state_before_maintenance or host.resource_state
     yield (
         EffectKind.INVENTORY,

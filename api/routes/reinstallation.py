@@ -139,6 +139,7 @@ def _answer_in_words(request: AnswerReinstallationRequest) -> str:
             ("another credential", request.credential() is not None),
             ("packages are installed", request.install_packages),
             ("the command is skipped", request.skip_command),
+            ("missing networks and storage are accepted", request.force),
         )
         if given
     ]

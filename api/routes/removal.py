@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Path, Query, Response, status
 
 from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
-from api.requests import Items, RemovalQuery
+from api.requests import Items, RemovalQuery, SettleRemovedRequest
 from api.takeover import require_ready
 from contracts.errors import NotFound
 from contracts.hosts import RemovedHost
@@ -78,6 +78,20 @@ async def resolve_removal(
 async def list_removed_hosts(inventory: TheInventory) -> Items[RemovedHost]:
     """The tombstones of all that were removed, the latest first."""
     return Items(items=await inventory.removed_hosts.list())
+
+
+@router.post("/removed-hosts/{tombstone}/settlement")
+async def settle_removed_host(
+    tombstone: Annotated[int, Path(ge=1, le=2**31 - 1)],
+    request: SettleRemovedRequest,
+    caller: Admin,
+    inventory: TheInventory,
+) -> RemovedHost:
+    """Give up cleaning a removed host that never comes back: the credential that was kept for that
+    is deleted. The machine is still only added again on purpose."""
+    return await inventory.removed_hosts.settle(
+        tombstone, reason=request.reason, actor=actor(caller)
+    )
 
 
 def _in_words(query: RemovalQuery) -> str:

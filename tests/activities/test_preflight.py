@@ -12,6 +12,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.directory import HostDirectory
 from activities.preflight import PreflightActivities
 from contracts.errors import NotFound
+from contracts.host_status import Reach
 from contracts.hosts import HostFacts
 from contracts.preflight import HostReport
 from contracts.states import HostStatus, ResourceState
@@ -53,7 +54,8 @@ class Sight:
     uuid: str = FACTS.uuid
     virt_type: str = "kvm"
     lacks: dict[str, str] = field(default_factory=dict)
-    reached: bool = True
+    to_new: Reach = Reach.CONNECTED
+    from_new: Reach = Reach.CONNECTED
     forgotten: list[str] = field(default_factory=list)
     accesses: list[HostAccess] = field(default_factory=list)
 
@@ -68,20 +70,28 @@ class Inspector(SimulatedInspector):
         if self._sight.login is not None:
             raise self._sight.login
 
-    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+    async def inspect(self, access: HostAccess) -> HostReport:
         if self._sight.inspection is not None:
             raise self._sight.inspection
-        report = await super().inspect(access, peer)
+        report = await super().inspect(access)
         return report.model_copy(update=self._sight.report)
-
-    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
-        if self._sight.peer is not None:
-            raise self._sight.peer
-        assert (access.name, address, port) == ("sim-2", "198.19.0.1", 22)
-        return self._sight.reached
 
     async def forget(self, host: str) -> None:
         self._sight.forgotten.append(host)
+
+
+class Between:
+    """Neighbours sim-1, the new one, and sim-2."""
+
+    def __init__(self, sight: Sight) -> None:
+        self._sight = sight
+
+    async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
+        if self._sight.peer is not None:
+            raise self._sight.peer
+        addresses = {"sim-1": "198.19.0.2", "sim-2": "198.19.0.1"}
+        assert (address, port) == (addresses[peer.name], 22)
+        return self._sight.from_new if peer.name == "sim-1" else self._sight.to_new
 
 
 class Hypervisor(SimulatedHypervisor):
@@ -171,7 +181,11 @@ async def look(
     sight = sight or Sight()
     cluster = Cluster(hosts=2, vms=0, seed=1)
     activities = PreflightActivities(
-        inventory, HostDirectory(inventory), Hypervisor(cluster, sight), Inspector(cluster, sight)
+        inventory,
+        HostDirectory(inventory),
+        Hypervisor(cluster, sight),
+        Inspector(cluster, sight),
+        Between(sight),
     )
     environment = ActivityEnvironment()
     environment.info = dataclasses.replace(environment.info, attempt=attempt)
@@ -323,7 +337,7 @@ async def test_libvirt_is_not_asked_where_there_is_none(inventory: Inventory) ->
 
 
 async def test_a_libvirt_that_does_not_answer_hides_nothing(inventory: Inventory) -> None:
-    sight = Sight(report={"skew_s": 3600.0}, libvirt=HypervisorFailed("No."), reached=False)
+    sight = Sight(report={"skew_s": 3600.0}, libvirt=HypervisorFailed("No."), to_new=Reach.REFUSED)
     assert codes(await look(inventory, sight)) == [
         *("clock-skew", "libvirt-silent", "port-closed-to-peer"),
     ]

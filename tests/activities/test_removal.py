@@ -6,6 +6,7 @@ The script itself is proven in tests/drivers/test_removal.py.
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -18,6 +19,7 @@ from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.records import RecordActivities
+from activities.reinstallation import ReinstallationActivities
 from activities.removal import HostNotEmpty, RemovalActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
@@ -39,7 +41,7 @@ from drivers.errors import (
 )
 from drivers.protocols import CommandResult, Fence, HostAccess, HostKey, Hypervisor, LocalDisks
 from inventory import Database, Inventory, SecretBox
-from inventory.models import HostRow, SecretVersionRow
+from inventory.models import HostRow, RemovedHostRow, SecretVersionRow
 from tests.activities.conftest import ref, run
 from tests.samples import FACTS, FINGERPRINT
 
@@ -606,6 +608,38 @@ async def test_a_host_whose_key_went_before_it_was_left_is_clean(
     assert (await run(activities.clean_removed)).cleaned == (HOST,)
 
 
+@pytest.mark.parametrize(
+    ("gone", "tried", "looks"),
+    [
+        (timedelta(minutes=59), timedelta(seconds=1), True),
+        (timedelta(hours=12), timedelta(minutes=29), False),
+        (timedelta(hours=12), timedelta(minutes=31), True),
+        (timedelta(days=300), timedelta(minutes=59), False),
+        (timedelta(days=300), timedelta(minutes=61), True),
+    ],
+)
+async def test_the_longer_a_host_is_gone_the_less_often_it_is_looked_for(
+    on: Make,
+    inventory: Inventory,
+    lease: LeaseRef,
+    gone: timedelta,
+    tried: timedelta,
+    looks: bool,
+) -> None:
+    machine = Machine(silent=True)
+    activities = on(machine)
+    await lost(activities, inventory, lease)
+    at = datetime.now(UTC)
+    async with inventory.database.writing() as session:
+        await session.exec(update(RemovedHostRow).values(removed_at=at - gone, tried_at=at - tried))
+    machine.calls.clear()
+    assert (await run(activities.clean_removed)).waiting == (HOST,)
+    assert machine.calls == (["look"] if looks else [])
+    tried_at = (await tombstone(inventory)).tried_at
+    assert tried_at is not None
+    assert (tried_at >= at) is looks
+
+
 async def test_another_machine_at_that_address_is_not_touched(
     on: Make, inventory: Inventory, lease: LeaseRef
 ) -> None:
@@ -816,6 +850,27 @@ async def test_a_vm_that_may_run_on_a_lost_host_is_not_resumed(
     else:
         await run(activities.settle_migrations, lease)
     assert hypervisor.resumed is not forced
+
+
+@pytest.mark.parametrize("kind", ["own_key", "private_key"])
+async def test_a_re_installation_takes_away_its_own_key_alone(
+    inventory: Inventory, lease: LeaseRef, kind: str
+) -> None:
+    """One of an operator's that is refused tells nothing of Hostler's."""
+    await set_secret(inventory, "secret_id", "key", kind=kind)
+    await inventory.reinstallations.withdraw(lease, reason="disk broken")
+    machine = Machine(dies_after="remove_key")
+    unused = cast("Any", Untouchable())
+    activities = ReinstallationActivities(
+        inventory, HostDirectory(inventory), machine, cast("Hypervisor", machine), machine, unused
+    )
+    with pytest.raises(Killed):
+        await run(activities.take_away_key, lease)
+    if kind == "own_key":
+        assert (await run(activities.take_away_key, lease)).proof == "Hostler's key is refused"
+    else:
+        with pytest.raises(LoginRefused):
+            await run(activities.take_away_key, lease)
 
 
 async def test_a_host_that_is_re_installed_can_only_be_lost(

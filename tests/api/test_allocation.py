@@ -106,7 +106,7 @@ async def test_a_host_that_is_not_in_service(api: Api, host: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/v1/zones/zone-1", {}, "input"),
+        ("/v1/zones/zone-1", {}, "input"),  # it might have been to get another name
         ("/v1/pods/pod-1", {"allocation_state": "Maintenance"}, "allocation_state"),
         ("/v1/clusters/cluster-1", {"allocation_state": "Enabled", "resaon": ""}, "resaon"),
         ("/v1/clusters/cluster-1", {"allocation_state": "Enabled", "reason": "\0"}, "reason"),

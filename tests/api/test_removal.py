@@ -162,3 +162,15 @@ async def test_tombstones_are_listed(api: Api, host: str) -> None:
     assert removed.cleaned_at is None
     assert "secret" not in str(item)
     problem(await api.viewer.get(f"/v1/hosts/{host}"), 404, "NotFound")
+    path, asked = f"/v1/removed-hosts/{removed.id}/settlement", {"reason": "scrapped"}
+    for caller in (api.viewer, api.operator):
+        problem(await caller.post(path, json=asked), 403, "Refused")
+    for nothing in ({}, {"reason": "  "}):
+        problem(await api.admin.post(path, json=nothing), 422, "InvalidInput")
+    settled = RemovedHost.model_validate((await api.admin.post(path, json=asked)).json())
+    assert settled.settled_at is not None
+    assert (settled.cleaned_at, settled.cleaning_problem) == (None, "scrapped")
+    newest = (await inventory.events.list(subject=f"host/{host}"))[0]
+    assert (newest.kind, newest.actor) == ("removed.settled", "token:anna")
+    none = await api.admin.post("/v1/removed-hosts/999999/settlement", json=asked)
+    problem(none, 404, "NotFound")

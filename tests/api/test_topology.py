@@ -187,6 +187,8 @@ async def test_a_cluster_in_maintenance_is_neither_renamed_nor_deleted(
     enabled = await api.admin.patch(f"/v1/clusters/{cluster}", json={"allocation_state": "Enabled"})
     assert enabled.status_code == 202
     await handle.terminate()
+    while [one async for one in api.client.list_workflows(query)]:
+        await asyncio.sleep(0.05)
     assert (await api.admin.delete(f"/v1/clusters/{cluster}")).status_code == 204
 
 

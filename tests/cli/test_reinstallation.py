@@ -138,16 +138,17 @@ def test_answers_are_sent(api: FakeApi, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     done = hostler(
         *("host", "answer-reinstallation", "kvm-1", "--accept-host-key", FINGERPRINT),
-        *("--private-key-file", str(key), "--install-packages", "--skip-command"),
+        *("--private-key-file", str(key), "--install-packages", "--skip-command", "--force"),
     )
     assert done.exit_code == 0, done.output
-    nothing = {"install_packages": False, "skip_command": False}
+    nothing = {"install_packages": False, "skip_command": False, "force": False}
     assert api.bodies(ANSWER) == [
         nothing,
         {
             "host_key_sha256": FINGERPRINT,
             "install_packages": True,
             "skip_command": True,
+            "force": True,
             "private_key": "PEM\n",
         },
     ]

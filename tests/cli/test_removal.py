@@ -176,14 +176,43 @@ def tombstone(**more: Any) -> RemovedHost:
 
 
 def test_removed(api: FakeApi) -> None:
-    listed = (tombstone(), tombstone(id=6, forced=False, cleaned_at=WHEN, vms=()))
+    settled = tombstone(id=5, settled_at=WHEN, cleaning_problem="scrapped")
+    listed = (tombstone(), tombstone(id=6, forced=False, cleaned_at=WHEN, vms=()), settled)
     api.on("GET /v1/removed-hosts", items(*listed))
     done = hostler("host", "removed")
     assert done.exit_code == 0, done.output
-    header, first, second = done.stdout.splitlines()
+    header, first, second, third = done.stdout.splitlines()
     assert header.split()[:3] == ["ID", "HOST", "CLUSTER"]
     assert "not yet: it does not answer" in first
     assert first.rstrip().endswith("vm-1")
     assert second.count("2026-11-24 09:30:00 UTC") == 2
+    assert "given up: scrapped" in third
     shown = json.loads(hostler("host", "removed", "--json").stdout)
     assert shown == [one.model_dump(mode="json") for one in listed]
+
+
+def test_settle_removed(api: FakeApi) -> None:
+    settled = tombstone(settled_at=WHEN, cleaning_problem="scrapped")
+    api.on("POST /v1/removed-hosts/7/settlement", ok(settled))
+    done = hostler("host", "settle-removed", "7", "--reason", "scrapped")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "kvm-1 (removed host 7) is not cleaned any more.\n"
+    assert api.bodies("POST /v1/removed-hosts/7/settlement") == [{"reason": "scrapped"}]
+    shown = hostler("host", "settle-removed", "7", "--reason", "scrapped", "--json").stdout
+    assert json.loads(shown) == settled.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("arguments", [("7",), ("0", "--reason", "x"), ("x", "--reason", "x")])
+def test_settle_removed_wants_a_number_and_a_reason(
+    api: FakeApi, arguments: tuple[str, ...]
+) -> None:
+    assert hostler("host", "settle-removed", *arguments).exit_code == 2
+    assert api.requests == []
+
+
+def test_settle_removed_asks_on_a_terminal(api: FakeApi) -> None:
+    terminal = Terminal("host", "settle-removed", "7", "--reason", "scrapped")
+    terminal.until("Delete the credential of the removed host 7? [y/N]: ")
+    terminal.type("\n")
+    assert terminal.end() == 1
+    assert api.requests == []

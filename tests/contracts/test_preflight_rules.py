@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from activities.preflight import _CODES
+from contracts.host_status import Reach
 from contracts.hosts import RemovedHost
 from contracts.preflight import (
     Bounds,
@@ -85,7 +86,6 @@ def report(**more: Any) -> HostReport:
         "qemu_version": "7.2.19",
         "kvm": True,
         "disks": (DiskSpace(path="/etc", mount="/", free_mib=64),),
-        "reached_peer": True,
     }
     return HostReport(**well | more)
 
@@ -104,7 +104,8 @@ def test_a_host_that_is_as_it_should_be() -> None:
     assert told(from_inventory(candidacy())) == []
     assert told(from_host(candidacy(), report())) == []
     assert told(from_libvirt(candidacy(), LibvirtReport(facts=FACTS))) == []
-    assert told(from_peers(candidacy(), [PeerReport(host="kvm-1", reached_new=True)])) == []
+    reached = PeerReport(host="kvm-1", to_new=Reach.CONNECTED, from_new=Reach.CONNECTED)
+    assert told(from_peers(candidacy(), [reached])) == []
 
 
 @pytest.mark.parametrize(
@@ -168,8 +169,10 @@ def test_what_the_inventory_knows(known: dict[str, Any], codes: list[str]) -> No
             },
             ["disk-full", "disk-full"],
         ),
-        ({"reached_peer": False}, ["peer-port-closed"]),
-        ({"reached_peer": None}, []),
+        ({"damaged": ("epoch",)}, ["counter-damaged"]),
+        ({"told": 1}, ["told-ahead"]),
+        ({"told": 1, "closed": "zone z is Disabled"}, ["told-ahead"]),
+        ({"closed": "zone z is Disabled"}, ["closed-before+"]),
     ],
 )
 def test_what_the_host_has(measured: dict[str, Any], codes: list[str]) -> None:
@@ -226,8 +229,9 @@ def test_many_vms_are_not_all_named() -> None:
         ({"problem": "does not answer."}, ["peer-silent+"]),
         ({"new_lacks": "avx512f.", "peer_lacks": "amx."}, ["cpu-incompatible"]),
         ({"peer_lacks": "amx."}, ["cpu-exceeds+"]),
-        ({"reached_new": False}, ["port-closed-to-peer"]),
-        ({"reached_new": None}, []),
+        ({"to_new": Reach.REFUSED}, ["port-closed-to-peer"]),
+        ({"from_new": Reach.NO_ANSWER}, ["peer-port-closed"]),
+        ({"to_new": Reach.UNKNOWN, "from_new": Reach.UNKNOWN}, []),
     ],
 )
 def test_what_the_cluster_says(said: dict[str, Any], codes: list[str]) -> None:
@@ -237,6 +241,20 @@ def test_what_the_cluster_says(said: dict[str, Any], codes: list[str]) -> None:
 @pytest.mark.parametrize(("epoch", "codes"), [(4, ["epoch-ahead"]), (5, []), (6, [])])
 def test_the_epoch_that_the_host_holds(epoch: int, codes: list[str]) -> None:
     assert told(from_host(candidacy(epoch=epoch), report(epoch=5))) == codes
+
+
+def test_what_a_former_owner_has_left_names_all_of_its_files() -> None:
+    left = report(epoch=5, told=9, closed="zone z is Disabled")
+    for asked in (candidacy(epoch=4, generation=8), candidacy(generation=9)):
+        for finding in from_host(asked, left):
+            for name in ("epoch", "told", "closed"):
+                assert f"/etc/hostler/{name}" in finding.remedy
+
+
+@pytest.mark.parametrize(("generation", "codes"), [(8, ["told-ahead"]), (9, []), (10, [])])
+def test_what_a_host_was_told(generation: int, codes: list[str]) -> None:
+    asked = candidacy(generation=generation, known=True)
+    assert told(from_host(asked, report(told=9, closed="zone z is Disabled"))) == codes
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
@@ -251,13 +269,13 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
                 kvm=False,
                 missing_programs=("flock",),
                 disks=(DiskSpace(path="/etc", mount="/", free_mib=0),),
-                reached_peer=False,
+                damaged=("told",),
             ),
         )
     )
     assert told(found) == [
         *("not-root", "no-systemd", "clock-skew", "libvirtd-masked", "no-kvm+"),
-        *("programs-missing", "disk-full", "peer-port-closed"),
+        *("programs-missing", "disk-full", "counter-damaged"),
     ]
     assert len(errors_among(found)) == 7
     assert summary(found) == "7 errors, 1 warning"
@@ -268,6 +286,7 @@ def test_every_finding_is_documented_and_the_other_way_round() -> None:
         "contracts/preflight_rules.py",
         "activities/preflight.py",
         "workflows/host_addition.py",
+        "workflows/provisioning.py",
     )
     text = "".join((ROOT / source).read_text() for source in sources)
     made = re.findall(r'(?:error|warning)\(\s*"([a-z-]+)"', text)

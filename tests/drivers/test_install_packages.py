@@ -40,7 +40,7 @@ async def test_apt(machine: Machine) -> None:
     assert lines[2].endswith(
         "install libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils"
     )
-    assert lines[3:] == ["systemctl enable libvirtd", "systemctl start libvirtd.socket libvirtd"]
+    assert lines[3:] == ["systemctl enable libvirtd", "systemctl start libvirtd"]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,14 @@ async def test_dnf_leaves_the_one_daemon(machine: Machine) -> None:
     status, log, _ = await install(machine)
     assert status == 0
     assert "qemu-kvm" in log
-    assert "systemctl disable --now virtqemud.socket" in log
-    assert log.splitlines()[-1] == "systemctl start libvirtd.socket libvirtd"
+    for unit in (
+        "virtqemud.socket",
+        "virtqemud.service",
+        "virtproxyd.socket",
+        "virtproxyd.service",
+    ):
+        assert f"systemctl disable --now {unit}\n" in log
+    assert log.splitlines()[-1] == "systemctl start libvirtd"
 
 
 @pytest.mark.parametrize("name", ["apt-get", "dnf"])

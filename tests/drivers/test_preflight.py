@@ -63,8 +63,10 @@ async def test_a_host_that_has_everything(machine: Machine, ssh: AsyncSshShell) 
         "qemu_version": "7.2.19",
         "kvm": False,
         "epoch": 0,
+        "told": 0,
+        "closed": None,
+        "damaged": (),
         "missing_programs": (),
-        "reached_peer": None,
     }
     assert [disk.path for disk in report.disks] == ["/etc", "/root", "/var/lib"]
     assert all(disk.free_mib >= 0 and disk.mount.startswith("/") for disk in report.disks)
@@ -96,9 +98,24 @@ async def test_the_uuid_is_what_libvirtd_would_take(machine: Machine, ssh: Async
     assert (await ShellInspector(ssh).inspect(machine.access())).uuid == uuid.lower()
 
 
-async def test_the_epoch_of_whoever_was_there(machine: Machine, ssh: AsyncSshShell) -> None:
+async def test_what_a_hostler_has_left(machine: Machine, ssh: AsyncSshShell) -> None:
     machine.file("/etc/hostler/epoch", "41\n")
-    assert (await ShellInspector(ssh).inspect(machine.access())).epoch == 41
+    machine.file("/etc/hostler/told", "7\n")
+    machine.file("/etc/hostler/closed", "zone zone-9 is Disabled\n")
+    report = await ShellInspector(ssh).inspect(machine.access())
+    assert (report.epoch, report.told, report.closed) == (41, 7, "zone zone-9 is Disabled")
+    assert report.damaged == ()
+
+
+@pytest.mark.parametrize("damage", ["", "\n", "4x", "-1", "41\nclock 9"])
+async def test_a_counter_without_a_number(
+    machine: Machine, ssh: AsyncSshShell, damage: str
+) -> None:
+    machine.file("/etc/hostler/epoch", damage)
+    machine.file("/etc/hostler/told", damage)
+    report = await ShellInspector(ssh).inspect(machine.access())
+    assert (report.epoch, report.told, report.damaged) == (0, 0, ("epoch", "told"))
+    assert report.skew_s == 0
 
 
 async def test_units_as_systemd_tells_them(machine: Machine, ssh: AsyncSshShell) -> None:
@@ -144,29 +161,32 @@ async def test_the_clock_is_compared_with_ours(
     assert at_least <= skew <= at_most
 
 
-async def test_ports_are_tried_from_there(machine: Machine, ssh: AsyncSshShell) -> None:
-    inspector, access = ShellInspector(ssh), machine.access()
-    open_port = access.port
-    assert (await inspector.inspect(access, ("127.0.0.1", open_port))).reached_peer is True
-    assert (await inspector.inspect(access, ("127.0.0.1", 1))).reached_peer is False
-    assert await inspector.reaches(access, "127.0.0.1", open_port) is True
-    assert await inspector.reaches(access, "127.0.0.1", 1) is False
-    machine.without("bash")
-    assert await inspector.reaches(access, "127.0.0.1", open_port) is None
-    machine.program("nc", 'test "$5" != 1')
-    assert await inspector.reaches(access, "127.0.0.1", open_port) is True
-    assert await inspector.reaches(access, "127.0.0.1", 1) is False
+@pytest.mark.parametrize(
+    ("program", "says", "first_line"),
+    [
+        ("date", "echo tomorrow", "clock tomorrow"),
+        ("id", "echo root", "clock "),
+        ("systemctl", "echo LoadState=a word too many", "clock "),
+    ],
+)
+async def test_an_answer_that_can_not_be_read(
+    machine: Machine, ssh: AsyncSshShell, program: str, says: str, first_line: str
+) -> None:
+    machine.program(program, says)
+    with pytest.raises(CommandFailed, match=f"can't be read .* its first line is '{first_line}"):
+        await ShellInspector(ssh).inspect(machine.access())
 
 
-async def test_a_shell_that_says_other_things(machine: Machine, ssh: AsyncSshShell) -> None:
-    machine.program("date", "echo tomorrow")
+async def test_a_shell_that_says_nothing(machine: Machine, ssh: AsyncSshShell) -> None:
+    machine.without("date")
+    machine.without("id")
     with pytest.raises(CommandFailed, match="can't be read"):
         await ShellInspector(ssh).inspect(machine.access())
 
 
 async def test_nothing_is_changed(machine: Machine, ssh: AsyncSshShell) -> None:
     before = sorted(machine.root.rglob("*"))
-    await ShellInspector(ssh).inspect(machine.access(), ("127.0.0.1", 1))
+    await ShellInspector(ssh).inspect(machine.access())
     assert sorted(machine.root.rglob("*")) == before
 
 

@@ -150,10 +150,11 @@ async def test_a_host_that_lost_its_power(system: System, lab: Lab) -> None:
 
 
 STEPS = (
-    *("survey_removal", "hand_over_maintenance", "acquire_lease", "withdraw_trust"),
-    *("take_away_key", "settle_credential", "await_host_key", "preflight_host", "pin_host_key"),
+    *("survey_removal", "hand_over_maintenance", "acquire_lease", "read_environment"),
+    *("withdraw_trust", "take_away_key", "settle_credential", "await_host_key"),
+    *("preflight_host", "pin_host_key"),
     *("record_event", "install_fence", "stage_own_key", "install_own_key", "promote_own_key"),
-    *("tell_hosts", "take_down_fence", "return_host", "release_lease"),
+    *("tell_hosts", "check_host", "take_down_fence", "return_host", "release_lease"),
 )
 
 

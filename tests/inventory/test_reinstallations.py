@@ -1,15 +1,17 @@
 """What is withdrawn from an old installation, and what the new one gets."""
 
 import pytest
+from sqlmodel import select
 
 from contracts.errors import AlreadyExists, Conflict, LeaseLost, NotFound
+from contracts.evacuation import HostEnvironment
 from contracts.host_checks import Look
 from contracts.host_status import Seen
 from contracts.hosts import Host
 from contracts.leases import LeaseRef
 from contracts.states import HostStatus, ResourceState
 from inventory import Inventory
-from inventory.models import now
+from inventory.models import HostRow, now
 from inventory.own_keys import HostSecrets
 from tests.inventory.conftest import OTHER, OWNER, acquire, enabled, ref
 from tests.samples import FACTS
@@ -71,8 +73,10 @@ async def complete(inventory: Inventory, lease: LeaseRef) -> Host:
 async def test_a_host_is_re_installed(inventory: Inventory, lease: LeaseRef) -> None:
     reinstallations = inventory.reinstallations
     before = await inventory.own_keys.find(HOST)
-    for _ in range(2):
-        trust = await reinstallations.withdraw(lease, reason="disk broken")
+    offered = HostEnvironment(networks=frozenset({"default"}), pools=frozenset({"images"}))
+    for environment in (offered, None):
+        trust = await reinstallations.withdraw(lease, reason="disk broken", environment=environment)
+        assert trust.environment == offered
         assert (trust.former_sha256, trust.pinned_sha256) == ("SHA256:abc", None)
         assert trust.secret_id == before.password
         host = await inventory.hosts.get(HOST)
@@ -94,6 +98,7 @@ async def test_a_host_is_re_installed(inventory: Inventory, lease: LeaseRef) -> 
     assert (await inventory.hosts.login(HOST)).host_key_line.startswith(NEW)
     again = await reinstallations.withdraw(lease, reason="terminated meanwhile")
     assert (again.former_sha256, again.pinned_sha256) == (None, "SHA256:new")
+    assert again.environment == offered
     await inventory.maintenances.take_turn(lease, "cluster-1", 1)
     for _ in range(2):
         host = await complete(inventory, lease)
@@ -104,6 +109,8 @@ async def test_a_host_is_re_installed(inventory: Inventory, lease: LeaseRef) -> 
             False,
         )
     assert (await inventory.hosts.login(HOST)).host_key_line == NEW
+    async with inventory.database.reading() as session:
+        assert (await session.exec(select(HostRow.environment))).all() == [None]
     assert await inventory.maintenances.tickets("cluster-1") == []
     assert await messages(inventory, "host.trust_withdrawn", "host.trusted", "host.uuid") == [
         "the host key SHA256:abc is accepted no more: disk broken",

@@ -468,7 +468,7 @@ class SimulatedInspector:
         await asyncio.sleep(_CALL_S)
         self._cluster.host(access)
 
-    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+    async def inspect(self, access: HostAccess) -> HostReport:
         """All is there."""
         await self.log_in(access)
         return HostReport(
@@ -476,14 +476,8 @@ class SimulatedInspector:
             uid=0,
             operating_system="Debian GNU/Linux 12",
             package_manager=PackageManager.APT,
-            reached_peer=None if peer is None else True,
             **EVERYTHING,
         )
-
-    async def reaches(self, access: HostAccess, address: str, port: int) -> bool | None:
-        """Every host reaches every other one."""
-        await self.log_in(access)
-        return True
 
     async def forget(self, host: str) -> None:
         """Nothing is open."""

@@ -36,9 +36,9 @@ class SshHypervisor(SimulatedHypervisor):
 class SshInspector(ShellInspector):
     """HostInspector; looks at the host as always, and then takes libvirt for granted."""
 
-    async def inspect(self, access: HostAccess, peer: tuple[str, int] | None = None) -> HostReport:
+    async def inspect(self, access: HostAccess) -> HostReport:
         """What was measured, but for what a host has and this machine may lack."""
-        return (await super().inspect(access, peer)).model_copy(update=EVERYTHING)
+        return (await super().inspect(access)).model_copy(update=EVERYTHING)
 
 
 def ssh_cluster(directory: Path) -> Cluster:

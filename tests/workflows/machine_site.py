@@ -37,6 +37,7 @@ from contracts.addition import HostAdditionInput
 from contracts.hosts import HostFacts
 from contracts.states import AllocationState
 from drivers.fence import HookFence
+from drivers.neighbours import ShellNeighbours
 from drivers.own_key import AuthorizedKeys
 from drivers.preflight import ShellInspector
 from drivers.protocols import HostAccess
@@ -164,7 +165,10 @@ class Site:
                 OperationActivities(self.client),
                 OwnKeyActivities(inventory, directory, keys),
                 PackageActivities(inventory, directory, Systemd(shell)),
-                PreflightActivities(inventory, directory, hypervisor, ShellInspector(shell)),
+                PreflightActivities(
+                    *(inventory, directory, hypervisor),
+                    *(ShellInspector(shell), ShellNeighbours(shell)),
+                ),
                 RecordActivities(inventory),
                 ReinstallationActivities(
                     *(inventory, directory, ScriptCleaner(shell), hypervisor, shell),

@@ -187,6 +187,8 @@ async def test_a_machine_that_was_removed_comes_back_on_purpose_alone(site: Site
                 operation="removal/kvm-7",
             )
         )
+    with site.machine.keys.open("a") as keys:
+        keys.write("ssh-ed25519 AAAAformer hostler:kvm-7\n")
     before = tree(site.machine)
     async with site.worker(Fault(repeated=True)):
         with pytest.raises(WorkflowFailureError) as failed:
@@ -196,7 +198,9 @@ async def test_a_machine_that_was_removed_comes_back_on_purpose_alone(site: Site
         assert await site.secrets() == []
         await assert_added(site, await (await site.begin(returning=True)).result())
     (tombstone,) = await site.inventory.removed_hosts.list()
-    assert tombstone.cleaned_at is not None
+    assert (tombstone.cleaned_at, tombstone.settled_at is None) == (None, False)
+    # It was removed while it did not answer, so its key of that time was still there.
+    assert "hostler:kvm-7" not in site.machine.keys.read_text()
 
 
 async def test_a_dry_run_writes_nothing_anywhere(site: Site) -> None:

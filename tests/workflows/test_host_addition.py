@@ -23,7 +23,7 @@ from contracts.addition import HostAdditionInput, HostAdditionResult
 from contracts.allocation import TellHostsInput, TellHostsResult, UntoldHost
 from contracts.hosts import Host, HostFacts
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
-from contracts.preflight import Finding
+from contracts.preflight import Finding, Severity
 from contracts.preflight_rules import error, warning
 from contracts.states import HostStatus, Phase, ResourceState
 from contracts.steps import (
@@ -31,6 +31,7 @@ from contracts.steps import (
     ChangeStateInput,
     EventInput,
     FenceInput,
+    FormerKeysInput,
     HostKeyResult,
     OwnKeyResult,
     PreflightInput,
@@ -40,6 +41,7 @@ from contracts.steps import (
     SecretRef,
     SetStatusInput,
     TakeBackResult,
+    TombstonesClosed,
 )
 from tests.samples import FACTS, FINGERPRINT, host
 from tests.workflows.world import refusal
@@ -68,6 +70,8 @@ class NewHost:
         takes_key: it lets Hostler's own key in.
         credential: how Hostler logs in; `stored`: whether the given one is still kept.
         on_host: what is on the host of Hostler's.
+        untold: why it can't be told whether it takes new VMs.
+        former_keys: names under which it had keys of Hostler's before.
         predecessor: whose lease is taken over.
     """
 
@@ -92,6 +96,8 @@ class NewHost:
     fenced: bool = False
     leased: bool = False
     told: tuple[str, ...] = ()
+    untold: str | None = None
+    former_keys: tuple[str, ...] = ()
     predecessor: Owner | None = None
     calls: list[str] = field(default_factory=list)
 
@@ -201,8 +207,14 @@ class NewHost:
         return TakeBackResult(running_jobs=self.running_jobs)
 
     @activity.defn(name="close_tombstones")
-    async def close_tombstones(self, lease: LeaseRef) -> None:
+    async def close_tombstones(self, lease: LeaseRef) -> TombstonesClosed:
         self._call("close_tombstones")
+        return TombstonesClosed(keys_of=self.former_keys)
+
+    @activity.defn(name="remove_former_keys")
+    async def remove_former_keys(self, request: FormerKeysInput) -> None:
+        assert request.names == self.former_keys
+        self._call("remove_former_keys")
 
     @activity.defn(name="discard_secret")
     async def discard_secret(self, request: SecretRef) -> None:
@@ -226,8 +238,10 @@ class NewHost:
         assert self.state is not ResourceState.CREATING, "only a host in service is told"
         assert self.leased
         self.told += request.hosts
-        untold = tuple(UntoldHost(host=host, reason="it is off") for host in request.hosts)
-        return TellHostsResult(told=(), untold=untold)
+        if self.untold is None:
+            return TellHostsResult(told=request.hosts, untold=())
+        (host,) = request.hosts
+        return TellHostsResult(told=(), untold=(UntoldHost(host=host, reason=self.untold),))
 
     @activity.defn(name="forget_host")
     async def forget_host(self, lease: LeaseRef) -> None:
@@ -261,6 +275,7 @@ class NewHost:
             self.take_back,
             self.discard_secret,
             self.close_tombstones,
+            self.remove_former_keys,
         ]
 
     def untouched(self) -> bool:
@@ -478,6 +493,37 @@ async def test_purpose_and_packages_reach_the_preflight(begin: Begin) -> None:
     assert (looked.returning, looked.install_packages, looked.log_in) == (True, False, True)
     assert looked.epoch == 1
     assert new.calls[-1] == "close_tombstones"
+
+
+async def test_keys_from_before_go_with_the_names_from_before(begin: Begin) -> None:
+    new = NewHost(former_keys=("kvm-7",))
+    result = await (await begin(new, host_key_sha256=FINGERPRINT, returning=True)).result()
+    assert new.calls[-2:] == ["close_tombstones", "remove_former_keys"]
+    assert (result.findings, new.events) == ((), [])
+
+
+async def test_a_key_from_before_that_stays_is_a_warning(begin: Begin) -> None:
+    new = NewHost(former_keys=("kvm-7", "kvm-8"), fails="remove_former_keys")
+    result = await (await begin(new, host_key_sha256=FINGERPRINT, returning=True)).result()
+    assert result.resource_state is ResourceState.ENABLED
+    (finding,) = result.findings
+    assert (finding.code, finding.severity) == ("old-key-left", Severity.WARNING)
+    assert "hostler:kvm-7, hostler:kvm-8" in finding.remedy
+    ((kind, message),) = new.events
+    assert kind == "addition.warning"
+    assert "[old-key-left]" in message
+    assert not new.leased
+
+
+async def test_a_host_that_can_not_be_told_is_a_warning(begin: Begin) -> None:
+    new = NewHost(untold="libvirt started a new VM.")
+    result = await (await begin(new, host_key_sha256=FINGERPRINT, enabled=False)).result()
+    assert result.resource_state is ResourceState.DISABLED
+    (finding,) = result.findings
+    assert (finding.code, finding.severity) == ("allocation-untold", Severity.WARNING)
+    ((kind, message),) = new.events
+    assert (kind, "libvirt started a new VM." in message) == ("addition.warning", True)
+    assert not new.leased
 
 
 async def test_packages_are_installed_where_they_are_missing(begin: Begin) -> None:

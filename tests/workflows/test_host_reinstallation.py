@@ -18,6 +18,7 @@ from temporalio.worker import Worker
 
 from activities.operations import OperationActivities
 from contracts.allocation import TellHostsInput, TellHostsResult, UntoldHost
+from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host
 from contracts.leases import LeaseRef
 from contracts.maintenance import HostMaintenanceResult
@@ -72,6 +73,7 @@ class Site(World):
         packages: they are missing.
         takes_no_key: its sshd lets no key in.
         lost_secret: the credential that was given is gone.
+        environment: what the old installation offered, as it is stored.
     """
 
     installed: bool = True
@@ -84,6 +86,7 @@ class Site(World):
     withdrawn: bool = False
     pinned: str = FINGERPRINT
     secret: str = "the password"
+    environment: HostEnvironment | None = None
     calls: list[str] = field(default_factory=list)
     preflights: list[PreflightInput] = field(default_factory=list)
 
@@ -112,12 +115,24 @@ class Site(World):
         self.calls.append(f"run_command {request.attempt}")
         return CommandOutcome(exit_status=self.commands.pop(0), problem=None, output="/jobs/1")
 
+    @activity.defn(name="read_environment")
+    async def read_environment(self, request: HostRef) -> HostEnvironment:
+        self.calls.append("read_environment")
+        assert not self.withdrawn
+        return HostEnvironment(networks=frozenset({"default"}))
+
     @activity.defn(name="withdraw_trust")
     async def withdraw_trust(self, request: WithdrawTrustInput) -> Trust:
         self.calls.append("withdraw_trust")
         assert self.state is R.MAINTENANCE
-        self.withdrawn = True
-        return Trust(former_sha256=FINGERPRINT, pinned_sha256=None, secret=self.secret)
+        if not self.withdrawn:
+            self.withdrawn, self.environment = True, request.environment
+        return Trust(
+            former_sha256=FINGERPRINT,
+            pinned_sha256=None,
+            secret=self.secret,
+            environment=self.environment,
+        )
 
     @activity.defn(name="take_away_key")
     async def take_away_key(self, lease: LeaseRef) -> KeyTakenAway:
@@ -153,6 +168,7 @@ class Site(World):
     async def pin_host_key(self, request: PinHostKeyInput) -> None:
         self.calls.append("pin_host_key")
         self.pinned = request.key.sha256
+        self.silent = False  # the new installation answers
 
     @activity.defn(name="install_packages")
     async def install_packages(self, lease: LeaseRef) -> None:
@@ -289,7 +305,8 @@ async def test_from_maintenance_to_what_it_was_before(reinstall: Begin) -> None:
     assert result.resource_state is R.DISABLED
     assert result.host_key_sha256 == NEW.sha256
     assert site.calls == [
-        *("survey_removal", "survey_removal", "withdraw_trust", "take_away_key"),
+        *("survey_removal", "survey_removal", "read_environment", "withdraw_trust"),
+        "take_away_key",
         *("settle_credential", "preflight_host", "pin_host_key", "install_fence"),
         *("promote_own_key", "return_host"),
     ]
@@ -396,6 +413,41 @@ async def test_what_goes_wrong_afterwards_is_tried_again(reinstall: Begin) -> No
     await handle.result()
     assert site.calls.count("install_fence") == 3
     assert site.fence is None
+
+
+async def test_what_the_old_installation_offered_is_to_be_there_again(reinstall: Begin) -> None:
+    site = in_maintenance()
+    site.missing = "network default"
+    handle = await reinstall(site)
+    status = await until_question(handle, Question.FINDINGS)
+    assert "kvm-1 lacks network default" in status.message
+    assert any(command.endswith(" --force") for command in status.commands)
+    # No VM starts there before that is settled.
+    assert site.fence is not None
+    assert "return_host" not in site.calls
+    site.missing = ""
+    await handle.execute_update("answer", AnswerReinstallationInput())
+    assert (await handle.result()).resource_state is R.DISABLED
+
+
+async def test_what_is_missing_can_be_accepted(reinstall: Begin) -> None:
+    site = in_maintenance()
+    site.missing = "network default"
+    handle = await reinstall(site)
+    await until_question(handle, Question.FINDINGS)
+    await handle.execute_update("answer", AnswerReinstallationInput(force=True))
+    assert (await handle.result()).resource_state is R.DISABLED
+
+
+async def test_another_one_compares_with_what_the_first_has_seen(reinstall: Begin) -> None:
+    site = in_maintenance(
+        withdrawn=True, environment=HostEnvironment(networks=frozenset({"default"}))
+    )
+    site.missing = "network default"
+    handle = await reinstall(site)
+    await until_question(handle, Question.FINDINGS)
+    assert "read_environment" not in site.calls
+    await handle.terminate()
 
 
 async def test_a_server_that_takes_no_keys_is_told(reinstall: Begin) -> None:

@@ -92,6 +92,7 @@ def test_every_effect_is_listed() -> None:
         "kvm-1 is waited for, until it shows another SSH host key",
         "that key is shown, and pinned when somebody accepts it",
         "the new installation gets the fence, and a key of Hostler's own",
+        "networks, bridges and storage pools are to be there as before",
         "kvm-1 keeps its name, cluster, tags and history, and becomes Enabled again",
         "VMs that its last maintenance has moved come back",
     ]

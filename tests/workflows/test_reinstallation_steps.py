@@ -48,12 +48,13 @@ HOOK = "etc/libvirt/hooks/qemu.d/hostler"
 FENCE = "etc/hostler/fence"
 MAINTENANCE = Owner(workflow_id="maintenance/kvm-9", first_run_id="run-1")
 BEFORE = (
-    *("survey_removal", "hand_over_maintenance", "acquire_lease", "withdraw_trust"),
-    *("take_away_key", "settle_credential"),
+    *("survey_removal", "hand_over_maintenance", "acquire_lease", "read_environment"),
+    *("withdraw_trust", "take_away_key", "settle_credential"),
 )
 AFTER = (
     *("await_host_key", "preflight_host", "pin_host_key", "record_event", "install_fence"),
-    *("stage_own_key", "install_own_key", "promote_own_key", "tell_hosts", "take_down_fence"),
+    *("stage_own_key", "install_own_key", "promote_own_key", "tell_hosts", "check_host"),
+    "take_down_fence",
 )
 BACK = ("return_host", "release_lease")
 Handle = WorkflowHandle[HostReinstallation, HostReinstallationResult]
@@ -85,7 +86,7 @@ async def take_out(site: Site) -> None:
     held = LeaseRef(host=HOST, owner=MAINTENANCE, epoch=lease.epoch)
     keys, fence = AuthorizedKeys(site.shell), HookFence(site.shell)
     key = keys.create()
-    secret = await inventory.secrets.store("private_key", key, actor="test")
+    secret = await inventory.secrets.store("own_key", key, actor="test")
     await inventory.own_keys.stage(HOST, secret, lease=held)
     await keys.install(access, key, held.epoch)
     await inventory.own_keys.promote(HOST, operation="addition", lease=held)
@@ -187,7 +188,7 @@ async def assert_back(site: Site) -> None:
     assert (host.host_key_sha256, host.being_reinstalled, host.fence) == (shown.sha256, False, None)
     assert host.facts is not None
     assert host.facts.uuid == "of-the-machine"
-    assert await site.secrets() == ["password", "private_key"]
+    assert await site.secrets() == ["own_key", "password"]
     known = await HostDirectory(site.inventory).access_by_password(HOST)
     assert known is not None
     assert known.password == NEW_PASSWORD

@@ -26,6 +26,8 @@ def upgrade() -> None:
         sa.Column("operation", sa.String(), nullable=False),
         sa.Column("removed_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("cleaned_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("tried_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("cleaning_problem", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["secret_id"], ["secret_version.id"]),
         sa.PrimaryKeyConstraint("id"),
@@ -53,3 +55,4 @@ def upgrade() -> None:
     op.add_column("host", sa.Column("closed", sa.Boolean(), nullable=True))
     op.add_column("host", sa.Column("read_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("host", sa.Column("peers_reach", sa.Boolean(), nullable=True))
+    op.add_column("host", sa.Column("environment", sa.JSON(), nullable=True))
