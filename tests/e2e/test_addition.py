@@ -22,12 +22,14 @@ STEPS = (
     *("read_facts", "install_fence", "stage_own_key", "install_own_key", "promote_own_key"),
     *("set_host_status", "change_host_state", "tell_hosts", "release_lease"),
 )
+# For what is run by SSH. All hosts of the lab have one clock, and sshd itself does not survive
+# libfaketime.
 AN_HOUR_AHEAD = """
 set -eu
 library=$(find /usr/lib -name libfaketime.so.1 | head -n 1)
 [ -n "$library" ]
-echo '+1h' >/etc/faketimerc
-echo "$library" >/etc/ld.so.preload
+echo "SetEnv LD_PRELOAD=$library FAKETIME=+1h" >/etc/ssh/sshd_config.d/00-an-hour-ahead.conf
+systemctl restart ssh
 """
 OF_HOSTLER = r"""
 ls -d /etc/hostler /etc/libvirt/hooks/qemu.d/hostler /var/lib/hostler 2>/dev/null
@@ -67,7 +69,7 @@ async def clean(lab: Lab) -> AsyncIterator[str]:
     await lab.exec(HOST, "sh", "-c", "rm -rf /var/lib/hostler /root/.ssh")
     yield HOST
     repair = (
-        "rm -f /etc/ld.so.preload /etc/faketimerc; "
+        "rm -f /etc/ssh/sshd_config.d/00-an-hour-ahead.conf; systemctl restart ssh; "
         "if [ -e /root/libvirtd.conf ]; then mv /root/libvirtd.conf /etc/libvirt/; fi; "
         "systemctl unmask libvirtd.service libvirtd.socket; "
         "systemctl daemon-reload; systemctl restart libvirtd"
