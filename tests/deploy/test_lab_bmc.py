@@ -68,6 +68,11 @@ async def booted(lab: Lab) -> None:
         await asyncio.sleep(0.2)
 
 
+def saved_users() -> str:
+    """What the simulator has written of users that were changed through IPMI."""
+    return "".join(users.read_text() for users in (RUN / "bmc/state").rglob("users.*"))
+
+
 def record(name: str) -> int:
     """The id of a process that the lab has recorded."""
     pid: int = json.loads((RUN / name).read_text())["pid"]
@@ -260,6 +265,8 @@ async def test_up_leaves_bmcs_alone_and_starts_dead_ones_as_they_were(
     assert record("bmc/process") == process
     changed = replace(bmc, password="another-one")
     await lab.ipmitool(bmc, "user", "set", "password", "2", changed.password)
+    while changed.password not in saved_users():
+        await asyncio.sleep(0.1)
     os.kill(process, signal.SIGKILL)
     dead = await lab.ipmitool(changed, "power", "status", retries=1, check=False)
     assert dead.exit_status != 0

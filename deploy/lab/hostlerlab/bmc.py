@@ -41,6 +41,7 @@ _SESSIONS = 20
 _PRESENCE_PING = bytes.fromhex("0600ff06 000011be 80010000")  # RMCP, ASF: "are you there?"
 _PONG = 0x40
 _START_TIMEOUT = 20.0
+_SAVED_AFTER = 1.5  # once a second ipmi_sim writes what was changed through IPMI, not at its end
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def ensure(hosts: Sequence[Host]) -> None:
     changed = not _CONFIG.exists() or _CONFIG.read_text() != config
     if not changed and Process.load(RECORD) and all(bmc.answers() for bmc in bmcs.values()):
         return
-    stop()
+    if Process.load(RECORD) is not None:
+        time.sleep(_SAVED_AFTER)
+        stop()
     write_secret(_CONFIG, config)
     _COMMANDS.write_text(commands)
     with LOG.open("a") as log:
