@@ -325,7 +325,11 @@ def remains() -> dict[str, list[str]]:
             seen = [m for m in (process / "mountinfo").read_text().splitlines() if _ours(m)]
         except OSError:  # it has ended
             continue
-        if "/hostler-lab/" in groups or {"_supervise", "_bmc", "ipmi_sim"} & set(words):
+        if "/hostler-lab/" in groups or {
+            "_supervise",
+            "_bmc",
+            "/run/hostler-lab/bmc/lan.conf",
+        } & set(words):
             processes.append(f"{process.name} {' '.join(words)}")
         mounts += [f"{process.name} {mount}" for mount in seen]
     namespaces = Path("/run/netns")
