@@ -87,7 +87,7 @@ class WrongBmc(Failed):
 
 
 class BmcCommandRejected(Failed):
-    """`details` has the BMC's own `code` (IPMI's completion code, HTTP's status), if it gave one."""
+    """`details` has the BMC's `code` (IPMI's completion code, HTTP's status), if it gave one."""
 
 
 class PowerOutcomeUnknown(Failed):

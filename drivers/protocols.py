@@ -482,8 +482,8 @@ class BmcReport:
 
 
 class PowerDriver(Protocol):
-    """Speaks with BMCs. Sessions are kept, and opened again when they break. Any number of calls may
-    run at once: one BMC that is mute, slow or out of its mind delays no other.
+    """Speaks with BMCs. Sessions are kept, and opened again when they break. Any number of calls
+    may run at once: one BMC that is mute, slow or out of its mind delays no other.
 
     `timeout` is the deadline of the whole call in seconds, login included. Every method but
     `validate`, `forget` and `close` may raise
@@ -528,9 +528,9 @@ class PowerDriver(Protocol):
         *,
         timeout: float,  # noqa: ASYNC109
     ) -> None:
-        """Give `access.user` another password on the BMC, and prove it by a new login. May be called
-        again after any error: done if the new one logs in already. Raises InvalidInput if the BMC's
-        protocol can't have such a password (IPMI: 20 bytes at most, no NUL)."""
+        """Give `access.user` another password on the BMC, and prove it by a new login. May be
+        called again after any error: done if the new one logs in already. Raises InvalidInput if
+        the protocol can't have such a password (IPMI: 20 bytes at most, no NUL)."""
 
     async def forget(self, host: str) -> None:
         """End what is kept for the BMC of `host`, if anything."""
