@@ -109,6 +109,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         self.on = True
         self.boots = 1
         self.logins = 0
+        self.requests = 0
         self.commands: list[str] = []
         self.sessions: dict[Any, LoginSession] = {}
         self.address = address
@@ -133,6 +134,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             "on": self.on,
             "boots": self.boots,
             "logins": self.logins,
+            "requests": self.requests,
             "commands": self.commands,
             "passwords": self.passwords,
             "switches": asdict(self.switches),
@@ -158,6 +160,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             super().sessionless_data(data, client)
 
     def handle_raw_request(self, request: Any, session: Any) -> None:
+        self.requests += 1
         data = request["data"]
         match request["netfn"], request["command"]:
             case 0, 2 if self.switches.reject:
