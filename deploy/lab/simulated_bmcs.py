@@ -25,7 +25,6 @@ import json
 import resource
 import selectors
 import socket
-import sys
 import time
 import traceback
 import uuid
@@ -186,7 +185,8 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
                 super().handle_raw_request(request, session)
 
     def get_system_guid(self) -> uuid.UUID:
-        return self.uuid
+        guid: uuid.UUID = self.uuid
+        return guid
 
     def get_power_state(self) -> int:
         return int(self.on)
@@ -201,13 +201,15 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         if not self.on:
             self.commands.append("cycle without power")
             return 0xD5
-        return self._do("cycle", boots=True, on=True)
+        self._do("cycle", boots=True, on=True)
+        return None
 
     def power_reset(self) -> int | None:
         if not self.on:
             self.commands.append("reset without power")
             return 0xD5
-        return self._do("reset", boots=True, on=True)
+        self._do("reset", boots=True, on=True)
+        return None
 
     def power_shutdown(self) -> None:
         self._do("soft", on=False)
@@ -339,4 +341,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

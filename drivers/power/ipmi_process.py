@@ -14,9 +14,11 @@ import os
 import selectors
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pyghmi.ipmi.private import session as pyghmi
@@ -282,7 +284,7 @@ class Loop:
         try:
             work(bmc)
         except Exception as error:
-            self._fail_all(bmc, Problem.DEFECT, f"{type(error).__name__}: {error}")
+            self._fail_all(bmc, Problem.DEFECT, _place_of(error))
         finally:
             CURRENT.pack_into(self._current, 0, NOBODY)
 
@@ -496,7 +498,7 @@ class Loop:
                 self._guarded(bmc, self._drop)
             elif now - bmc.spoken > KEEPALIVE_S:
                 bmc.spoken = now
-                bmc.waiting.append(Request(None, GET_DEVICE_ID, now + KEEPALIVE_S, again=True))
+                bmc.waiting.append(Request(None, GET_DEVICE_ID, now + sum(REPEATS), again=True))
                 self._guarded(bmc, self._next)
 
     def _watch_new_sockets(self) -> None:
@@ -523,6 +525,12 @@ class Loop:
             self._answers.clear()
             while line:
                 line = line[os.write(self._out, line) :]
+
+
+def _place_of(error: Exception) -> str:
+    """Where it comes from; its own text may have the password in it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def _process_packets(bmc: Bmc) -> None:

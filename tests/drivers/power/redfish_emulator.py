@@ -15,12 +15,13 @@ from typing import Any
 
 import bcrypt
 import flask
-from sushy_tools.emulator.main import app
+from sushy_tools.emulator import main as emulator
 from sushy_tools.emulator.resources.systems import fakedriver
 
-SYSTEMS = ("6f1f9a3e-4c1b-4f61-9d5a-1b6b6a000001", "6f1f9a3e-4c1b-4f61-9d5a-1b6b6a000002")
-USERS = ("admin", "reader")
-PASSWORD = "a-password"
+from tests.drivers.power.servers import PASSWORD, READER, SYSTEMS, USER
+
+USERS = (USER, READER)
+app: flask.Flask = emulator.app
 _SERVICE = "/redfish/v1/AccountService"
 # Each machine, before it says that it is done.
 fakedriver.random.randint = lambda *_: 0
@@ -51,7 +52,7 @@ def add_accounts(accounts: Accounts) -> None:
 
     @app.before_request
     def refuse() -> Any:
-        if flask.request.method != "GET" and flask.request.headers.get("X-User") == "reader":
+        if flask.request.method != "GET" and flask.request.headers.get("X-User") == READER:
             said = {"code": "Base.1.8.InsufficientPrivilege", "message": "Not with that role."}
             return {"error": said}, 403
         return None

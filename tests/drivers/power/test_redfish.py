@@ -29,8 +29,15 @@ from drivers.errors import (
 )
 from drivers.power.redfish import RedfishDriver
 from drivers.protocols import BmcAccess
-from tests.drivers.power.redfish_emulator import PASSWORD, SYSTEMS
-from tests.drivers.power.servers import free_port, running, until_ready
+from tests.drivers.power.servers import (
+    PASSWORD,
+    READER,
+    SYSTEMS,
+    USER,
+    free_port,
+    running,
+    until_ready,
+)
 
 ENOUGH = 30.0
 
@@ -41,7 +48,7 @@ class Emulator:
     port: int
     certificate: str | None = None
 
-    def access(self, user: str = "admin", password: str = PASSWORD) -> BmcAccess:
+    def access(self, user: str = USER, password: str = PASSWORD) -> BmcAccess:
         scheme = "https" if self.certificate else "http"
         return BmcAccess(
             "kvm-1",
@@ -163,7 +170,7 @@ async def test_a_refused_login_is_told(
 
 
 async def test_who_only_reads_does_not_switch(redfish: RedfishDriver, bmc: Emulator) -> None:
-    reader = bmc.access(user="reader")
+    reader = bmc.access(user=READER)
     assert await redfish.power_state(reader, timeout=ENOUGH) is PowerState.ON
     with pytest.raises(InsufficientPrivilege, match="Not with that role"):
         await redfish.set_power(reader, PowerCommand.OFF, timeout=ENOUGH)
