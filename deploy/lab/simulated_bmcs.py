@@ -101,6 +101,8 @@ class Silent:
 class SimulatedBmc(Bmc):  # type: ignore[misc]
     """One BMC and its machine, which has power or not."""
 
+    serversocket: socket.socket
+
     def __init__(self, number: int, address: str, port: int, user: str, password: str) -> None:
         self.number = number
         self.passwords = {user: password}

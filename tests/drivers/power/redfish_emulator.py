@@ -99,7 +99,7 @@ def main() -> None:
     directory, port, *tls = sys.argv[1:]
     accounts = Accounts(Path(directory))
     systems = [{"uuid": s, "name": s, "power_state": "On", "nics": []} for s in SYSTEMS]
-    app.configure(
+    emulator.app.configure(
         extra_config={
             "SUSHY_EMULATOR_AUTH_FILE": str(accounts.file),
             "SUSHY_EMULATOR_FAKE_DRIVER": True,
