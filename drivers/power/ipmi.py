@@ -27,7 +27,7 @@ _MARGIN, _MARGIN_S = 0.25, 0.5
 # How often a call is made again because the process ended for another BMC's sake.
 _RESTARTS = 2
 # A host's BMC that is configured anew has another session: the former ones end after so long.
-_FORMER_S = 60.0
+_FORMER_S = 300.0
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +96,7 @@ class IpmiDriver:
         validate_new_ipmi_password(new_password)
         deadline = _deadline(timeout)
         renewed = replace(access, password=new_password)
+        former = await self._key(access, deadline)
         try:
             number = await self._account(access, deadline)
             answer = await self._ask(
@@ -110,7 +111,7 @@ class IpmiDriver:
                 raise refused from None
         else:
             await self._prove(renewed, deadline)
-        self._forget_key(access.name, await self._key(access, deadline))
+        self._forget_key(access.name, former)
 
     async def _account(self, access: BmcAccess, deadline: float) -> int:
         """The number of the user's account on the BMC."""
@@ -134,9 +135,10 @@ class IpmiDriver:
             self._forget_key(host, key)
 
     def _forget_key(self, host: str, key: BmcKey) -> None:
-        self._used[host].pop(key, None)
-        if not self._used[host]:
-            del self._used[host]
+        used = self._used.get(host, {})
+        used.pop(key, None)
+        if not used:
+            self._used.pop(host, None)
         if self._process is not None:
             self._process.forget(key)
 

@@ -221,6 +221,7 @@ async def test_the_process_ends_when_its_driver_is_killed(bmc: SimulatedBmc) -> 
         assert await driving.stdout.readline() == b"read\n"
         process = child(driving.pid)
         driving.kill()
+        await driving.wait()
         async with asyncio.timeout(ENOUGH):
             while runs(process):
                 await asyncio.sleep(0.05)
