@@ -43,7 +43,7 @@ class IpmiDriver:
     def __init__(
         self,
         *,
-        process: Sequence[str] = (sys.executable, "-m", "drivers.power.ipmi_process"),
+        process: Sequence[str] = (sys.executable, "-P", "-m", "drivers.power.ipmi_process"),
         patience: float = 5.0,
     ) -> None:
         self._command = tuple(process)
@@ -93,6 +93,7 @@ class IpmiDriver:
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """See PowerDriver."""
+        self.validate(access)
         validate_new_ipmi_password(new_password)
         deadline = _deadline(timeout)
         renewed = replace(access, password=new_password)
