@@ -27,6 +27,17 @@ class HostStatus(StrEnum):
     ALERT = "Alert"
 
 
+class PowerState(StrEnum):
+    """What a host's BMC says of its power."""
+
+    ON = "On"
+    OFF = "Off"
+    UNKNOWN = "Unknown"
+    """It did not say: a BMC that is silent is no host that is off."""
+    DISABLED = "Disabled"
+    """It is not asked: its out-of-band management is not enabled."""
+
+
 class AllocationState(StrEnum):
     """Whether a zone, pod or cluster takes new VMs."""
 
@@ -51,6 +62,8 @@ class Phase(StrEnum):
     CLEANING = "Cleaning"
     REMOVING = "Removing"
     REINSTALLING = "Reinstalling"
+    SWITCHING = "Switching"
+    VERIFYING = "Verifying"
     DONE = "Done"
 
 
