@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field, StrictInt, StringConstraints
 
 from contracts.base import Contract, Name
-from contracts.states import PowerState
+from contracts.power import BmcPrivilege, PowerState
 
-DEFAULT_PORT = 623
 DEFAULT_DRIVER = "ipmi"
+DEFAULT_CIPHER_SUITE = 3
+"""Of IPMI: RAKP-HMAC-SHA1, which all BMCs know."""
 
 # An IP address or a name: BMCs are often known to DNS alone.
 BmcAddress = Annotated[
@@ -22,15 +23,10 @@ BmcAddress = Annotated[
 BmcUser = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
+Certificate = Annotated[
+    str, StringConstraints(max_length=65_536, pattern=r"^\s*-----BEGIN CERTIFICATE-----[^\x00]*$")
+]
 CipherSuite = Annotated[StrictInt, Field(ge=0, le=17)]
-
-
-class Privilege(StrEnum):
-    """As what Hostler logs in. A BMC refuses to switch power to a mere user."""
-
-    USER = "user"
-    OPERATOR = "operator"
-    ADMINISTRATOR = "administrator"
 
 
 class PowerProblem(StrEnum):
@@ -40,6 +36,8 @@ class PowerProblem(StrEnum):
     """Since it was configured or enabled."""
     UNREACHABLE = "unreachable"
     LOGIN_REFUSED = "login refused"
+    PRIVILEGE_REFUSED = "privilege refused"
+    """The user may log in, but not as what the configuration says."""
     ANOTHER_BMC = "another BMC"
     """What answers at its address has another GUID than the BMC that was there before."""
     FAILED = "failed"
@@ -76,7 +74,9 @@ class Oobm(Contract):
     Attributes:
         enabled: the host's own switch; in force where those of its cluster and zone agree.
         privilege: as what Hostler logs in.
+        port: None: the driver's own.
         cipher_suite: IPMI's number; None: the driver chooses.
+        certificate: in PEM; one of these must have signed the BMC's, or be it. Redfish's.
         guid: of the BMC, kept from its first answer on: another one at its address is not trusted.
         password_changing: a new password is stored beside the old one, and not proven yet.
     """
@@ -85,17 +85,18 @@ class Oobm(Contract):
     enabled: bool
     driver: Name
     address: BmcAddress
-    port: int
+    port: int | None
     user: BmcUser
-    privilege: Privilege
+    privilege: BmcPrivilege
     cipher_suite: int | None
+    certificate: str | None
     guid: str | None
     password_changing: bool
     power: HostPower
     updated_at: datetime
 
 
-class BmcReport(Contract):
+class BmcLook(Contract):
     """What a look at a BMC has shown, step by step; what comes after a step that failed is not
     known (None).
 
@@ -106,7 +107,7 @@ class BmcReport(Contract):
 
     reachable: bool
     logged_in: bool | None = None
-    privilege: Privilege | None = None
+    privilege: BmcPrivilege | None = None
     power_state: PowerState | None = None
     guid: str | None = None
     problem: str | None = None

@@ -12,14 +12,16 @@ from contracts.base import Contract, Name, Reason, VmName
 from contracts.leases import LeaseRef
 from contracts.oobm import (
     BmcAddress,
-    BmcReport,
+    BmcLook,
     BmcUser,
+    Certificate,
     CipherSuite,
     PowerCount,
     PowerProblem,
-    Privilege,
 )
-from contracts.states import Phase, PowerState, ResourceState
+from contracts.power import BmcPrivilege, PowerState
+from contracts.states import Phase, ResourceState
+from contracts.steps import AcquireLeaseInput
 
 POWER_SYNC = "PowerSync"
 """The type of the workflow that sweeps all BMCs."""
@@ -140,11 +142,34 @@ class PowerActionResult(Contract):
     warnings: tuple[str, ...] = ()
 
 
+class PowerSettings(Contract):
+    """What a PowerAction goes by. `timeout`: seconds until a command must have come about."""
+
+    cluster: Name
+    zone: Name
+    timeout: int
+
+
+class AwaitLeaseInput(Contract):
+    """Take the lease of what is done to a host's BMC; wait so long for whoever holds it."""
+
+    acquire: AcquireLeaseInput
+    within_s: int
+
+
+class PowerWord(Contract):
+    """What a BMC says at this moment; `reason`: why it is `Unknown`."""
+
+    state: PowerState
+    observed_at: datetime
+    problem: PowerProblem | None = None
+    reason: str = ""
+
+
 class PowerSurvey(Contract):
     """A host whose power is to be switched, as it is now.
 
     Attributes:
-        timeout: seconds, by the cluster's setting.
         state: what its BMC says at this moment.
         vms: active ones, as its libvirt says; None: it does not say.
         last_seen_vms: how many were there when it was last looked at; None: never.
@@ -152,10 +177,7 @@ class PowerSurvey(Contract):
     """
 
     host: Name
-    cluster: Name
-    zone: Name
     resource_state: ResourceState
-    timeout: int
     state: PowerState
     observed_at: datetime
     vms: tuple[VmName, ...] | None = None
@@ -163,7 +185,7 @@ class PowerSurvey(Contract):
     boot_id: str | None = None
 
 
-class PowerCommand(Contract):
+class PowerCommandRef(Contract):
     """A command to a BMC: at most once in its operation. `boot_id`: of the host, before it."""
 
     lease: LeaseRef
@@ -189,7 +211,7 @@ class PowerSent(Contract):
 class WatchPowerInput(Contract):
     """Look until the command has come about, at the longest until then."""
 
-    command: PowerCommand
+    command: PowerCommandRef
     until: datetime
 
 
@@ -235,7 +257,7 @@ class CommandOutcome(StrEnum):
 class FinishPowerInput(Contract):
     """Write down what became of a command."""
 
-    command: PowerCommand
+    command: PowerCommandRef
     outcome: CommandOutcome
     message: str
 
@@ -298,7 +320,7 @@ class FinishPowerRoundInput(Contract):
 
 
 class PowerSyncInput(Contract):
-    """All BMCs that are enabled."""
+    """All BMCs that are enabled: there is nothing to choose."""
 
 
 class PowerSyncResult(Contract):
@@ -347,8 +369,9 @@ class BmcTestInput(Contract):
     address: BmcAddress | None = None
     port: Annotated[StrictInt, Field(ge=1, le=65_535)] | None = None
     user: BmcUser | None = None
-    privilege: Privilege | None = None
+    privilege: BmcPrivilege | None = None
     cipher_suite: CipherSuite | None = None
+    certificate: Certificate | None = None
     secret: str | None = None
 
 
@@ -356,7 +379,7 @@ class BmcTestResult(Contract):
     """What the look has shown."""
 
     host: Name
-    report: BmcReport
+    look: BmcLook
 
 
 class BmcPasswordChangeInput(Contract):

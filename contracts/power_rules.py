@@ -1,4 +1,4 @@
-"""What is known of a host's power after its BMC was asked: pure rules, without a clock of their own.
+"""What is known of a host's power after its BMC was asked: pure rules, without a clock.
 
 A BMC that is silent is `Unknown`, never `Off`. One that does not answer is asked again after one
 interval, then after twice as long, up to ten minutes; one that refuses the login, or is another one
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from contracts.oobm import PowerProblem
-from contracts.power import PowerSighting
-from contracts.states import PowerState
+from contracts.power import PowerState
+from contracts.power_actions import PowerSighting
 
 _LONGEST_SILENCE = timedelta(minutes=10)
 _FIRST_REFUSAL = timedelta(hours=1)
 _LONGEST_REFUSAL = timedelta(days=1)
-_REFUSALS = frozenset({PowerProblem.LOGIN_REFUSED, PowerProblem.ANOTHER_BMC})
+_REFUSALS = frozenset(
+    {PowerProblem.LOGIN_REFUSED, PowerProblem.PRIVILEGE_REFUSED, PowerProblem.ANOTHER_BMC}
+)
 # Beyond this the bounds above are reached, and numbers stay small.
 _MOST_DOUBLINGS = 16
 
@@ -57,11 +59,11 @@ def judge_power(now: PowerStanding, seen: PowerSighting, interval: timedelta) ->
 
 def left_alone(problem: PowerProblem, failures: int, interval: timedelta) -> timedelta:
     """How long a BMC is not asked after so many failures in a row."""
-    doublings = min(failures - 1, _MOST_DOUBLINGS)
+    times: int = 2 ** min(failures - 1, _MOST_DOUBLINGS)
     if problem in _REFUSALS:
-        return min(_FIRST_REFUSAL * 2**doublings, _LONGEST_REFUSAL)
+        return min(_FIRST_REFUSAL * times, _LONGEST_REFUSAL)
     # Half an interval less: a BMC is not asked at the very beginning of a round.
-    return min(interval * 2**doublings, max(_LONGEST_SILENCE, interval)) - interval / 2
+    return min(interval * times, max(_LONGEST_SILENCE, interval)) - interval / 2
 
 
 def _of_the_same_bmc(now: PowerStanding, seen: PowerSighting) -> PowerSighting:

@@ -27,17 +27,6 @@ class HostStatus(StrEnum):
     ALERT = "Alert"
 
 
-class PowerState(StrEnum):
-    """What a host's BMC says of its power."""
-
-    ON = "On"
-    OFF = "Off"
-    UNKNOWN = "Unknown"
-    """It did not say: a BMC that is silent is no host that is off."""
-    DISABLED = "Disabled"
-    """It is not asked: its out-of-band management is not enabled."""
-
-
 class AllocationState(StrEnum):
     """Whether a zone, pod or cluster takes new VMs."""
 

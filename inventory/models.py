@@ -9,8 +9,9 @@ from sqlmodel import Field, SQLModel
 
 from contracts.access import Role
 from contracts.leases import LeaseScope
-from contracts.oobm import DEFAULT_DRIVER, DEFAULT_PORT, PowerProblem, Privilege
-from contracts.states import AllocationState, HostStatus, PowerState, ResourceState
+from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
+from contracts.power import BmcPrivilege, PowerState
+from contracts.states import AllocationState, HostStatus, ResourceState
 from contracts.vms import MigrationState
 
 
@@ -146,10 +147,11 @@ class OobmRow(SQLModel, table=True):
     generation: int = 1
     driver: str = DEFAULT_DRIVER
     address: str
-    port: int = DEFAULT_PORT
+    port: int | None = None
     user: str
-    privilege: str = Privilege.ADMINISTRATOR
-    cipher_suite: int | None = None
+    privilege: str = BmcPrivilege.ADMINISTRATOR
+    cipher_suite: int | None = DEFAULT_CIPHER_SUITE
+    certificate: str | None = None
     secret_id: str = Field(foreign_key="secret_version.id")
     staged_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     guid: str | None = None

@@ -1,9 +1,8 @@
 """Out-of-band management: how hosts' BMCs are reached, where it is enabled, and their passwords."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NoReturn
 
 from sqlalchemy import ColumnElement, and_
@@ -12,8 +11,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseRef
-from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem, Privilege
-from contracts.states import PowerState
+from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem
+from contracts.power import BmcPrivilege, PowerState
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.leases import verify_lease
@@ -42,7 +41,10 @@ _FORGOTTEN: Mapping[str, Any] = {
     "retry_at": None,
 }
 # Those that change how the BMC is reached; the switch does not.
-_CONNECTION = ("driver", "address", "port", "user", "privilege", "cipher_suite")
+_CONNECTION = (
+    *("driver", "address", "port", "user"),
+    *("privilege", "cipher_suite", "certificate"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,15 @@ class BmcLogin:
     HostPower."""
 
     host: str
+    cluster: str
     generation: int
     driver: str
     address: str
-    port: int
+    port: int | None
     user: str
-    privilege: Privilege
+    privilege: BmcPrivilege
     cipher_suite: int | None
+    certificate: str | None
     guid: str | None
     secret_id: str
     staged_secret_id: str | None
@@ -111,15 +115,14 @@ class OobmConfigurations:
     async def configure(
         self,
         host: str,
-        values: Mapping[str, object],
+        values: Mapping[str, Any],
         *,
         secret_id: str | None,
         replace: bool,
         actor: str,
     ) -> Oobm:
-        """Set `values` (fields of OobmRow: `enabled`, `driver`, `address`, `port`, `user`,
-        `privilege`, `cipher_suite`) and, if given, the password. `replace`: what is not given gets
-        its default; otherwise it stays.
+        """Set `values` (fields of OobmRow: `enabled` and what says how the BMC is reached) and, if
+        given, the password. `replace`: what is not given gets its default; otherwise it stays.
 
         Raises NotFound (the host; without `replace`, its configuration), Conflict (a change of its
         BMC's password is under way).
@@ -276,8 +279,9 @@ def oobm(row: OobmRow, cluster: ClusterRow, zone: ZoneRow) -> Oobm:
         address=row.address,
         port=row.port,
         user=row.user,
-        privilege=Privilege(row.privilege),
+        privilege=BmcPrivilege(row.privilege),
         cipher_suite=row.cipher_suite,
+        certificate=row.certificate,
         guid=row.guid,
         password_changing=row.staged_secret_id is not None,
         power=host_power(row, switches_of(row, cluster, zone)),
@@ -289,13 +293,15 @@ def login_of(row: OobmRow, cluster: ClusterRow, zone: ZoneRow) -> BmcLogin:
     """The row as what reaching its BMC takes."""
     return BmcLogin(
         host=row.host,
+        cluster=cluster.name,
         generation=row.generation,
         driver=row.driver,
         address=row.address,
         port=row.port,
         user=row.user,
-        privilege=Privilege(row.privilege),
+        privilege=BmcPrivilege(row.privilege),
         cipher_suite=row.cipher_suite,
+        certificate=row.certificate,
         guid=row.guid,
         secret_id=row.secret_id,
         staged_secret_id=row.staged_secret_id,
@@ -358,7 +364,7 @@ def _require_settled(row: OobmRow) -> None:
 async def _change(
     session: AsyncSession,
     row: OobmRow,
-    values: Mapping[str, object],
+    values: Mapping[str, Any],
     secret_id: str | None,
     *,
     replace: bool,
@@ -373,7 +379,9 @@ async def _change(
         } | wanted
     changes = {name: value for name, value in wanted.items() if getattr(row, name) != value}
     told = [
-        f"{name.replace('_', ' ')} {_say(getattr(row, name))} -> {_say(value)}"
+        "another certificate"
+        if name == "certificate"
+        else f"{name.replace('_', ' ')} {_say(getattr(row, name))} -> {_say(value)}"
         for name, value in changes.items()
     ]
     former: set[str] = set()
@@ -465,8 +473,3 @@ async def _set_switch(
         f"out-of-band management is {'enabled' if enabled else 'disabled'}",
         actor=actor,
     )
-
-
-def stale_before(moment: datetime) -> ColumnElement[bool]:
-    """Of an OobmRow: what it says is older than it should be at that moment."""
-    return col(OobmRow.fresh_until) < moment
