@@ -58,7 +58,7 @@ class BmcDirectory:
         login = await self._inventory.oobm.login(host)
         if login.disabled_by:
             raise Disabled(
-                f"Out-of-band management of {host} is not enabled: see {', '.join(login.disabled_by)}.",
+                f"Out-of-band management of {host} is disabled: {', '.join(login.disabled_by)}.",
                 remedy=f"Enable it, for example with `hostler oobm enable {host}`.",
             )
         return await self.of(login)

@@ -14,13 +14,14 @@ from activities.bmcs import Bmc, BmcDirectory, ask, surprises_of_bmc
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
-from contracts.errors import Failed, LeaseHeld, NotFound, Unavailable
+from contracts.errors import Failed, HostlerError, LeaseHeld, NotFound, Unavailable
 from contracts.leases import Lease
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
 from contracts.power_actions import (
     BOOTS,
     SHOULD_BE,
+    Action,
     AwaitLeaseInput,
     BootSeen,
     CommandOutcome,
@@ -158,7 +159,7 @@ class PowerActivities:
         except Unavailable:
             await power.withdraw_command(command)
             raise
-        except Failed as error:
+        except HostlerError as error:
             await power.finish_command(command, CommandOutcome.REFUSED, error.message)
             raise
         return await power.record_answer(command, accepted=True)
@@ -255,7 +256,8 @@ def _has_come_about(
         return state is SHOULD_BE[command.action]
     if command.boot_id is not None:
         return boot is BootSeen.ANOTHER
-    return state is PowerState.ON and was_off
+    # A reset shows nothing else then.
+    return state is PowerState.ON and (was_off or command.action is Action.RESET)
 
 
 def _raise_problem(seen: PowerSighting) -> None:

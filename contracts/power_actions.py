@@ -405,8 +405,7 @@ class BmcPasswordStatus(Contract):
 
 
 class BmcPasswordChangeResult(Contract):
-    """The BMC lets Hostler in with the new password, and no more with the old one. `proof`: by
-    what that is known."""
+    """The BMC lets Hostler in with the new password. `proof`: by what that is known."""
 
     host: Name
     proof: str

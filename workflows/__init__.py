@@ -1,6 +1,8 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
 from workflows.allocation_state import AllocationState
+from workflows.bmc_password_change import BmcPasswordChange
+from workflows.bmc_test import BmcTest
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
@@ -8,10 +10,14 @@ from workflows.host_import import HostImport
 from workflows.host_maintenance import HostMaintenance
 from workflows.host_reinstallation import HostReinstallation
 from workflows.host_removal import HostRemoval
+from workflows.power_action import PowerAction
+from workflows.power_sync import PowerSync
 from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
     AllocationState,
+    BmcPasswordChange,
+    BmcTest,
     ClusterMaintenance,
     HostAddition,
     HostCheck,
@@ -19,5 +25,7 @@ WORKFLOWS = (
     HostMaintenance,
     HostReinstallation,
     HostRemoval,
+    PowerAction,
+    PowerSync,
     VmReturn,
 )

@@ -22,7 +22,7 @@ from tests.inventory.test_oobm import ALL, INTERVAL, configured
 
 def sighting(number: int, state: PowerState, **more: object) -> PowerSighting:
     values = {"began_at": datetime.now(UTC), "generation": 1, **more}
-    return PowerSighting(host=f"kvm-{number}", state=state, **values)  # type: ignore[arg-type] # a table of values
+    return PowerSighting(host=f"kvm-{number}", state=state, **values)
 
 
 async def record(inventory: Inventory, *sightings: PowerSighting) -> list[str]:
