@@ -1,0 +1,38 @@
+"""What every driver of BMCs asks of the fields of a BmcAccess."""
+
+import string
+from typing import NoReturn
+
+from contracts.errors import InvalidInput
+from drivers.protocols import BmcAccess
+
+_IN_A_NAME = frozenset(string.ascii_letters + string.digits + ".-_:%")
+
+
+def refuse(field: str, because: str) -> NoReturn:
+    """Raise InvalidInput that names the field."""
+    raise InvalidInput(f"{field}: {because}.", details={"fields": [field]})
+
+
+def validate_address(access: BmcAccess) -> None:
+    """Address and port could be those of a BMC."""
+    if not access.address or not set(access.address) <= _IN_A_NAME or access.address[0] == "-":
+        refuse("address", "must be a host name or an IP address, without a port")
+    if access.port is not None and not 0 < access.port < 65536:
+        refuse("port", "must be from 1 to 65535")
+
+
+def validate_ipmi(access: BmcAccess) -> None:
+    """IPMI can carry these (2.0, 22.28 and 22.30)."""
+    validate_address(access)
+    if not 0 < len(access.user.encode()) <= 16 or "\0" in access.user:
+        refuse("user", "must have from 1 to 16 bytes")
+    validate_ipmi_password("password", access.password)
+    if access.cipher_suite not in {None, 3, 17}:
+        refuse("cipher_suite", "must be 17 (SHA-256) or 3 (SHA-1), the two that sign and encrypt")
+
+
+def validate_ipmi_password(field: str, password: str) -> None:
+    """IPMI can carry it."""
+    if not 0 < len(password.encode()) <= 20 or "\0" in password:
+        refuse(field, "must have from 1 to 20 bytes, none of them 0")

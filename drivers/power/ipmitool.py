@@ -1,0 +1,311 @@
+"""IPMI by ipmitool (1.8.19): a process for each call, for BMCs that pyghmi does not get on with.
+
+The password goes through a pipe (`-f`), what is to be done through standard input (`exec`): neither
+can be seen in a list of processes. Requests are `raw`, whose answers and completion codes need no
+translation, and which ipmitool sends once: a repeated reset would be two.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from contracts.errors import HostlerError
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
+from drivers.errors import BmcCommandRejected, LoginRefused, PowerDriverFailed
+from drivers.power import failures, ipmi_commands
+from drivers.power.fields import refuse, validate_ipmi, validate_ipmi_password
+from drivers.power.ipmi_commands import Ask
+from drivers.protocols import BmcAccess, BmcReport
+
+PORT = 623
+_INTERFACE, _PATH, _RETRIES = "lanplus", "/usr/bin/ipmitool", 1
+_STATUS = "chassis power status"
+# With -v, on standard error, which it does not hold back: before it sends, and after an answer.
+_SENDING = re.compile(r"^RAW REQ \(.* netfn=0x(\w+) .* cmd=0x(\w+) ", re.MULTILINE)
+_ANSWERED = "RAW RSP ("
+_RAW_CODE = re.compile(r"^Unable to send RAW command \(.* rsp=0x(\w+)\)", re.MULTILINE)
+_RAW_SILENT = re.compile(r"^Unable to send RAW command \([^)]*cmd=0x\w+\)$", re.MULTILINE)
+_HEX = re.compile(r"^( [0-9a-f]{2})+$")
+_LEVELS = {
+    BmcPrivilege.USER: "USER",
+    BmcPrivilege.OPERATOR: "OPERATOR",
+    BmcPrivilege.ADMINISTRATOR: "ADMINISTRATOR",
+}
+_STATES = {
+    "Chassis Power is on": PowerState.ON,
+    "Chassis Power is off": PowerState.OFF,
+}
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What ipmitool has printed. `complete`: it has ended by itself."""
+
+    stdout: str
+    stderr: str
+    complete: bool
+
+    @property
+    def raw_answers(self) -> list[list[int]]:
+        """Of the requests that were answered with data."""
+        answers: list[list[int]] = []
+        going_on = False
+        for line in self.stdout.splitlines():
+            if _HEX.match(line):
+                octets = [int(octet, 16) for octet in line.split()]
+                if going_on:  # a line has 16
+                    answers[-1] += octets
+                else:
+                    answers.append(octets)
+                going_on = len(octets) == 16
+            else:
+                going_on = False
+        return answers
+
+    @property
+    def code(self) -> int | None:
+        """The completion code of a request that was refused."""
+        found = _RAW_CODE.search(self.stderr)
+        return int(found[1], 16) if found else None
+
+    def sent(self, ask: Ask) -> bool:
+        """Whether that request was on its way."""
+        return (f"{ask.netfn:x}", f"{ask.command:x}") in _SENDING.findall(self.stderr)
+
+
+class IpmitoolDriver:
+    """Keeps nothing."""
+
+    def validate(self, access: BmcAccess) -> None:
+        """See PowerDriver."""
+        validate_ipmi(access)
+        if access.options.get("interface", _INTERFACE) not in {"lanplus", "lan"}:
+            refuse("outofbandmanagement.ipmitool.interface", "must be lanplus or lan")
+        if not str(access.options.get("path", _PATH)).startswith("/"):
+            refuse("outofbandmanagement.ipmitool.path", "must be an absolute path")
+        retries = access.options.get("retries", _RETRIES)
+        if not isinstance(retries, int) or not 1 <= retries <= 10:
+            refuse("outofbandmanagement.ipmitool.retries", "must be from 1 to 10")
+
+    async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
+        """See PowerDriver."""
+        output = await self._run(access, [_raw(ipmi_commands.SYSTEM_GUID), _STATUS], timeout)
+        guid = _guid(output)
+        _check_guid(access, guid)
+        return BmcReport(guid, access.privilege, _state(access, output))
+
+    async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
+        """See PowerDriver."""
+        if access.guid is not None:
+            return (await self.examine(access, timeout=timeout)).state
+        return _state(access, await self._run(access, [_STATUS], timeout))
+
+    async def set_power(
+        self,
+        access: BmcAccess,
+        command: PowerCommand,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> None:
+        """See PowerDriver."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        if access.guid is not None:
+            await self.examine(access, timeout=timeout)
+        ask = ipmi_commands.chassis_control(command)
+        output = await self._run(access, [_raw(ask)], _left(deadline), once=(command.value, ask))
+        ipmi_commands.check(access.name, f"switch power {command.value}", output.code or 0)
+
+    async def change_password(
+        self,
+        access: BmcAccess,
+        new_password: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> None:
+        """See PowerDriver."""
+        validate_ipmi_password("new_password", new_password)
+        deadline = asyncio.get_running_loop().time() + timeout
+        renewed = replace(access, password=new_password)
+        try:
+            await self.examine(access, timeout=timeout)
+            number = await self._account(access, deadline)
+            ask = ipmi_commands.set_password(number, new_password)
+            output = await self._run(access, [_raw(ask)], _left(deadline))
+            ipmi_commands.check(access.name, "change a password", output.code or 0)
+        except LoginRefused as refused:
+            # Done by an earlier call, perhaps, whose answer was lost.
+            try:
+                await self.examine(renewed, timeout=_left(deadline))
+            except LoginRefused:
+                raise refused from None
+        else:
+            try:
+                await self.examine(renewed, timeout=_left(deadline))
+            except LoginRefused as error:
+                raise failures.password_not_proven(renewed) from error
+
+    async def _account(self, access: BmcAccess, deadline: float) -> int:
+        """The number of the user's account on the BMC."""
+        output = await self._run(access, [_raw(ipmi_commands.user_access(1))], _left(deadline))
+        ipmi_commands.check(access.name, "list its accounts", output.code or 0)
+        count = ipmi_commands.accounts(next(iter(output.raw_answers), ()))
+        for number in range(1, count + 1):
+            ask = ipmi_commands.user_name(number)
+            output = await self._run(access, [_raw(ask)], _left(deadline))
+            name = ipmi_commands.name_of(next(iter(output.raw_answers), ()))
+            if name == access.user.encode():
+                return number
+        raise failures.no_account(access)
+
+    async def forget(self, host: str) -> None:
+        """See PowerDriver."""
+
+    async def close(self) -> None:
+        """See PowerDriver."""
+
+    async def _run(
+        self,
+        access: BmcAccess,
+        commands: Sequence[str],
+        timeout: float,  # noqa: ASYNC109
+        *,
+        once: tuple[str, Ask] | None = None,
+    ) -> _Output:
+        """Do `commands` in one session. `once`: the name and the request that must not be sent
+        again. Raises whatever stands for a session that was not opened, or an answer that did not
+        come; a completion code is in the output."""
+        self.validate(access)
+        output = await _ipmitool(access, commands, timeout)
+        if once is not None and output.sent(once[1]):
+            if output.code is None and _ANSWERED not in output.stderr:
+                raise failures.outcome_unknown(access, once[0])
+            return output
+        failure = _failure(access, output)
+        if failure is not None:
+            raise failure
+        return output
+
+
+async def _ipmitool(access: BmcAccess, commands: Sequence[str], seconds: float) -> _Output:
+    options = access.options
+    path = str(options.get("path", _PATH))
+    arguments = [
+        *("-v", "-I", str(options.get("interface", _INTERFACE))),
+        *("-H", access.address, "-p", str(access.port or PORT), "-U", access.user),
+        *("-L", _LEVELS[access.privilege], "-R", str(options.get("retries", _RETRIES))),
+    ]
+    if access.cipher_suite is not None:
+        arguments += ["-C", str(access.cipher_suite)]
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, access.password.encode() + b"\n")
+        os.close(writing)
+        process = await asyncio.create_subprocess_exec(
+            path,
+            *arguments,
+            *("-f", f"/dev/fd/{reading}", "exec", "/dev/stdin"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(reading,),
+            env={"LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise PowerDriverFailed(
+            f"{path} can't be started: {error.strerror}.",
+            remedy="Install ipmitool there, or set outofbandmanagement.ipmitool.path.",
+        ) from error
+    finally:
+        os.close(reading)
+    return await _talk(process, "".join(f"{line}\n" for line in commands), seconds)
+
+
+async def _talk(process: asyncio.subprocess.Process, text: str, seconds: float) -> _Output:
+    """Until it ends, or its time is over. It is gone afterwards."""
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise RuntimeError("started without pipes")
+    printed = bytearray()
+    complained = bytearray()
+
+    async def collect(stream: asyncio.StreamReader, into: bytearray) -> None:
+        while chunk := await stream.read(1 << 16):
+            into += chunk
+
+    complete = False
+    try:
+        async with asyncio.timeout(max(seconds, 0)):
+            with contextlib.suppress(ConnectionError):  # it has ended: what it says tells why
+                process.stdin.write(text.encode())
+                await process.stdin.drain()
+            process.stdin.close()
+            await asyncio.gather(
+                collect(process.stdout, printed), collect(process.stderr, complained)
+            )
+            await process.wait()
+            complete = True
+    except TimeoutError:
+        pass  # what it has said until now tells how far it came
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return _Output(printed.decode(errors="replace"), complained.decode(errors="replace"), complete)
+
+
+def _failure(access: BmcAccess, output: _Output) -> HostlerError | None:
+    """What is wrong with the session, by ipmitool's own words."""
+    said = output.stderr
+    lowered = said.lower()
+    if "rakp 2 hmac is invalid" in lowered or "unauthorized name" in lowered:
+        return failures.login_refused(access)
+    if "role" in lowered or "set session privilege level" in lowered:
+        return failures.privilege_refused(access)
+    if "insufficient resources" in lowered:
+        return failures.unreachable(access, "it has no session left for us")
+    if "address lookup for" in lowered:
+        return failures.unreachable(access, "its name is unknown")
+    if "error in open session response" in lowered:
+        return failures.cipher_suite_refused(access)
+    if "rakp" in lowered and "error" in lowered:
+        return failures.login_refused(access)
+    if "get auth capabilities error" in lowered or "unable to establish" in lowered:
+        return failures.unreachable(access, "")
+    if not output.complete:
+        heard = "discovered ipmb" in lowered or _SENDING.search(said) is not None
+        return failures.too_late(access) if heard else failures.unreachable(access, "")
+    if _RAW_SILENT.search(said):
+        return failures.too_late(access)
+    return None
+
+
+def _raw(ask: Ask) -> str:
+    return " ".join(["raw", *(f"0x{octet:02x}" for octet in (ask.netfn, ask.command, *ask.data))])
+
+
+def _guid(output: _Output) -> str | None:
+    return ipmi_commands.system_guid(next(iter(output.raw_answers), ()))
+
+
+def _check_guid(access: BmcAccess, shown: str | None) -> None:
+    if access.guid is not None and shown != access.guid:
+        raise failures.wrong_bmc(access, shown)
+
+
+def _state(access: BmcAccess, output: _Output) -> PowerState:
+    for line in output.stdout.splitlines():
+        if line in _STATES:
+            return _STATES[line]
+    if "Get Chassis Power Status failed" in output.stderr:
+        raise BmcCommandRejected(
+            f"The BMC of {access.name} refused to read the power state.",
+            remedy="See what its own log says about that.",
+        )
+    return PowerState.UNKNOWN
+
+
+def _left(deadline: float) -> float:
+    return deadline - asyncio.get_running_loop().time()
