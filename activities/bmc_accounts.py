@@ -106,10 +106,8 @@ class BmcAccountActivities:
     @activity.defn(name="promote_bmc_password")
     async def promote_bmc_password(self, lease: LeaseRef) -> None:
         """From now on the new password counts; the old one is deleted. Raises LeaseLost."""
-        host = lease.host
-        driver = (await self._bmcs.of(await self._inventory.oobm.login(host))).driver
-        await self._inventory.oobm.promote_password(host, lease=lease)
-        await driver.forget(host)
+        await self._inventory.oobm.promote_password(lease.host, lease=lease)
+        await self._bmcs.forget(lease.host)
 
     @activity.defn(name="drop_bmc_password")
     async def drop_bmc_password(self, request: StageBmcPasswordInput) -> None:

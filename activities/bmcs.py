@@ -1,10 +1,11 @@
 """From a host's name to how its BMC is reached, and from what a driver says to what is known."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from temporalio import activity
 
@@ -24,8 +25,14 @@ _OPTIONS = "outofbandmanagement."
 _GRACE_S = 5
 
 
-class NoSuchDriver(InvalidInput):
-    """The configuration names a driver that this worker does not have."""
+class PowerDriverSet(Protocol):
+    """The drivers that this worker has."""
+
+    def get(self, name: str) -> PowerDriver:
+        """Raises NotFound."""
+
+    async def forget(self, host: str) -> None:
+        """End what any of them keeps for the BMC of `host`."""
 
 
 class Disabled(Conflict):
@@ -48,12 +55,12 @@ class Bmc:
 class BmcDirectory:
     """Looks up configurations, passwords and drivers."""
 
-    def __init__(self, inventory: Inventory, drivers: Mapping[str, PowerDriver]) -> None:
+    def __init__(self, inventory: Inventory, drivers: PowerDriverSet) -> None:
         self._inventory = inventory
         self._drivers = drivers
 
     async def find(self, host: str) -> Bmc:
-        """The host's BMC. Raises NotFound (host, configuration, password), Disabled, NoSuchDriver,
+        """The host's BMC. Raises NotFound (configuration, password, driver), Disabled,
         SecretUnreadable."""
         login = await self._inventory.oobm.login(host)
         if login.disabled_by:
@@ -62,6 +69,10 @@ class BmcDirectory:
                 remedy=f"Enable it, for example with `hostler oobm enable {host}`.",
             )
         return await self.of(login)
+
+    async def forget(self, host: str) -> None:
+        """End what is kept open to its BMC, in this worker."""
+        await self._drivers.forget(host)
 
     async def of(self, login: BmcLogin, secret_id: str | None = None) -> Bmc:
         """The BMC by that configuration, with another stored password if one is named."""
@@ -93,14 +104,8 @@ class BmcDirectory:
         return found
 
     def open(self, login: BmcLogin, password: str, settings: ResolvedSettings) -> Bmc:
-        """Raises NoSuchDriver, Conflict (a stored setting is not valid)."""
+        """Raises NotFound (the driver), Conflict (a stored setting is not valid)."""
         driver = self._drivers.get(login.driver)
-        if driver is None:
-            known = ", ".join(sorted(self._drivers)) or "none"
-            raise NoSuchDriver(
-                f"There is no driver {login.driver!r} for BMCs; this worker has: {known}.",
-                remedy="Configure another one, or install the package that brings it.",
-            )
         prefix = f"{_OPTIONS}{login.driver}."
         options = {
             name.removeprefix(prefix): settings[setting]

@@ -22,9 +22,17 @@ from temporalio.worker import (
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE
 from contracts.operations import kind_of
+from contracts.power_actions import BMC_TEST, POWER_SYNC, POWER_SYNC_SCHEDULE
 from contracts.steps import MigrateVmResult
 from workers.converter import application_error
 from workers.logs import host_of_log
+
+# Workflows that are no operations.
+_OTHERS = {
+    HOST_CHECK: HOST_CHECK_SCHEDULE,
+    POWER_SYNC: POWER_SYNC_SCHEDULE,
+    BMC_TEST: "bmc-test",
+}
 
 
 class HostlerInterceptor(Interceptor):
@@ -121,8 +129,8 @@ class _Workflows(WorkflowInboundInterceptor):
 def _count_end(outcome: str) -> None:
     info = workflow.info()
     kind: str | None = kind_of(info.workflow_type, info.workflow_id)
-    if info.workflow_type == HOST_CHECK:
-        kind = HOST_CHECK_SCHEDULE
+    if kind is None:
+        kind = _OTHERS.get(info.workflow_type)
     workflow.metric_meter().create_counter(
         "hostler_operations_ended", "Operations that ended, by kind and outcome"
     ).add(1, {"kind": str(kind or "unknown"), "outcome": outcome})

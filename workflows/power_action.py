@@ -10,8 +10,8 @@ command is sent ends the action; later it comes too late, and what became of it 
 import asyncio
 from datetime import timedelta
 
-from temporalio import workflow
-from temporalio.exceptions import ActivityError, TimeoutError
+from temporalio import exceptions, workflow
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from activities.leases import LeaseActivities
@@ -219,7 +219,7 @@ class PowerAction:
                 **policies.BMC_COMMAND,
             )
         except ActivityError as error:
-            if not isinstance(error.cause, TimeoutError):
+            if not isinstance(error.cause, exceptions.TimeoutError):
                 raise
             # Its worker died again and again: the last of them may have sent it.
             return PowerSent(
