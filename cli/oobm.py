@@ -133,7 +133,7 @@ def show(
             _say_switch(path[0], api.read(OobmSwitch, answer))
 
 
-def look($
+def look(
     host: HostArgument,
     address: AddressOption = None,
     user: UserOption = None,
