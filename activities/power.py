@@ -235,7 +235,7 @@ class PowerActivities:
         try:
             with surprises_of(access.name):
                 async with asyncio.timeout(_HOST_ANSWERS_WITHIN_S):
-                    return (await self._services.boot(access)).boot_id
+                    return (await self._services.boot(access)).boot_id or None
         except (Unavailable, Failed, TimeoutError) as error:
             activity.logger.info("%s does not tell its boot: %s", access.name, error)
             return None
