@@ -16,6 +16,7 @@ Failed
 ├── LoginRefused            user, password or key not accepted
 ├── InsufficientPrivilege   the BMC's login may not do what was asked for
 ├── WrongBmc                another machine's BMC answers at that address
+├── BmcCertificateRefused   the BMC's certificate is not one that is trusted
 ├── BmcCommandRejected      the BMC answered that it does not do this
 ├── PowerOutcomeUnknown     a BMC may have got a command, and has not answered
 ├── DiskInTheWay            a file is where a disk is to be copied to
@@ -84,6 +85,10 @@ class InsufficientPrivilege(Failed):
 
 class WrongBmc(Failed):
     """`details` has both GUIDs, `expected` and `shown`."""
+
+
+class BmcCertificateRefused(Failed):
+    """Nothing was sent to it."""
 
 
 class BmcCommandRejected(Failed):

@@ -450,7 +450,8 @@ class BmcAccess:
         certificate: the certificates, in PEM, of which one must have signed the BMC's (or be it);
             None: those that this machine trusts. Redfish alone.
         options: what the settings `outofbandmanagement.DRIVER.*` say, without that prefix; what is
-            missing has the driver's default. ipmitool: `interface`, `path`, `retries`.
+            missing has the driver's default. ipmitool: `interface` (lanplus), `path`
+            (/usr/bin/ipmitool), `retries` (1); redfish: `scheme` (https).
     """
 
     name: str
@@ -495,6 +496,7 @@ class PowerDriver(Protocol):
                                 accounts
         InsufficientPrivilege   the login may not do this
         WrongBmc                `access.guid` is another BMC's; nothing was read or sent
+        BmcCertificateRefused   of Redfish: the BMC's certificate is not trusted; nothing was sent
         BmcCommandRejected      the BMC answered that it does not do this
         PowerDriverFailed       what the driver works with has failed (a program is missing)
 

@@ -28,6 +28,12 @@ _SENDING = re.compile(r"^RAW REQ \(.* netfn=0x(\w+) .* cmd=0x(\w+) ", re.MULTILI
 _ANSWERED = "RAW RSP ("
 _RAW_CODE = re.compile(r"^Unable to send RAW command \(.* rsp=0x(\w+)\)", re.MULTILINE)
 _RAW_SILENT = re.compile(r"^Unable to send RAW command \([^)]*cmd=0x\w+\)$", re.MULTILINE)
+_PRIVILEGE = (
+    "invalid role",
+    "unauthorized role",
+    "requested role",
+    "set session privilege level to",
+)
 _HEX = re.compile(r"^( [0-9a-f]{2})+$")
 _LEVELS = {
     BmcPrivilege.USER: "USER",
@@ -262,7 +268,7 @@ def _failure(access: BmcAccess, output: _Output) -> HostlerError | None:
     lowered = said.lower()
     if "rakp 2 hmac is invalid" in lowered or "unauthorized name" in lowered:
         return failures.login_refused(access)
-    if "role" in lowered or "set session privilege level" in lowered:
+    if any(words in lowered for words in _PRIVILEGE):
         return failures.privilege_refused(access)
     if "insufficient resources" in lowered:
         return failures.unreachable(access, "it has no session left for us")
