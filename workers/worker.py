@@ -108,7 +108,8 @@ def build_worker(
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
             HostCheckActivities(
-                inventory, directory, hypervisor, shell, fence, ShellNeighbours(shell)
+                *(inventory, directory, hypervisor, shell),
+                *(fence, ShellNeighbours(shell), bmcs),
             ),
             ImportActivities(inventory, client),
             leases,
