@@ -532,7 +532,7 @@ class PowerDriver(Protocol):
     ) -> None:
         """Give `access.user` another password on the BMC, and prove it by a new login. May be
         called again after any error: done if the new one logs in already. Raises InvalidInput if
-        the protocol can't have such a password (IPMI: 20 bytes at most, no NUL)."""
+        the protocol can't have such a password (IPMI: 16 bytes at most, no NUL)."""
 
     async def forget(self, host: str) -> None:
         """End what is kept for the BMC of `host`, if anything."""

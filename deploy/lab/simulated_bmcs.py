@@ -42,6 +42,7 @@ from pyghmi.ipmi.private.serversession import ServerSession
 UNAUTHORIZED_ROLE, UNAUTHORIZED_NAME = 0x0A, 0x0D
 OPEN_SESSION = 0x10  # a type of payload
 ACCOUNTS = 4
+USER, OPERATOR, ADMINISTRATOR = 2, 3, 4  # levels of privilege
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Switches:
         privilege: the highest level that it lets anybody have.
         reject: the completion code that it answers to every switching of power, 0: none.
         lie: it accepts what switches power, and does nothing.
+        swallow: it does what switches power, and does not answer.
     """
 
     mute: bool = False
@@ -63,12 +65,14 @@ class Switches:
     privilege: int = 4
     reject: int = 0
     lie: bool = False
+    swallow: bool = False
 
 
 class LoginSession(ServerSession):  # type: ignore[misc] # pyghmi has no types
     """Answers a login that it refuses, as BMCs do; pyghmi's says nothing."""
 
     k1 = None
+    clientpriv = USER  # until it asks for more
 
     def _got_rakp1(self, data: bytearray) -> None:
         bmc: SimulatedBmc = self.bmc
@@ -86,6 +90,13 @@ class LoginSession(ServerSession):  # type: ignore[misc] # pyghmi has no types
 
     def close_server_session(self) -> None:
         self.bmc.sessions.pop(self.sockaddr, None)
+
+
+class Silent:
+    """Where answers go that nobody gets."""
+
+    def send_ipmi_response(self, **_: Any) -> None:
+        """Nothing."""
 
 
 class SimulatedBmc(Bmc):  # type: ignore[misc]
@@ -152,8 +163,12 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             case 0, 2 if self.switches.reject:
                 self.commands.append(f"rejected {data[0]}")
                 session.send_ipmi_response(code=self.switches.reject)
-            case (0, 2) | (6, 0x47) if session.clientpriv < 3:
+            case (0, 2) if session.clientpriv < OPERATOR:
                 session.send_ipmi_response(code=0xD4)
+            case (6, 0x47) if session.clientpriv < ADMINISTRATOR:
+                session.send_ipmi_response(code=0xD4)
+            case 0, 2 if self.switches.swallow:
+                self.control_chassis(request, Silent())
             case 6, 0x44:
                 session.send_ipmi_response(data=[ACCOUNTS, 1, 1, 0x34])
             case 6, 0x46:

@@ -14,7 +14,7 @@ from contracts.errors import HostlerError
 from contracts.power import PowerCommand, PowerState
 from drivers.errors import LoginRefused, PowerDriverFailed
 from drivers.power import failures, ipmi_commands
-from drivers.power.fields import validate_ipmi, validate_ipmi_password
+from drivers.power.fields import validate_ipmi, validate_new_ipmi_password
 from drivers.power.ipmi_commands import Ask
 from drivers.power.ipmi_messages import BmcKey, Problem
 from drivers.power.watched import ProcessEnded, WatchedProcess
@@ -93,7 +93,7 @@ class IpmiDriver:
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """See PowerDriver."""
-        validate_ipmi_password("new_password", new_password)
+        validate_new_ipmi_password(new_password)
         deadline = _deadline(timeout)
         renewed = replace(access, password=new_password)
         try:

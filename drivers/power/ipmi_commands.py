@@ -73,11 +73,8 @@ def user_name(number: int) -> Ask:
 
 
 def set_password(number: int, password: str) -> Ask:
-    """Give an account a password (22.30): 16 bytes, or 20 if it does not fit."""
-    text = password.encode()
-    long = len(text) > 16
-    padded = text.ljust(20 if long else 16, b"\0")
-    return Ask(0x06, 0x47, (number | (0x80 if long else 0), 0x02, *padded))
+    """Give an account a password of 16 bytes at most (22.30)."""
+    return Ask(0x06, 0x47, (number, 0x02, *password.encode().ljust(16, b"\0")))
 
 
 def power_state(data: Sequence[int]) -> PowerState:

@@ -16,7 +16,7 @@ from contracts.errors import HostlerError
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import BmcCommandRejected, LoginRefused, PowerDriverFailed
 from drivers.power import failures, ipmi_commands
-from drivers.power.fields import refuse, validate_ipmi, validate_ipmi_password
+from drivers.power.fields import refuse, validate_ipmi, validate_new_ipmi_password
 from drivers.power.ipmi_commands import Ask
 from drivers.protocols import BmcAccess, BmcReport
 
@@ -132,7 +132,7 @@ class IpmitoolDriver:
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """See PowerDriver."""
-        validate_ipmi_password("new_password", new_password)
+        validate_new_ipmi_password(new_password)
         deadline = asyncio.get_running_loop().time() + timeout
         renewed = replace(access, password=new_password)
         try:

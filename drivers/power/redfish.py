@@ -154,7 +154,6 @@ class RedfishDriver:
                     await self._log_in(renewed)
                 except LoginRefused as error:
                     raise failures.password_not_proven(renewed) from error
-        await self.forget(access.name)
 
     async def _set_password(self, access: BmcAccess, password: str) -> None:
         async with self._clients.use(access) as kept:
