@@ -23,6 +23,7 @@ from inventory.oobm import BmcLogin
 _OPTIONS = "outofbandmanagement."
 # A driver that does not keep its own deadline is not waited for.
 _GRACE_S = 5
+_MAX_REASON_CHARS = 500
 
 
 class PowerDriverSet(Protocol):
@@ -177,7 +178,7 @@ def sighting_of(login: BmcLogin, began_at: datetime, error: HostlerError) -> Pow
         began_at=began_at,
         state=PowerState.UNKNOWN,
         problem=problem_of(error),
-        reason=error.message.rstrip("."),
+        reason=error.message.rstrip(".")[:_MAX_REASON_CHARS],
     )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_
 from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.errors import Conflict, NotFound
+from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.leases import LeaseRef
 from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem
 from contracts.power import BmcPrivilege, PowerState
@@ -124,8 +124,8 @@ class OobmConfigurations:
         """Set `values` (fields of OobmRow: `enabled` and what says how the BMC is reached) and, if
         given, the password. `replace`: what is not given gets its default; otherwise it stays.
 
-        Raises NotFound (the host; without `replace`, its configuration), Conflict (a change of its
-        BMC's password is under way).
+        Raises NotFound (the host; without `replace`, its configuration), AlreadyExists (it is
+        another host's BMC), Conflict (a change of its password is under way).
         """
         async with self._database.writing() as session:
             row = await _row(session, host, lock=True)
@@ -134,10 +134,12 @@ class OobmConfigurations:
                     await _require_host(session, host)
                     _not_configured(host)
                 await _require_host(session, host)
-                session.add(OobmRow(host=host, secret_id=secret_id, **values))
+                row = OobmRow(host=host, secret_id=secret_id, **values)
+                session.add(row)
                 told = "configured"
             else:
                 told = await _change(session, row, values, secret_id, replace=replace)
+            await _require_own(session, row)
             if told:
                 add_event(session, "oobm.configured", f"host/{host}", told, actor=actor)
         return await self.get(host)
@@ -340,6 +342,21 @@ async def _require_host(session: AsyncSession, host: str) -> None:
     if (await session.exec(query.with_for_update(read=True, key_share=True))).first() is None:
         raise NotFound(
             f"There is no host {host!r}.", remedy="See `hostler host list` for those there are."
+        )
+
+
+async def _require_own(session: AsyncSession, row: OobmRow) -> None:
+    """Raises AlreadyExists: whoever switches one of two hosts must not switch the other one."""
+    query = select(OobmRow.host).where(
+        col(OobmRow.host) != row.host,
+        col(OobmRow.address) == row.address,
+        col(OobmRow.port).is_not_distinct_from(row.port),
+    )
+    other = (await session.exec(query.limit(1))).first()
+    if other is not None:
+        raise AlreadyExists(
+            f"The BMC at {row.address} is that of {other}.",
+            remedy=f"Give the address of the BMC of {row.host}; see `hostler oobm show {other}`.",
         )
 
 

@@ -48,11 +48,16 @@ async def get_oobm(name: NameInPath, inventory: TheInventory) -> Oobm:
 
 @router.put("/hosts/{name}/oobm")
 async def put_oobm(
-    name: NameInPath, request: OobmRequest, caller: Admin, inventory: TheInventory
+    name: NameInPath,
+    request: OobmRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
 ) -> Oobm:
     """Say how the host's BMC is reached; what is left out gets its default. The password is stored
     encrypted. Nothing is tried: see the path `test`."""
     _require_driver(request.driver)
+    await operations.require_no_power_operation(name)
     return await _configure(
         name, request, request.password.get_secret_value(), True, actor(caller), inventory
     )
@@ -60,9 +65,15 @@ async def put_oobm(
 
 @router.patch("/hosts/{name}/oobm")
 async def change_oobm(
-    name: NameInPath, request: OobmChangeRequest, caller: Admin, inventory: TheInventory
+    name: NameInPath,
+    request: OobmChangeRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
 ) -> Oobm:
     """Change what is given, and leave the rest as it is; `enabled` switches it on or off."""
+    if request.model_fields_set != {"enabled"}:
+        await operations.require_no_power_operation(name)
     if request.driver is not None:
         _require_driver(request.driver)
     password = request.password.get_secret_value() if request.password is not None else None

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from contracts.errors import Conflict, LeaseLost, NotFound
+from contracts.errors import AlreadyExists, Conflict, LeaseLost, NotFound
 from contracts.leases import Lease, LeaseScope
 from contracts.oobm import Oobm, PowerProblem
 from contracts.power import BmcPrivilege, PowerState
@@ -188,6 +188,22 @@ async def test_a_new_password_that_the_bmc_did_not_take_goes(inventory: Inventor
     await inventory.oobm.drop_password("kvm-1", "too long", lease=lease)
     assert not (await inventory.oobm.get("kvm-1")).password_changing
     assert await secrets_left(inventory, new) == set()
+
+
+@pytest.mark.parametrize("port", [None, 1623])
+async def test_two_hosts_do_not_have_the_same_bmc(inventory: Inventory, port: int | None) -> None:
+    await configured(inventory, 1, port=port)
+    with pytest.raises(AlreadyExists, match="that of kvm-1"):
+        await configured(inventory, 2, address="127.0.1.1", port=port)
+    assert await inventory.oobm.find("kvm-2") is None
+    secret = await inventory.secrets.store("bmc_password", "pw", actor="test")
+    await inventory.oobm.configure(
+        "kvm-2",
+        {"address": "127.0.1.1", "user": "admin", "port": 623},
+        secret_id=secret,
+        replace=True,
+        actor="test",
+    )
 
 
 async def test_it_goes_with_its_passwords(inventory: Inventory) -> None:

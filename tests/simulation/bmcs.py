@@ -116,7 +116,8 @@ class SimulatedBoots:
 
 class MortalDrivers(PowerDrivers):
     """The worker is killed once `calls` commands have come as far as `at`: "before" they are sent,
-    or "after" their BMCs have accepted them and nobody has heard of it."""
+    or "after" their BMCs have accepted them and nobody has heard of it; or, "password", when so
+    many BMCs have taken another password."""
 
     def __init__(self, at: str, calls: int) -> None:
         super().__init__()
@@ -154,6 +155,16 @@ class _Mortal:
         await self._deaths.reached("before")
         await self._driver.set_power(access, command, timeout=timeout)
         await self._deaths.reached("after")
+
+    async def change_password(
+        self,
+        access: BmcAccess,
+        new_password: str,
+        *,
+        timeout: float,  # noqa: ASYNC109 - the protocol's
+    ) -> None:
+        await self._driver.change_password(access, new_password, timeout=timeout)
+        await self._deaths.reached("password")
 
 
 def _index(host: str) -> int:

@@ -20,7 +20,12 @@ from contracts.hosts import Host
 from contracts.oobm import HostPower, PowerProblem
 from contracts.operations import DEFAULT_TASK_QUEUE
 from contracts.power import PowerState
-from contracts.power_actions import Action, PowerActionInput, PowerSyncInput
+from contracts.power_actions import (
+    Action,
+    BmcPasswordChangeInput,
+    PowerActionInput,
+    PowerSyncInput,
+)
 from contracts.states import HostStatus, ResourceState
 from inventory import Inventory
 from tests.e2e.system import ROOT, System
@@ -109,13 +114,14 @@ Build = Callable[[int], Awaitable[Plant]]
 
 
 @pytest.fixture
-async def build(tmp_path: Path) -> AsyncIterator[Build]:
+async def build(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Build]:
     """`await build(n)`: a plant of sim-1 to sim-n, all on, all enabled."""
+    record = bool(request.config.getoption("--record-histories"))
     async with AsyncExitStack() as stack:
 
         async def make(count: int) -> Plant:
             bmcs = stack.enter_context(simulated_bmcs(tmp_path, count))
-            system = System(tmp_path)
+            system = System(tmp_path, record_histories=record)
             stack.callback(system.stop)
             await system.temporal_server()
             await system.done("db", "upgrade")
@@ -226,6 +232,7 @@ async def test_a_worker_killed_in_a_sweep_loses_and_invents_nothing(build: Build
     assert {name for name in seen - set(mute) if after[name] != before[name]} == set()
     history = await handle.fetch_history()
     assert len(history.events) <= 60
+    await plant.system.record(handle.id, "power_sync_worker_killed")
     (latest,) = await plant.inventory.power.rounds(1)
     assert latest.waiting == len(mute)
 
@@ -271,6 +278,7 @@ async def test_a_worker_killed_after_sending_sends_nothing_twice(build: Build) -
         result = await handles[action].result()
         assert (result["outcome"], result["state"]) == ("done", _ENDS[action]), result
         assert plant.bmcs.state(host)["commands"] == [action]
+        await plant.system.record(f"power/{host}", f"power_{action}_worker_killed")
 
 
 @pytest.mark.timeout(300)
@@ -306,7 +314,34 @@ async def test_a_worker_killed_while_it_watches_goes_on_watching(build: Build) -
         error = await failure(handles[action])
         assert error.type == "PowerUnchanged", error
         assert plant.bmcs.state(host)["commands"] == [action]
+        await plant.system.record(f"power/{host}", f"power_{action}_unchanged")
         assert (await plant.messages(host))[-1].startswith(f"{action}: ")
+
+
+@pytest.mark.timeout(300)
+async def test_a_worker_killed_between_two_passwords_loses_neither(build: Build) -> None:
+    plant = await build(2)
+    mortal = await plant.worker(at="password", calls=1)
+    handle = await plant.client.start_workflow(
+        "BmcPasswordChange",
+        BmcPasswordChangeInput(host="sim-2"),
+        id="bmc-password/sim-2",
+        task_queue=DEFAULT_TASK_QUEUE,
+    )
+    await asyncio.to_thread(mortal.wait)
+    login = await plant.inventory.oobm.login("sim-2")
+    assert login.staged_secret_id is not None
+    (taken,) = plant.bmcs.state("sim-2")["passwords"].values()
+    kept = await plant.inventory.secrets.reveal_all([login.secret_id, login.staged_secret_id])
+    assert {one.plaintext for one in kept.values()} == {PASSWORD, taken}
+    await plant.worker()
+    await handle.result()
+    login = await plant.inventory.oobm.login("sim-2")
+    assert login.staged_secret_id is None
+    assert (await plant.inventory.secrets.reveal(login.secret_id)).plaintext == taken
+    await plant.round()
+    assert (await plant.power("sim-2")).state is PowerState.ON
+    await plant.system.record("bmc-password/sim-2", "bmc_password_worker_killed")
 
 
 @pytest.mark.timeout(300)
