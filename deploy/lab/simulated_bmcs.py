@@ -25,7 +25,6 @@ import json
 import resource
 import selectors
 import socket
-import sys
 import time
 import traceback
 import uuid
@@ -102,6 +101,8 @@ class Silent:
 class SimulatedBmc(Bmc):  # type: ignore[misc]
     """One BMC and its machine, which has power or not."""
 
+    serversocket: socket.socket
+
     def __init__(self, number: int, address: str, port: int, user: str, password: str) -> None:
         self.number = number
         self.passwords = {user: password}
@@ -109,6 +110,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         self.on = True
         self.boots = 1
         self.logins = 0
+        self.requests = 0
         self.commands: list[str] = []
         self.sessions: dict[Any, LoginSession] = {}
         self.address = address
@@ -133,6 +135,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             "on": self.on,
             "boots": self.boots,
             "logins": self.logins,
+            "requests": self.requests,
             "commands": self.commands,
             "passwords": self.passwords,
             "switches": asdict(self.switches),
@@ -158,6 +161,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             super().sessionless_data(data, client)
 
     def handle_raw_request(self, request: Any, session: Any) -> None:
+        self.requests += 1
         data = request["data"]
         match request["netfn"], request["command"]:
             case 0, 2 if self.switches.reject:
@@ -183,7 +187,8 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
                 super().handle_raw_request(request, session)
 
     def get_system_guid(self) -> uuid.UUID:
-        return self.uuid
+        guid: uuid.UUID = self.uuid
+        return guid
 
     def get_power_state(self) -> int:
         return int(self.on)
@@ -198,13 +203,15 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         if not self.on:
             self.commands.append("cycle without power")
             return 0xD5
-        return self._do("cycle", boots=True, on=True)
+        self._do("cycle", boots=True, on=True)
+        return None
 
     def power_reset(self) -> int | None:
         if not self.on:
             self.commands.append("reset without power")
             return 0xD5
-        return self._do("reset", boots=True, on=True)
+        self._do("reset", boots=True, on=True)
+        return None
 
     def power_shutdown(self) -> None:
         self._do("soft", on=False)
@@ -336,4 +343,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

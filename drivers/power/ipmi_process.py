@@ -14,9 +14,11 @@ import os
 import selectors
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pyghmi.ipmi.private import session as pyghmi
@@ -49,10 +51,10 @@ HASHES = {3: 1, 17: 257}
 def login_problem(text: str) -> Problem:
     """What pyghmi's text for a login that has failed means."""
     lowered = text.lower()
-    if "timeout" in lowered or "failed to initialize" in lowered or "no longer" in lowered:
-        return Problem.UNREACHABLE
     if "resources to create new session" in lowered:
         return Problem.BUSY
+    if "timeout" in lowered or "failed to initialize" in lowered or "no longer" in lowered:
+        return Problem.UNREACHABLE
     if "algorithm" in lowered or "integrity payload" in lowered or "cipher suite" in lowered:
         return Problem.SUITE
     if "role" in lowered or "privilege" in lowered:
@@ -194,6 +196,9 @@ class Loop:
         self._to_open: deque[Bmc] = deque()
         self._opening: set[int] = set()
         self._answers: list[dict[str, Any]] = []
+        # What sends, after an answer: once pyghmi has finished with that, or it forgets that
+        # anything was sent.
+        self._then: deque[tuple[Bmc, Callable[[Bmc], None]]] = deque()
         self._selector = selectors.DefaultSelector()
         self._selector.register(incoming, selectors.EVENT_READ)
         self._watched: set[int] = set()
@@ -221,6 +226,9 @@ class Loop:
                 kept = now
                 self._keep(now)
             self._open_some(now)
+            while self._then:
+                bmc, work = self._then.popleft()
+                self._guarded(bmc, work)
             self._watch_new_sockets()
             self._write()
 
@@ -276,7 +284,7 @@ class Loop:
         try:
             work(bmc)
         except Exception as error:
-            self._fail_all(bmc, Problem.DEFECT, f"{type(error).__name__}: {error}")
+            self._fail_all(bmc, Problem.DEFECT, _place_of(error))
         finally:
             CURRENT.pack_into(self._current, 0, NOBODY)
 
@@ -323,7 +331,7 @@ class Loop:
             bmc.current = bmc.repeat = None
             bmc.spoken = time.monotonic()
             self._answer(bmc, request, response["code"], list(response["data"]))
-            self._next(bmc)
+            self._then.append((bmc, self._next))
 
         session.send(request.ask, answered)
         request.sent += 1
@@ -340,15 +348,15 @@ class Loop:
                 self._opening.discard(bmc.number)
                 self._fail_all(bmc, problem, str(outcome["error"]))
             else:
-                self._ask_guid(bmc)
+                self._then.append((bmc, self._ask_guid))
 
         bmc.session = Session(bmc, logged_in)
 
     def _ask_guid(self, bmc: Bmc) -> None:
         """The last step of a login: whose BMC is it?"""
         session = bmc.session
-        if session is None:
-            raise RuntimeError("no session to ask for its GUID")
+        if session is None or not bmc.opening:
+            return  # nobody waits for it any more
 
         def shown(response: Mapping[str, Any]) -> None:
             session.incommand = False
@@ -363,7 +371,7 @@ class Loop:
             if bmc.key.guid is not None and bmc.shown != bmc.key.guid:
                 self._fail_all(bmc, Problem.WRONG, bmc.shown or "")
             else:
-                self._next(bmc)
+                self._then.append((bmc, self._next))
 
         session.send(SYSTEM_GUID, shown)
         bmc.repeat = time.monotonic() + REPEATS[0]
@@ -490,7 +498,7 @@ class Loop:
                 self._guarded(bmc, self._drop)
             elif now - bmc.spoken > KEEPALIVE_S:
                 bmc.spoken = now
-                bmc.waiting.append(Request(None, GET_DEVICE_ID, now + KEEPALIVE_S, again=True))
+                bmc.waiting.append(Request(None, GET_DEVICE_ID, now + sum(REPEATS), again=True))
                 self._guarded(bmc, self._next)
 
     def _watch_new_sockets(self) -> None:
@@ -517,6 +525,12 @@ class Loop:
             self._answers.clear()
             while line:
                 line = line[os.write(self._out, line) :]
+
+
+def _place_of(error: Exception) -> str:
+    """Where it comes from; its own text may have the password in it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def _process_packets(bmc: Bmc) -> None:

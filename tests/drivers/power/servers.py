@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from drivers.protocols import BmcAccess
 
 USER, PASSWORD = "admin", "a-password"
-OPERATOR = "operator"
+OPERATOR = "operator"  # of ipmi_sim
+READER = "reader"  # of the Redfish emulator, which has these machines
+SYSTEMS = ("6f1f9a3e-4c1b-4f61-9d5a-1b6b6a000001", "6f1f9a3e-4c1b-4f61-9d5a-1b6b6a000002")
 _SIMULATED = Path(__file__).parents[3] / "deploy/lab/simulated_bmcs.py"
 _FIRST = ipaddress.ip_address("127.4.0.1")
 _CHASSIS = """#!/bin/sh
