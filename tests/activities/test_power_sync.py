@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from temporalio.common import MetricMeter
+from temporalio.testing import ActivityEnvironment
 
 from activities.bmcs import BmcDirectory
 from activities.power_sync import PowerSyncActivities
@@ -170,6 +174,42 @@ async def test_the_guid_is_kept_and_asked_for_from_then_on(
     await sweep(activities, await begin(activities))
     power = (await inventory.oobm.get("kvm-1")).power
     assert (power.state, power.problem) == (PowerState.UNKNOWN, PowerProblem.ANOTHER_BMC)
+
+
+class Measured:
+    """MetricMeter, as far as it is used: keeps the last value of each instrument, by name and attributes."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str], float] = {}
+
+    def _instrument(self, name: str, *_: Any) -> Any:
+        def measure(value: float, attributes: dict[str, str] | None = None) -> None:
+            self.values[name, ",".join((attributes or {}).values())] = value
+
+        return SimpleNamespace(add=measure, record=measure, set=measure)
+
+    create_counter = create_gauge = create_gauge_float = create_histogram_float = _instrument
+
+
+async def test_a_round_is_measured(activities: PowerSyncActivities, bmcs: SlowBmcs) -> None:
+    measured, environment = Measured(), ActivityEnvironment()
+    environment.metric_meter = cast(MetricMeter, measured)
+    bmcs.of["kvm-1"].fails = mute()
+    bmcs.of["kvm-2"].state = PowerState.OFF
+    begun = await begin(activities)
+    (shard,) = begun.shards
+    request = SweepPowerInput(plan=begun.plan, shard=shard)
+    await environment.run(activities.sweep_power, request)
+    finish = FinishPowerRoundInput(plan=begun.plan, asked=6, answered=5, changed=6)
+    await environment.run(activities.finish_power_sync, finish)
+    values = measured.values
+    assert values["hostler_bmc_errors", "unreachable"] == 1
+    states = {state: values["hostler_bmcs", state] for state in ("On", "Off", "Unknown")}
+    assert states == {"On": 4, "Off": 1, "Unknown": 1}
+    assert values["hostler_power_sweep_seconds", ""] > 0
+    assert (
+        0 < values["hostler_power_oldest_seconds", ""] <= values["hostler_power_sweep_seconds", ""]
+    )
 
 
 async def test_silent_ones_are_asked_apart_and_a_round_says_how_all_stand(

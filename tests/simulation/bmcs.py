@@ -25,7 +25,6 @@ from drivers.protocols import BmcAccess, Boot, HostAccess, PowerDriver
 
 ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "operator-7", "canary-of-bmcs"
-PORT = 7623
 _FIRST = (127, 77, 0, 1)
 
 
@@ -50,8 +49,9 @@ def control(path: Path, **message: Any) -> list[dict[str, Any]]:
 class Bmcs:
     """Hosts are named as in `Bmcs.state("sim-1")`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, port: int) -> None:
         self.path = path
+        self.port = port
 
     def set(self, *hosts: str, **switches: Any) -> None:
         """What is wrong with their BMCs."""
@@ -63,7 +63,7 @@ class Bmcs:
 
     def move(self, host: str, address: str) -> None:
         """Another address, from now on."""
-        control(self.path, bmcs=[_index(host)], address=[address, PORT])
+        control(self.path, bmcs=[_index(host)], address=[address, self.port])
 
     def forget(self, *hosts: str) -> None:
         """All sessions, as after a restart of the BMC."""
@@ -81,11 +81,11 @@ class Bmcs:
 @contextmanager
 def simulated_bmcs(directory: Path, count: int) -> Iterator[Bmcs]:
     """The BMCs of sim-1 to sim-`count`, all on."""
-    path = directory / "bmcs.sock"
+    path, port = directory / "bmcs.sock", _free_port()
     process = subprocess.Popen(
         [
             *(sys.executable, str(ROOT / "deploy" / "lab" / "simulated_bmcs.py")),
-            *("--count", str(count), "--first", f"{address_of(1)}:{PORT}"),
+            *("--count", str(count), "--first", f"{address_of(1)}:{port}"),
             *("--control", str(path), "--user", USER, "--password", PASSWORD),
         ],
         stdout=subprocess.PIPE,
@@ -93,10 +93,18 @@ def simulated_bmcs(directory: Path, count: int) -> Iterator[Bmcs]:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield Bmcs(path)
+        yield Bmcs(path, port)
     finally:
         process.kill()
         process.wait()
+
+
+def _free_port() -> int:
+    """Another one for each run of the tests on this machine."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind((address_of(1), 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class SimulatedBoots:

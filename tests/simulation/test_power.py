@@ -30,7 +30,7 @@ from contracts.states import HostStatus, ResourceState
 from inventory import Inventory
 from tests.e2e.system import ROOT, System
 from tests.simulation import cluster
-from tests.simulation.bmcs import PASSWORD, PORT, USER, Bmcs, address_of, simulated_bmcs
+from tests.simulation.bmcs import PASSWORD, USER, Bmcs, address_of, simulated_bmcs
 from workers.settings import Settings
 from workers.stores import open_inventory
 
@@ -127,7 +127,7 @@ async def build(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
             await system.done("db", "upgrade")
             await system.done("key", "create")
             inventory = await stack.enter_async_context(open_inventory(Settings(home=system.home)))
-            await _register(inventory, count)
+            await _register(inventory, count, bmcs.port)
             for name, value in (("sync.interval", 3600), ("action.timeout", 5)):
                 await inventory.settings.set(f"outofbandmanagement.{name}", value, actor="test")
             await inventory.settings.set("host.check.interval", 3600, actor="test")
@@ -145,7 +145,7 @@ async def _client(system: System) -> Client:
             await asyncio.sleep(0.1)
 
 
-async def _register(inventory: Inventory, count: int) -> None:
+async def _register(inventory: Inventory, count: int, port: int) -> None:
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")
     await inventory.topology.create_cluster("cluster-1", "pod-1", actor="test")
@@ -183,7 +183,7 @@ async def _register(inventory: Inventory, count: int) -> None:
         )
         await inventory.oobm.configure(
             name,
-            {"enabled": True, "address": address_of(number), "port": PORT, "user": USER},
+            {"enabled": True, "address": address_of(number), "port": port, "user": USER},
             secret_id=password,
             replace=True,
             actor="test",
