@@ -190,6 +190,15 @@ async def _register(inventory: Inventory, count: int, port: int) -> None:
         )
 
 
+async def _listed(client: Client, workflow_type: str) -> str:
+    """The id of the only workflow of that type; visibility comes a moment after the fact."""
+    query = f"WorkflowType = '{workflow_type}'"
+    while not (found := [run.id async for run in client.list_workflows(query)]):
+        await asyncio.sleep(0.1)
+    (workflow_id,) = found
+    return workflow_id
+
+
 async def failure(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
     with pytest.raises(WorkflowFailureError) as raised:
         await handle.result()
@@ -400,6 +409,7 @@ async def test_the_command_and_the_api_see_it_all_and_no_password_leaks(build: B
     password.write_text(f"{PASSWORD}\n")
     report = await shown("oobm", "test", "sim-2")
     assert (report["power_state"], report["privilege"]) == ("On", "administrator")
+    await plant.system.record(await _listed(plant.client, "BmcTest"), "bmc_test")
     wrong = plant.system.home / "wrong"
     wrong.write_text("canary-that-is-wrong\n")
     said = await plant.system.hostler("oobm", "test", "sim-2", "--password-file", str(wrong))
