@@ -200,7 +200,8 @@ class PowerAction:
         )
         if verdict.outcome is CommandOutcome.DONE:
             return seen, verdict.message
-        if action is Action.SOFT and self._asked.fall_back_to_off and sent.accepted:
+        is_on = seen.state is PowerState.ON
+        if action is Action.SOFT and self._asked.fall_back_to_off and is_on:
             self._enter(Phase.SWITCHING, f"{verdict.message}: it is switched off")
             return await self._do(Action.OFF, survey, seconds)
         raise failure(self._asked.host, action, verdict)
