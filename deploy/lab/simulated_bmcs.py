@@ -38,7 +38,8 @@ from pyghmi.ipmi.private import session as pyghmi
 from pyghmi.ipmi.private.serversession import ServerSession
 
 # RAKP messages' status codes (IPMI 2.0, table 13-15).
-UNAUTHORIZED_ROLE, UNAUTHORIZED_NAME = 0x0A, 0x0D
+UNAUTHORIZED_ROLE, UNAUTHORIZED_NAME, NO_CIPHER_SUITE = 0x0A, 0x0D, 0x11
+HMAC_SHA1 = 1  # an authentication algorithm (table 13-17)
 OPEN_SESSION = 0x10  # a type of payload
 ACCOUNTS = 4
 USER, OPERATOR, ADMINISTRATOR = 2, 3, 4  # levels of privilege
@@ -72,6 +73,12 @@ class LoginSession(ServerSession):  # type: ignore[misc] # pyghmi has no types
 
     k1 = None
     clientpriv = USER  # until it asks for more
+
+    def create_open_session_response(self, request: bytearray) -> bytearray:
+        response: bytearray = super().create_open_session_response(request)
+        if request[12] != HMAC_SHA1:  # of cipher suite 3
+            return bytearray([request[0], NO_CIPHER_SUITE, 0, 0, *self.clientsessionid])
+        return response
 
     def _got_rakp1(self, data: bytearray) -> None:
         bmc: SimulatedBmc = self.bmc

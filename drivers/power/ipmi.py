@@ -22,8 +22,8 @@ from drivers.protocols import BmcAccess, BmcReport
 
 PORT = 623
 _LOOKUPS = 4  # of names, at once
-# Of its deadline, what a call leaves for the way from the process back to the caller.
-_MARGIN = 0.05
+# Of its deadline, what a call leaves for the process to notice it, and for the way back.
+_MARGIN, _MARGIN_S = 0.25, 0.5
 # How often a call is made again because the process ended for another BMC's sake.
 _RESTARTS = 2
 # A host's BMC that is configured anew has another session: the former ones end after so long.
@@ -176,7 +176,7 @@ class IpmiDriver:
                             ask,
                             once=once is not None,
                             fresh=fresh,
-                            seconds=left * (1 - _MARGIN),
+                            seconds=left - min(left * _MARGIN, _MARGIN_S),
                         )
                     except ProcessEnded as ended:
                         if once is not None:

@@ -8,6 +8,7 @@ itself, without pyghmi's timers. Those remain for logins, which pyghmi repeats w
 It is told and answers what ipmi_messages says, on standard input and output. FD is the shared page.
 """
 
+import itertools
 import json
 import mmap
 import os
@@ -46,6 +47,7 @@ TICK_S = 0.05
 # pyghmi's words for the hashes of cipher suites. From 256 it falls back to SHA-1; other numbers
 # than 1 and 256 are SHA-256 alone.
 HASHES = {3: 1, 17: 257}
+_SESSION_IDS = itertools.count(1, 64)  # pyghmi counts on from each
 
 
 def login_problem(text: str) -> Problem:
@@ -101,6 +103,9 @@ class Session(pyghmi.Session):  # type: ignore[misc] # pyghmi has no types
 
     def _initsession(self) -> None:
         super()._initsession()
+        # pyghmi begins each login with the same one: a late answer to the one before would be taken
+        # for a wrong password.
+        self.localsid = next(_SESSION_IDS)
         if self.cipher_suite is not None:
             self.attemptedhash = HASHES[self.cipher_suite]
 

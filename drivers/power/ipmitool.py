@@ -47,7 +47,7 @@ _STATES = {
 
 
 @dataclass(frozen=True)
-class _Output:
+class Output:
     """What ipmitool has printed. `complete`: it has ended by itself."""
 
     stdout: str
@@ -179,7 +179,7 @@ class IpmitoolDriver:
         timeout: float,  # noqa: ASYNC109
         *,
         once: tuple[str, Ask] | None = None,
-    ) -> _Output:
+    ) -> Output:
         """Do `commands` in one session. `once`: the name and the request that must not be sent
         again. Raises whatever stands for a session that was not opened, or an answer that did not
         come; a completion code is in the output."""
@@ -189,13 +189,13 @@ class IpmitoolDriver:
             if output.code is None and _ANSWERED not in output.stderr:
                 raise failures.outcome_unknown(access, once[0])
             return output
-        failure = _failure(access, output)
+        failure = session_failure(access, output)
         if failure is not None:
             raise failure
         return output
 
 
-async def _ipmitool(access: BmcAccess, commands: Sequence[str], seconds: float) -> _Output:
+async def _ipmitool(access: BmcAccess, commands: Sequence[str], seconds: float) -> Output:
     options = access.options
     path = str(options.get("path", _PATH))
     arguments = [
@@ -229,7 +229,7 @@ async def _ipmitool(access: BmcAccess, commands: Sequence[str], seconds: float) 
     return await _talk(process, "".join(f"{line}\n" for line in commands), seconds)
 
 
-async def _talk(process: asyncio.subprocess.Process, text: str, seconds: float) -> _Output:
+async def _talk(process: asyncio.subprocess.Process, text: str, seconds: float) -> Output:
     """Until it ends, or its time is over. It is gone afterwards."""
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise RuntimeError("started without pipes")
@@ -259,13 +259,16 @@ async def _talk(process: asyncio.subprocess.Process, text: str, seconds: float) 
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    return _Output(printed.decode(errors="replace"), complained.decode(errors="replace"), complete)
+    return Output(printed.decode(errors="replace"), complained.decode(errors="replace"), complete)
 
 
-def _failure(access: BmcAccess, output: _Output) -> HostlerError | None:
+def session_failure(access: BmcAccess, output: Output) -> HostlerError | None:
     """What is wrong with the session, by ipmitool's own words."""
     said = output.stderr
     lowered = said.lower()
+    if "no response from rakp" in lowered:
+        # What it then takes for a wrong password is the late answer.
+        return failures.too_late(access)
     if "rakp 2 hmac is invalid" in lowered or "unauthorized name" in lowered:
         return failures.login_refused(access)
     if any(words in lowered for words in _PRIVILEGE):
@@ -283,7 +286,7 @@ def _failure(access: BmcAccess, output: _Output) -> HostlerError | None:
     if not output.complete:
         heard = "discovered ipmb" in lowered or _SENDING.search(said) is not None
         return failures.too_late(access) if heard else failures.unreachable(access, "")
-    if _RAW_SILENT.search(said):
+    if _RAW_SILENT.search(said) or "unable to get chassis power status" in lowered:
         return failures.too_late(access)
     return None
 
@@ -292,7 +295,7 @@ def _raw(ask: Ask) -> str:
     return " ".join(["raw", *(f"0x{octet:02x}" for octet in (ask.netfn, ask.command, *ask.data))])
 
 
-def _guid(output: _Output) -> str | None:
+def _guid(output: Output) -> str | None:
     return ipmi_commands.system_guid(next(iter(output.raw_answers), ()))
 
 
@@ -301,7 +304,7 @@ def _check_guid(access: BmcAccess, shown: str | None) -> None:
         raise failures.wrong_bmc(access, shown)
 
 
-def _state(access: BmcAccess, output: _Output) -> PowerState:
+def _state(access: BmcAccess, output: Output) -> PowerState:
     for line in output.stdout.splitlines():
         if line in _STATES:
             return _STATES[line]

@@ -86,6 +86,19 @@ async def test_a_login_is_not_tried_again(ipmi: IpmiDriver, bmc: SimulatedBmc) -
     assert (await bmc.state())["logins"] == 1
 
 
+async def test_a_cipher_suite_that_the_bmc_does_not_have_is_refused(
+    driver: PowerDriver, machine: Machine
+) -> None:
+    """Rather than another one taken without a word."""
+    with pytest.raises(BmcCommandRejected, match="cipher suite 17"):
+        await driver.power_state(machine.access(cipher_suite=17), timeout=ENOUGH)
+
+
+async def test_without_a_cipher_suite_one_is_found(driver: PowerDriver, bmc: SimulatedBmc) -> None:
+    access = bmc.access(cipher_suite=None)
+    assert await driver.power_state(access, timeout=ENOUGH) is PowerState.ON
+
+
 async def test_a_locked_account_is_a_refused_login(driver: PowerDriver, bmc: SimulatedBmc) -> None:
     await bmc.switch(reject_login=True)
     with pytest.raises(LoginRefused, match="locked"):
