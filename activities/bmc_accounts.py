@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from temporalio import activity
 
-from activities.bmcs import Bmc, BmcDirectory, surprises_of_bmc
+from activities.bmcs import BMC_PASSWORD, Bmc, BmcDirectory, surprises_of_bmc
 from activities.execution import uninterrupted
 from contracts.errors import Failed, HostlerError, InvalidInput, NotFound, Unavailable
 from contracts.leases import LeaseRef
@@ -84,7 +84,7 @@ class BmcAccountActivities:
         stored before and never proven is taken up. Raises LeaseLost, NotFound, InvalidInput."""
         host = request.lease.host
         secret = request.secret or await self._inventory.secrets.store(
-            "bmc_password", _random_password(), actor=request.lease.owner.workflow_id
+            BMC_PASSWORD, _random_password(), actor=request.lease.owner.workflow_id
         )
         staged = await self._inventory.oobm.stage_password(host, secret, lease=request.lease)
         if staged != secret:

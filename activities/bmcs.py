@@ -20,6 +20,7 @@ from drivers.protocols import BmcAccess, PowerDriver
 from inventory import Inventory
 from inventory.oobm import BmcLogin
 
+BMC_PASSWORD = "bmc_password"  # noqa: S105 - a kind
 _OPTIONS = "outofbandmanagement."
 # A driver that does not keep its own deadline is not waited for.
 _GRACE_S = 5
@@ -76,8 +77,11 @@ class BmcDirectory:
         await self._drivers.forget(host)
 
     async def of(self, login: BmcLogin, secret_id: str | None = None) -> Bmc:
-        """The BMC by that configuration, with another stored password if one is named."""
+        """The BMC by that configuration, with another stored password if one is named. Raises
+        InvalidInput if what is named is not one of a BMC: no other secret goes there."""
         credential = await self._inventory.secrets.reveal(secret_id or login.secret_id)
+        if credential.kind != BMC_PASSWORD:
+            raise InvalidInput(f"What is stored as {secret_id} is not the password of a BMC.")
         settings = await self._inventory.settings.resolve(cluster=login.cluster)
         return self.open(login, credential.plaintext, settings)
 

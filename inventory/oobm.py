@@ -13,6 +13,7 @@ from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.leases import LeaseRef
 from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem
 from contracts.power import BmcPrivilege, PowerState
+from contracts.states import ResourceState
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.leases import verify_lease
@@ -235,8 +236,10 @@ class OobmConfigurations:
 
 
 def in_force() -> ColumnElement[bool]:
-    """Of rows joined by `with_places`: out-of-band management is enabled everywhere."""
+    """Of rows joined by `with_places`: out-of-band management is enabled everywhere, and the host
+    is not on its way out."""
     return and_(
+        col(HostRow.resource_state) != ResourceState.REMOVED,
         col(OobmRow.enabled).is_(True),
         col(ClusterRow.oobm_enabled).is_(True),
         col(ZoneRow.oobm_enabled).is_(True),

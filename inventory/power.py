@@ -22,13 +22,11 @@ from contracts.power_actions import (
     PowerSighting,
 )
 from contracts.power_rules import PowerStanding, judge_power
-from contracts.states import ResourceState
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
-    HostRow,
     OobmRow,
     PowerCommandRow,
     PowerRoundRow,
@@ -272,11 +270,7 @@ async def _rows(session: AsyncSession, hosts: Sequence[str]) -> list[OobmRow]:
         some = hosts[begin : begin + _AT_A_TIME]
         query = (
             with_places(select(OobmRow))
-            .where(
-                in_force(),
-                col(OobmRow.host).in_(some),
-                col(HostRow.resource_state) != ResourceState.REMOVED,
-            )
+            .where(in_force(), col(OobmRow.host).in_(some))
             .order_by(col(OobmRow.host))
             .with_for_update(of=OobmRow)
         )

@@ -487,6 +487,16 @@ async def test_a_look_tells_each_step_and_keeps_nothing(power: Site) -> None:
     assert look.problem == "The BMC of kvm-1 does not answer."
 
 
+async def test_no_secret_but_that_of_a_bmc_goes_to_a_bmc(power: Site) -> None:
+    login = (await power.inventory.hosts.login("kvm-1")).secret_id
+    with pytest.raises(WorkflowFailureError) as raised:
+        await power.look(secret=login, address="198.18.9.9")
+    assert isinstance(raised.value.cause, ApplicationError)
+    assert raised.value.cause.type == "InvalidInput"
+    assert power.bmc.asked == 0
+    assert (await power.inventory.secrets.reveal(login)).plaintext == "pw"
+
+
 async def test_a_new_password_is_set_proven_and_promoted(power: Site) -> None:
     former = (await power.inventory.oobm.login("kvm-1")).secret_id
     result: BmcPasswordChangeResult = await (await power.change_password()).result()

@@ -1,6 +1,7 @@
 """PowerSync's order and history, with the activities replaced and time skipped."""
 
 import asyncio
+import resource
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Fleet:
 
     hosts: int
     fails: int = 0
+    seconds: float = 0.2
     at_a_time: int = 0
     most_at_a_time: int = 0
     calls: list[str] = field(default_factory=list)
@@ -65,7 +67,7 @@ class Fleet:
             raise ApplicationError("the database is away")
         self.at_a_time += 1
         self.most_at_a_time = max(self.most_at_a_time, self.at_a_time)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(self.seconds)
         self.at_a_time -= 1
         self.calls.append(f"sweep {request.shard.last}")
         return PowerSwept(asked=500, answered=499, changed=1)
@@ -141,3 +143,33 @@ async def test_without_bmcs_there_is_nothing_to_sweep(sweep: Any) -> None:
     result, _ = await sweep(fleet)
     assert result.answered == 0
     assert fleet.calls == ["align power-sync 30", "silent", "finish"]
+
+
+@pytest.mark.timeout(600)
+async def test_500_rounds_leave_nothing_behind(client: Client) -> None:
+    fleet, queue = Fleet(hosts=500, seconds=0), f"test-{uuid.uuid4()}"
+    at_a_time, lengths, peaks = 10, [], []
+
+    async def one(number: int) -> int:
+        handle = await client.start_workflow(
+            PowerSync.run, PowerSyncInput(), id=f"{queue}-{number}", task_queue=queue
+        )
+        await handle.result()
+        return len((await handle.fetch_history()).events)
+
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=[PowerSync],
+        activities=activities_of(fleet),
+        interceptors=[HostlerInterceptor()],
+        max_cached_workflows=at_a_time,
+    ):
+        for begin in range(0, 500, at_a_time):
+            numbers = range(begin, begin + at_a_time)
+            lengths += await asyncio.gather(*(one(number) for number in numbers))
+            fleet.calls.clear()
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert max(lengths) <= 60
+    # KiB; the first fifth has brought everything that stays.
+    assert peaks[-1] - peaks[len(peaks) // 5] < 20 * 1024
