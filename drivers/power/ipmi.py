@@ -27,7 +27,7 @@ _MARGIN, _MARGIN_S = 0.25, 0.5
 # How often a call is made again because the process ended for another BMC's sake.
 _RESTARTS = 2
 # A host's BMC that is configured anew has another session: the former ones end after so long.
-_FORMER_S = 60.0
+_FORMER_S = 300.0
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ class IpmiDriver:
     def __init__(
         self,
         *,
-        process: Sequence[str] = (sys.executable, "-m", "drivers.power.ipmi_process"),
+        process: Sequence[str] = (sys.executable, "-P", "-m", "drivers.power.ipmi_process"),
         patience: float = 5.0,
     ) -> None:
         self._command = tuple(process)
@@ -93,9 +93,11 @@ class IpmiDriver:
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """See PowerDriver."""
+        self.validate(access)
         validate_new_ipmi_password(new_password)
         deadline = _deadline(timeout)
         renewed = replace(access, password=new_password)
+        former = await self._key(access, deadline)
         try:
             number = await self._account(access, deadline)
             answer = await self._ask(
@@ -110,7 +112,7 @@ class IpmiDriver:
                 raise refused from None
         else:
             await self._prove(renewed, deadline)
-        self._forget_key(access.name, await self._key(access, deadline))
+        self._forget_key(access.name, former)
 
     async def _account(self, access: BmcAccess, deadline: float) -> int:
         """The number of the user's account on the BMC."""
@@ -134,9 +136,10 @@ class IpmiDriver:
             self._forget_key(host, key)
 
     def _forget_key(self, host: str, key: BmcKey) -> None:
-        self._used[host].pop(key, None)
-        if not self._used[host]:
-            del self._used[host]
+        used = self._used.get(host, {})
+        used.pop(key, None)
+        if not used:
+            self._used.pop(host, None)
         if self._process is not None:
             self._process.forget(key)
 

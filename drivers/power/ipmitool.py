@@ -132,6 +132,7 @@ class IpmitoolDriver:
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """See PowerDriver."""
+        self.validate(access)
         validate_new_ipmi_password(new_password)
         deadline = asyncio.get_running_loop().time() + timeout
         renewed = replace(access, password=new_password)

@@ -58,6 +58,7 @@ class WatchedProcess:
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=(shared,),
                 limit=_MOST_BYTES,
+                start_new_session=True,  # what a terminal sends is for the driver's process
                 # Nothing of Hostler's own: the master key may be among it.
                 env={k: v for k, v in os.environ.items() if not k.startswith("HOSTLER_")},
             )

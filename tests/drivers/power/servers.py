@@ -84,8 +84,9 @@ async def running(
     try:
         yield process
     finally:
-        process.kill()
-        await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @dataclass

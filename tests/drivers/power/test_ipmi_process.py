@@ -13,15 +13,31 @@ import pytest
 from contracts.power import PowerCommand, PowerState
 from drivers.errors import BmcUnreachable, PowerDriverFailed, PowerOutcomeUnknown
 from drivers.power.ipmi import IpmiDriver
-from tests.drivers.power.servers import SimulatedBmc, SimulatedBmcs, simulated_bmcs
+from tests.drivers.power.servers import SimulatedBmc, SimulatedBmcs, running, simulated_bmcs
 
 ENOUGH = 30.0
 MANY = 300
 
 
-def child() -> int:
+DRIVING = """
+import asyncio, sys
+from drivers.power.ipmi import IpmiDriver
+from drivers.protocols import BmcAccess
+
+async def main():
+    access = BmcAccess("kvm-1", sys.argv[1], sys.argv[2], sys.argv[3], port=int(sys.argv[4]))
+    await IpmiDriver().power_state(access, timeout=30)
+    print("read", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def child(parent: int | None = None) -> int:
     """The process id of the driver's process."""
-    mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    parent = parent or os.getpid()
+    mine = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     [found] = [
         int(pid)
         for pid in mine
@@ -195,6 +211,20 @@ async def test_the_process_ends_with_its_driver(bmc: SimulatedBmc) -> None:
     process = child()
     await driver.close()
     assert not runs(process)
+
+
+async def test_the_process_ends_when_its_driver_is_killed(bmc: SimulatedBmc) -> None:
+    to = bmc.access()
+    arguments = (to.address, to.user, to.password, str(to.port))
+    async with running(sys.executable, "-c", DRIVING, *arguments) as driving:
+        assert driving.stdout is not None
+        assert await driving.stdout.readline() == b"read\n"
+        process = child(driving.pid)
+        driving.kill()
+        await driving.wait()
+        async with asyncio.timeout(ENOUGH):
+            while runs(process):
+                await asyncio.sleep(0.05)
 
 
 async def test_the_process_has_nothing_of_hostlers_environment(

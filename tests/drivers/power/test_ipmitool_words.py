@@ -1,4 +1,4 @@
-"""What ipmitool 1.8.19 prints with -v, and what it stands for. Taken from real runs."""
+"""What ipmitool 1.8.19 prints with -v, and what it stands for: from real runs, and its source."""
 
 import pytest
 
@@ -59,7 +59,8 @@ RAW = "RAW REQ (channel=0x0 netfn=0x6 lun=0x0 cmd=0x37 data_len=0)\n"
         ),
         (f"{LOGGED_IN}Unable to get Chassis Power Status\n", CallTimedOut),
         (
-            f"{LOGGED_IN}{RAW}Unable to send RAW command (channel=0x0 netfn=0x6 lun=0x0 cmd=0x37)\n",
+            f"{LOGGED_IN}{RAW}"
+            "Unable to send RAW command (channel=0x0 netfn=0x6 lun=0x0 cmd=0x37)\n",
             CallTimedOut,
         ),
     ],
