@@ -487,6 +487,20 @@ async def test_a_look_tells_each_step_and_keeps_nothing(power: Site) -> None:
     assert look.problem == "The BMC of kvm-1 does not answer."
 
 
+async def test_a_look_needs_no_configuration_and_not_that_it_is_enabled(power: Site) -> None:
+    await power.inventory.oobm.set_zone_switch("zone-1", enabled=False, actor="test")
+    assert (await power.look()).look.power_state is PowerState.ON
+    await power.inventory.oobm.forget("kvm-1", actor="test")
+    secret = await power.inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
+    given = {"address": "198.18.1.11", "user": "admin", "secret": secret}
+    assert (await power.look(**given)).look.power_state is PowerState.ON
+    assert await power.inventory.oobm.find("kvm-1") is None
+    with pytest.raises(WorkflowFailureError) as raised:
+        await power.look(address="198.18.1.11")
+    assert isinstance(raised.value.cause, ApplicationError)
+    assert raised.value.cause.type == "NotFound"
+
+
 async def test_no_secret_but_that_of_a_bmc_goes_to_a_bmc(power: Site) -> None:
     login = (await power.inventory.hosts.login("kvm-1")).secret_id
     with pytest.raises(WorkflowFailureError) as raised:
