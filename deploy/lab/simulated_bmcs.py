@@ -142,6 +142,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             "on": self.on,
             "boots": self.boots,
             "logins": self.logins,
+            "sessions": len(self.sessions),
             "requests": self.requests,
             "commands": self.commands,
             "passwords": self.passwords,

@@ -43,7 +43,7 @@ def child(parent: int | None = None) -> int:
         for pid in mine
         if any(
             name in Path(f"/proc/{pid}/cmdline").read_text()
-            for name in ("ipmi_process", "hanging_process")
+            for name in ("ipmi_process", "hanging_process", "hasty_process")
         )
     ]
     return found
@@ -83,6 +83,23 @@ async def test_a_session_that_the_bmc_has_forgotten_is_opened_again(
     assert await ipmi.power_state(bmc.access(), timeout=ENOUGH) is PowerState.OFF
     state = await bmc.state()
     assert (state["commands"], state["logins"]) == (["off"], 2)
+
+
+async def test_a_session_is_kept_alive_and_closed_when_nobody_uses_it(bmc: SimulatedBmc) -> None:
+    driver = IpmiDriver(process=(sys.executable, "-m", "tests.drivers.power.hasty_process"))
+    try:
+        await driver.power_state(bmc.access(), timeout=ENOUGH)
+        async with asyncio.timeout(ENOUGH):
+            while (await bmc.state())["requests"] < 4:  # the GUID, the state, two keepalives
+                assert (await bmc.state())["sessions"] == 1
+                await asyncio.sleep(0.05)
+            while (await bmc.state())["sessions"]:
+                await asyncio.sleep(0.05)
+        assert (await bmc.state())["logins"] == 1
+        assert await driver.power_state(bmc.access(), timeout=ENOUGH) is PowerState.ON
+        assert (await bmc.state())["logins"] == 2
+    finally:
+        await driver.close()
 
 
 async def test_calls_at_once_share_a_session(ipmi: IpmiDriver, bmc: SimulatedBmc) -> None:
