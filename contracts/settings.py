@@ -386,6 +386,74 @@ HOST_REINSTALLATION_TIMEOUT = Setting[int](
     "s",
 )
 
+OOBM_ACTION_TIMEOUT = Setting[int](
+    "outofbandmanagement.action.timeout",
+    Annotated[int, Field(ge=5, le=3_600), BeforeValidator(_no_boolean)],
+    60,
+    "How long a command to a BMC has until the power is as it should be; a host has to shut down "
+    "within it.",
+    "s",
+    effect=Effect.NEXT_OPERATION,
+)
+OOBM_SYNC_INTERVAL = Setting[int](
+    "outofbandmanagement.sync.interval",
+    Annotated[int, Field(ge=5, le=3_600), BeforeValidator(_no_boolean)],
+    30,
+    "Between two rounds in which all BMCs are asked; each round sets it for the next. A power "
+    "state that three rounds did not confirm is stale.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_SYNC_POOLSIZE = Setting[int](
+    "outofbandmanagement.sync.poolsize",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    50,
+    "BMCs of a shard that are asked at a time. A round takes at most BMCs in a shard x timeout / "
+    "poolsize; those that are known to be silent take none of it.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_SYNC_SHARD_SIZE = Setting[int](
+    "outofbandmanagement.sync.shard.size",
+    Annotated[int, Field(ge=10, le=2_000), BeforeValidator(_no_boolean)],
+    500,
+    "BMCs per step of a round. Steps go beside each other, on as many workers as there are.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_SYNC_TIMEOUT = Setting[int](
+    "outofbandmanagement.sync.timeout",
+    Annotated[int, Field(ge=1, le=60), BeforeValidator(_no_boolean)],
+    10,
+    "How long a BMC has to answer when it is only asked.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_IPMITOOL_INTERFACE = Setting[str](
+    "outofbandmanagement.ipmitool.interface",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^[a-z0-9]{1,32}$"),
+        Field(examples=["lanplus"]),
+    ],
+    "lanplus",
+    "Of the driver ipmitool: the program's own name for how it speaks with BMCs.",
+)
+OOBM_IPMITOOL_PATH = Setting[str](
+    "outofbandmanagement.ipmitool.path",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^/[^\x00]+$", max_length=4096),
+        Field(examples=["/usr/bin/ipmitool"]),
+    ],
+    "/usr/bin/ipmitool",
+    "Of the driver ipmitool: where the program is on the machines that run workers.",
+)
+OOBM_IPMITOOL_RETRIES = Setting[int](
+    "outofbandmanagement.ipmitool.retries",
+    Annotated[int, Field(ge=0, le=10), BeforeValidator(_no_boolean)],
+    1,
+    "Of the driver ipmitool: how often the program sends a packet again that was not answered.",
+)
+
 SETTINGS: Mapping[str, Setting[Any]] = {
     setting.name: setting
     for setting in sorted(

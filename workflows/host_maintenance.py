@@ -22,6 +22,7 @@ from temporalio.exceptions import (
 with workflow.unsafe.imports_passed_through():
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
+    from activities.power import PowerActivities
     from activities.records import RecordActivities
     from activities.survey import SurveyActivities
     from activities.turns import TurnActivities
@@ -44,6 +45,8 @@ with workflow.unsafe.imports_passed_through():
         VmAction,
     )
     from contracts.operations import OperationKind, workflow_id
+    from contracts.power import PowerState
+    from contracts.power_actions import PowerWord
     from contracts.states import MAINTENANCE_STATES, HostStatus, Phase, ResourceState
     from contracts.steps import (
         AcquireLeaseInput,
@@ -76,6 +79,8 @@ _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 _LONGEST_WAIT_S = 3600
 # What answers in the place of a host that is down is no answer of its own.
 _ANOTHER = "another-installation"
+_OFF = "bmc-says-off"
+_CONFIRMED = "confirmed by whoever asked for the maintenance"
 
 
 @workflow.defn(name="HostMaintenance")
@@ -96,6 +101,7 @@ class HostMaintenance:
         self._failure: ApplicationError | None = None
         self._successor: str | None = None
         self._is_back = False
+        self._is_off = False
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
@@ -128,14 +134,17 @@ class HostMaintenance:
         await self._take_lease()
         await self._look()
         adopted = self._state.host.resource_state in MAINTENANCE_STATES
-        if self._state.asked.host_is_down:
+        if self._state.asked.host_is_down or self._is_off:
             if not await self._answers():
                 await self._take_out_as_it_is()
                 return
             if not adopted:
                 raise _conflict(
-                    f"{self._state.name} answers: it is not down. Start its maintenance without "
-                    "host_is_down."
+                    f"{self._state.name} answers, while its BMC says that it is off: is that its "
+                    f"own BMC? See `hostler oobm test {self._state.name}`."
+                    if self._is_off
+                    else f"{self._state.name} answers: it is not down. Start its maintenance "
+                    "without host_is_down."
                 )
         if adopted:
             await self._adopt()
@@ -275,6 +284,8 @@ class HostMaintenance:
                 "Disabled."
             )
         if host.status is not HostStatus.UP and not state.asked.host_is_down:
+            self._is_off = await self._bmc_says_off(host)
+        if not (host.status is HostStatus.UP or state.asked.host_is_down or self._is_off):
             raise _conflict(
                 f"{host.name} is {host.status}: its VMs can't be moved while it is not Up. If it "
                 f"answers again, say so with `hostler host check {host.name}`; if it is known to "
@@ -436,10 +447,12 @@ class HostMaintenance:
     # --- a host that is down --------------------------------------------------------------------
 
     async def _take_out_as_it_is(self) -> None:
-        """An operator says that the host is off. Nothing of it is started elsewhere."""
+        """An operator, or the host's BMC, says that it is off. Nothing of it is started
+        elsewhere."""
         state = self._state
         self._touched = state.down = True
-        reason = "confirmed by whoever asked for the maintenance, and it does not answer"
+        confirmed = "its BMC says that it is off" if self._is_off else _CONFIRMED
+        reason = f"{confirmed}, and it does not answer"
         if state.host.status is not HostStatus.DOWN:
             await self._set_status(HostStatus.DOWN, reason)
         await state.change_state(
@@ -453,6 +466,22 @@ class HostMaintenance:
             **policies.RECORD,
         )
         await state.change_state(MAINTENANCE_STATES, ResourceState.MAINTENANCE, "is down")
+
+    async def _bmc_says_off(self, host: Host) -> bool:
+        """Asked at this moment: what the inventory knows may be over."""
+        known = host.power
+        if known is None or known.state is PowerState.DISABLED or not workflow.patched(_OFF):
+            return False
+        try:
+            word: PowerWord = await workflow.execute_activity_method(
+                PowerActivities.ask_power,
+                HostRef(host=host.name),
+                summary=f"Does the BMC of {host.name} say that it is off?",
+                **policies.FIRST_CONTACT,
+            )
+        except ActivityError:
+            return False
+        return word.state is PowerState.OFF
 
     async def _answers(self) -> bool:
         try:

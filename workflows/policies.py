@@ -104,6 +104,33 @@ LIVE_MIGRATION = ActivityPolicy(
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
 
+# What the last looks at a BMC, and at its host, may take longer than the time that they are given.
+BMC_GRACE = timedelta(seconds=90)
+
+BMC_LOOK = ActivityPolicy(
+    start_to_close_timeout=timedelta(seconds=75),
+    schedule_to_close_timeout=timedelta(seconds=75),
+    retry_policy=_PATIENT,
+)
+"""One look at a BMC for somebody who waits for it."""
+
+BMC_COMMAND = ActivityPolicy(
+    start_to_close_timeout=timedelta(minutes=2),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_BOUNDED,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""A command to a BMC. A next attempt finds that it was sent, and does not send it again."""
+
+BMC_ACCOUNT = ActivityPolicy(
+    start_to_close_timeout=timedelta(minutes=5),
+    schedule_to_close_timeout=timedelta(minutes=15),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_BOUNDED,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""A BMC's own password. A next attempt finds out first which one it takes."""
+
 SWEEP = ActivityPolicy(
     start_to_close_timeout=timedelta(hours=2),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,

@@ -11,6 +11,9 @@ from contracts.evacuation import Candidate, Survey
 from contracts.hosts import Host
 from contracts.leases import Lease, LeaseRef, Owner
 from contracts.maintenance import MaintenanceSettings
+from contracts.oobm import HostPower
+from contracts.power import PowerState
+from contracts.power_actions import PowerWord
 from contracts.states import HostStatus, ResourceState, may_change_to
 from contracts.steps import (
     AcquireLeaseInput,
@@ -37,7 +40,7 @@ from contracts.steps import (
     WatchVmInput,
 )
 from contracts.vms import Vm, VmState
-from tests.samples import host
+from tests.samples import WHEN, host
 
 
 def refusal(kind: str, message: str) -> ApplicationError:
@@ -82,6 +85,7 @@ class World:
         shut_down_after: how many VMs were left on the host after each shutdown.
         changed: set when something has changed about a VM that is watched.
         states: the resource states of kvm-1, in order.
+        power: what kvm-1's BMC says; None: it has none.
     """
 
     vms: dict[str, list[Vm]]
@@ -121,6 +125,7 @@ class World:
     most_moving: int = 0
     settled: int = 0
     reasons: list[str] = field(default_factory=list)
+    power: PowerState | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -268,7 +273,15 @@ class World:
             state_before_maintenance=self.before,
             status=self.status,
             fence=self.fence,
+            # What was seen before may be over.
+            power=HostPower(state=PowerState.ON) if self.power is not None else None,
         )
+
+    @activity.defn(name="ask_power")
+    async def ask_power(self, request: HostRef) -> PowerWord:
+        if self.power is None:
+            raise refusal("NotFound", f"{request.host} has no out-of-band management.")
+        return PowerWord(state=self.power, observed_at=WHEN)
 
     @activity.defn(name="change_host_state")
     async def change_host_state(self, request: ChangeStateInput) -> Host:

@@ -1,0 +1,133 @@
+"""BMCs in memory: a driver of them, and the set that has nothing else."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from contracts.errors import HostlerError
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
+from drivers.errors import BmcCommandRejected, BmcUnreachable, LoginRefused, WrongBmc
+from drivers.protocols import BmcAccess, BmcReport
+
+_ENDS = {
+    PowerCommand.ON: PowerState.ON,
+    PowerCommand.OFF: PowerState.OFF,
+    PowerCommand.SOFT: PowerState.OFF,
+    PowerCommand.RESET: PowerState.ON,
+    PowerCommand.CYCLE: PowerState.ON,
+}
+
+
+@dataclass
+class FakeBmc:
+    """One BMC.
+
+    Attributes:
+        fails: what it raises, whatever it is asked.
+        command_fails: what `set_power` raises; `after_effect`: when it has done it.
+        lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
+        boots: how often the machine has booted.
+    """
+
+    state: PowerState = PowerState.ON
+    guid: str | None = "guid-1"
+    password: str = "bmc-pw"
+    fails: HostlerError | None = None
+    command_fails: HostlerError | None = None
+    after_effect: bool = False
+    lies: bool = False
+    lies_of_passwords: bool = False
+    password_fails: HostlerError | None = None
+    boots: int = 1
+    asked: int = 0
+    commands: list[PowerCommand] = field(default_factory=list)
+    refused_logins: int = 0
+
+
+class FakeBmcs:
+    """PowerDriver, and PowerDriverSet: BMCs by the names of their hosts.
+
+    Attributes:
+        on_command: called before a command takes effect.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, FakeBmc] = defaultdict(FakeBmc)
+        self.on_command: Callable[[], None] = lambda: None
+        self.forgotten: list[str] = []
+
+    def get(self, _name: str) -> "FakeBmcs":
+        return self
+
+    def validate(self, access: BmcAccess) -> None:
+        """Everything goes."""
+
+    async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
+        bmc = self._log_in(access)
+        return BmcReport(guid=bmc.guid, privilege=BmcPrivilege.ADMINISTRATOR, state=bmc.state)
+
+    async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
+        return self._log_in(access).state
+
+    async def set_power(
+        self,
+        access: BmcAccess,
+        command: PowerCommand,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> None:
+        bmc = self._log_in(access)
+        self.on_command()
+        if bmc.command_fails is not None and not bmc.after_effect:
+            raise bmc.command_fails
+        bmc.commands.append(command)
+        if not bmc.lies:
+            booted = command in (PowerCommand.RESET, PowerCommand.CYCLE)
+            bmc.boots += booted or (command is PowerCommand.ON and bmc.state is PowerState.OFF)
+            bmc.state = _ENDS[command]
+        if bmc.command_fails is not None:
+            raise bmc.command_fails
+
+    async def change_password(
+        self,
+        access: BmcAccess,
+        new_password: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> None:
+        bmc = self._log_in(access)
+        if bmc.password_fails is not None:
+            raise bmc.password_fails
+        if not bmc.lies_of_passwords:
+            bmc.password = new_password
+
+    async def forget(self, host: str) -> None:
+        self.forgotten.append(host)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def _log_in(self, access: BmcAccess) -> FakeBmc:
+        bmc = self.of[access.name]
+        bmc.asked += 1
+        if bmc.fails is not None:
+            raise bmc.fails
+        if access.password != bmc.password:
+            bmc.refused_logins += 1
+            raise LoginRefused(f"The BMC of {access.name} refuses the login.")
+        if access.guid is not None and access.guid != bmc.guid:
+            raise WrongBmc(
+                f"Another BMC than that of {access.name} answers at {access.address}.",
+                details={"expected": access.guid, "shown": bmc.guid},
+            )
+        return bmc
+
+
+def mute(host: str = "kvm-1") -> BmcUnreachable:
+    """What a BMC raises that does not answer."""
+    return BmcUnreachable(f"The BMC of {host} does not answer.")
+
+
+def rejected(host: str = "kvm-1") -> BmcCommandRejected:
+    """What a BMC raises that does not do it."""
+    return BmcCommandRejected(f"The BMC of {host} rejects it: not supported in this state.")

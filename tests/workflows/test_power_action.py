@@ -1,0 +1,570 @@
+"""PowerAction and BmcPasswordChange: the real steps on a real inventory, with BMCs in memory."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.worker import Worker
+
+from activities.bmc_accounts import BmcAccountActivities
+from activities.bmcs import BmcDirectory
+from activities.directory import HostDirectory
+from activities.holders import Holders
+from activities.leases import LeaseActivities
+from activities.power import PowerActivities
+from contracts.leases import LeaseScope, Owner
+from contracts.oobm import PowerProblem
+from contracts.power import PowerCommand, PowerState
+from contracts.power_actions import (
+    Action,
+    BmcPasswordChangeInput,
+    BmcPasswordChangeResult,
+    BmcTestInput,
+    BmcTestResult,
+    PowerActionInput,
+    PowerActionResult,
+    PowerOutcome,
+)
+from contracts.states import MAINTENANCE_STATES, ResourceState
+from contracts.vms import Vm
+from drivers.errors import HostUnreachable, PowerOutcomeUnknown
+from drivers.protocols import Boot, HostAccess, Hypervisor, ServiceManager
+from inventory import Database, Inventory, SecretBox
+from tests.fake_bmcs import FakeBmc, FakeBmcs, mute, rejected
+from tests.inventory.conftest import enabled, ref
+from tests.workflows.world import running
+from workers.interceptors import HostlerInterceptor
+from workers.worker import activities_of
+from workflows.bmc_password_change import BmcPasswordChange
+from workflows.bmc_test import BmcTest
+from workflows.power_action import PowerAction
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+_BOOTS = (Action.RESET, Action.CYCLE)
+
+
+@dataclass
+class Machine:
+    """kvm-1, but for its BMC: its libvirt and its systemd. `silent`: it does not answer."""
+
+    bmc: FakeBmc
+    vms: list[Vm] = field(default_factory=list)
+    silent: bool = False
+    boot_hidden: bool = False
+
+    async def list_vms(self, access: HostAccess) -> list[Vm]:
+        self._answer(access)
+        return self.vms
+
+    async def boot(self, access: HostAccess) -> Boot:
+        self._answer(access)
+        if self.boot_hidden:
+            raise HostUnreachable(f"{access.name} does not answer.")
+        return Boot(boot_id=f"boot-{self.bmc.boots}", complete=True)
+
+    def _answer(self, access: HostAccess) -> None:
+        if self.silent or self.bmc.state is PowerState.OFF:
+            raise HostUnreachable(f"{access.name} does not answer.")
+
+
+@dataclass
+class Site:
+    """kvm-1 with its BMC, and a worker."""
+
+    client: Client
+    queue: str
+    inventory: Inventory
+    bmcs: FakeBmcs
+    machine: Machine
+
+    @property
+    def bmc(self) -> FakeBmc:
+        return self.bmcs.of["kvm-1"]
+
+    async def begin(self, action: Action, **more: Any) -> WorkflowHandle[Any, PowerActionResult]:
+        return await self.client.start_workflow(
+            PowerAction.run,
+            PowerActionInput(**{"host": "kvm-1", "action": action, "timeout": 2, **more}),
+            id=f"power-{uuid.uuid4()}",
+            task_queue=self.queue,
+        )
+
+    async def act(self, action: Action, **more: Any) -> PowerActionResult:
+        return await (await self.begin(action, **more)).result()
+
+    async def failure(self, action: Action, **more: Any) -> ApplicationError:
+        return await failure_of(await self.begin(action, **more))
+
+    async def change_password(self, secret: str | None = None) -> WorkflowHandle[Any, Any]:
+        return await self.client.start_workflow(
+            BmcPasswordChange.run,
+            BmcPasswordChangeInput(host="kvm-1", secret=secret),
+            id=f"bmc-password-{uuid.uuid4()}",
+            task_queue=self.queue,
+        )
+
+    async def look(self, **asked: Any) -> BmcTestResult:
+        return await self.client.execute_workflow(
+            BmcTest.run,
+            BmcTestInput(host="kvm-1", **asked),
+            id=f"bmc-test-{uuid.uuid4()}",
+            task_queue=self.queue,
+        )
+
+    async def put_into(self, state: ResourceState) -> None:
+        await self.inventory.hosts.change_state(
+            "kvm-1",
+            expected=frozenset(ResourceState),
+            target=ResourceState.PREPARE_FOR_MAINTENANCE,
+            operation="maintenance/kvm-1",
+            step="prepare",
+            actor="test",
+            reason="test",
+        )
+        if state is not ResourceState.PREPARE_FOR_MAINTENANCE:
+            await self.inventory.hosts.change_state(
+                "kvm-1",
+                expected=MAINTENANCE_STATES,
+                target=state,
+                operation="maintenance/kvm-1",
+                step="go on",
+                actor="test",
+                reason="test",
+            )
+
+    async def messages(self, kind: str = "power.command") -> list[str]:
+        events = await self.inventory.events.list(subject="host/kvm-1")
+        return [event.message for event in reversed(events) if event.kind == kind]
+
+
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, ApplicationError), raised.value.cause
+    return raised.value.cause
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def power(client: Client, tmp_path: Path) -> AsyncIterator[Site]:
+    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
+    await database.upgrade()
+    inventory = Inventory(database, SecretBox(SecretBox.new_key()))
+    await inventory.topology.create_zone("zone-1", actor="test")
+    await inventory.topology.create_pod("pod-1", "zone-1", actor="test")
+    await inventory.topology.create_cluster("cluster-1", "pod-1", actor="test")
+    await enabled(inventory, 1)
+    secret = await inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
+    await inventory.oobm.configure(
+        "kvm-1",
+        {"enabled": True, "address": "127.0.1.1", "user": "admin"},
+        secret_id=secret,
+        replace=True,
+        actor="test",
+    )
+    bmcs = FakeBmcs()
+    machine = Machine(bmcs.of["kvm-1"])
+    directory = BmcDirectory(inventory, bmcs)
+    leases = LeaseActivities(inventory, Holders(inventory, client))
+    queue = f"test-{uuid.uuid4()}"
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=[PowerAction, BmcPasswordChange, BmcTest],
+        activities=activities_of(
+            leases,
+            PowerActivities(
+                inventory,
+                directory,
+                HostDirectory(inventory),
+                cast(Hypervisor, machine),
+                cast(ServiceManager, machine),
+                leases,
+            ),
+            BmcAccountActivities(inventory, directory),
+        ),
+        interceptors=[HostlerInterceptor()],
+    ):
+        yield Site(client, queue, inventory, bmcs, machine)
+    await database.close()
+
+
+# --- what is done -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "before", "after"),
+    [
+        (Action.ON, PowerState.OFF, PowerState.ON),
+        (Action.OFF, PowerState.ON, PowerState.OFF),
+        (Action.SOFT, PowerState.ON, PowerState.OFF),
+        (Action.RESET, PowerState.ON, PowerState.ON),
+        (Action.CYCLE, PowerState.ON, PowerState.ON),
+    ],
+)
+async def test_it_is_sent_once_and_proven(
+    power: Site, action: Action, before: PowerState, after: PowerState
+) -> None:
+    power.bmc.state = before
+    result = await power.act(action, reason="test")
+    assert (result.outcome, result.state, result.sent) == (PowerOutcome.DONE, after, (action,))
+    assert power.bmc.commands == [PowerCommand(action.value)]
+    assert ("another boot" in result.proof) == (action in _BOOTS)
+    known = (await power.inventory.oobm.get("kvm-1")).power
+    assert (known.state, known.stale) == (after, False)
+    assert await power.messages("power.changed") == []
+    (message,) = await power.messages()
+    assert message.startswith(f"{action} (test): {before} -> {after}: ")
+    assert await power.inventory.leases.find("kvm-1", LeaseScope.POWER) is None
+
+
+@pytest.mark.parametrize(
+    ("action", "state"),
+    [
+        (Action.ON, PowerState.ON),
+        (Action.OFF, PowerState.OFF),
+        (Action.SOFT, PowerState.OFF),
+    ],
+)
+async def test_what_is_there_already_is_not_sent(
+    power: Site, action: Action, state: PowerState
+) -> None:
+    power.bmc.state = state
+    result = await power.act(action)
+    assert (result.outcome, result.state) == (PowerOutcome.THERE_ALREADY, state)
+    assert power.bmc.commands == []
+
+
+@pytest.mark.parametrize("action", _BOOTS)
+async def test_a_host_that_is_off_does_not_boot_again(power: Site, action: Action) -> None:
+    power.bmc.state = PowerState.OFF
+    failure = await power.failure(action)
+    assert failure.type == "Conflict"
+    assert "hostler power on kvm-1" in failure.message
+    assert power.bmc.commands == []
+
+
+async def test_status_only_asks(power: Site) -> None:
+    result = await power.act(Action.STATUS)
+    assert (result.outcome, result.state) == (PowerOutcome.OBSERVED, PowerState.ON)
+    power.bmc.fails = mute()
+    result = await power.act(Action.STATUS)
+    assert (result.state, result.proof) == (
+        PowerState.UNKNOWN,
+        "The BMC of kvm-1 does not answer",
+    )
+    known = (await power.inventory.oobm.get("kvm-1")).power
+    assert known.problem is PowerProblem.UNREACHABLE
+    assert power.bmc.commands == []
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+STOPS = [Action.OFF, Action.SOFT, *_BOOTS]
+
+
+@pytest.mark.parametrize("action", STOPS)
+async def test_a_host_that_runs_vms_is_refused(power: Site, action: Action) -> None:
+    power.machine.vms = [running("vm-1"), running("vm-2")]
+    failure = await power.failure(action)
+    assert failure.type == "Conflict"
+    assert "vm-1, vm-2" in failure.message
+    assert "Nothing was sent" in failure.message
+    assert power.bmc.commands == []
+    assert await power.inventory.leases.find("kvm-1", LeaseScope.POWER) is None
+
+
+async def test_a_host_that_does_not_tell_its_vms_is_refused(power: Site) -> None:
+    power.machine.silent = True
+    failure = await power.failure(Action.OFF)
+    assert "does not say which VMs run there" in failure.message
+    assert power.bmc.commands == []
+
+
+async def test_force_goes_through_with_a_warning(power: Site) -> None:
+    power.machine.vms = [running("vm-1")]
+    result = await power.act(Action.OFF, force=True, reason="smoke")
+    assert result.state is PowerState.OFF
+    assert any("vm-1" in warning for warning in result.warnings)
+
+
+async def test_force_needs_a_reason(power: Site) -> None:
+    with pytest.raises(ValueError, match="force needs a reason"):
+        PowerActionInput(host="kvm-1", action=Action.OFF, force=True, reason=" ")
+
+
+async def test_a_host_in_maintenance_is_switched_with_a_warning(power: Site) -> None:
+    await power.put_into(ResourceState.MAINTENANCE)
+    power.machine.silent = True
+    result = await power.act(Action.OFF)
+    assert result.state is PowerState.OFF
+    (warning,) = result.warnings
+    assert "kvm-1 is Maintenance" in warning
+
+
+async def test_a_host_on_its_way_into_maintenance_still_runs_vms(power: Site) -> None:
+    await power.put_into(ResourceState.PREPARE_FOR_MAINTENANCE)
+    power.machine.vms = [running("vm-1")]
+    assert (await power.failure(Action.OFF)).type == "Conflict"
+
+
+async def test_where_it_is_disabled_nothing_is_asked(power: Site) -> None:
+    await power.inventory.oobm.set_zone_switch("zone-1", enabled=False, actor="test")
+    for action in (Action.ON, Action.STATUS):
+        failure = await power.failure(action)
+        assert "zone zone-1" in failure.message
+    assert power.bmc.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("login", "LoginRefused"), ("guid", "WrongBmc")],
+)
+async def test_nothing_is_sent_to_a_bmc_that_is_not_its_own(
+    power: Site, fault: str, kind: str
+) -> None:
+    await power.act(Action.STATUS)
+    if fault == "login":
+        power.bmc.password = "another"
+    else:
+        power.bmc.guid = "guid-2"
+    failure = await power.failure(Action.OFF)
+    assert failure.type == kind
+    assert "hostler oobm test kvm-1" in failure.message
+    assert power.bmc.commands == []
+
+
+# --- what does not come about -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", [Action.OFF, Action.SOFT, *_BOOTS])
+async def test_a_bmc_that_lies_is_told(power: Site, action: Action) -> None:
+    power.bmc.lies = True
+    failure = await power.failure(action)
+    assert failure.type == "PowerUnchanged"
+    assert power.bmc.commands == [PowerCommand(action.value)]
+    (message,) = await power.messages()
+    assert message.startswith(f"{action}: On -> On: ")
+
+
+async def test_soft_falls_back_to_off_only_if_asked(power: Site) -> None:
+    def ignored() -> None:
+        power.bmc.lies = len(power.bmc.commands) == 0
+
+    power.bmcs.on_command = ignored
+    result = await power.act(Action.SOFT, fall_back_to_off=True)
+    assert (result.state, result.sent) == (PowerState.OFF, (Action.SOFT, Action.OFF))
+    assert power.bmc.commands == [PowerCommand.SOFT, PowerCommand.OFF]
+
+
+@pytest.mark.parametrize("action", [Action.OFF, *_BOOTS])
+async def test_an_answer_that_is_lost_is_looked_for(power: Site, action: Action) -> None:
+    power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
+    power.bmc.after_effect = True
+    assert (await power.act(action)).outcome is PowerOutcome.DONE
+    assert power.bmc.commands == [PowerCommand(action.value)]
+
+
+@pytest.mark.parametrize("action", [Action.OFF, *_BOOTS])
+async def test_what_may_have_been_lost_is_not_sent_again(power: Site, action: Action) -> None:
+    power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
+    failure = await power.failure(action)
+    assert failure.type == "OutcomeUnknown"
+    assert "no answer to the command" in failure.message
+    assert power.bmc.commands == []
+
+
+async def test_a_boot_that_nobody_can_prove_is_said_to_be_so(power: Site) -> None:
+    power.machine.boot_hidden = True
+    result = await power.act(Action.RESET)
+    assert "no proof of the boot" in result.proof
+    power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
+    assert (await power.failure(Action.RESET)).type == "OutcomeUnknown"
+
+
+async def test_a_bmc_that_rejects_it_ends_it(power: Site) -> None:
+    power.bmc.command_fails = rejected()
+    failure = await power.failure(Action.OFF)
+    assert failure.type == "BmcCommandRejected"
+    assert await power.messages() == [
+        "off: The BMC of kvm-1 rejects it: not supported in this state."
+    ]
+
+
+async def test_a_bmc_that_did_not_get_it_is_told_again(power: Site) -> None:
+    tries = 0
+
+    def cut() -> None:
+        nonlocal tries
+        tries += 1
+        power.bmc.command_fails = mute() if tries == 1 else None
+
+    power.bmcs.on_command = cut
+    assert (await power.act(Action.OFF)).outcome is PowerOutcome.DONE
+    assert (tries, power.bmc.commands) == (2, [PowerCommand.OFF])
+
+
+# --- others -------------------------------------------------------------------------------------
+
+
+async def test_it_waits_for_whoever_works_on_the_bmc(power: Site) -> None:
+    power.bmc.lies = True
+    first = await power.begin(Action.OFF, timeout=3)
+    while not power.bmc.commands:
+        await pause()
+    power.bmc.lies = False
+    second = await power.begin(Action.OFF, timeout=30)
+    assert (await failure_of(first)).type == "PowerUnchanged"
+    assert (await second.result()).outcome is PowerOutcome.DONE
+    assert power.bmc.commands == [PowerCommand.OFF, PowerCommand.OFF]
+
+
+async def test_it_does_not_wait_for_ever(power: Site) -> None:
+    power.bmc.lies = True
+    first = await power.begin(Action.OFF, timeout=20)
+    while not power.bmc.commands:
+        await pause()
+    failure = await power.failure(Action.ON, timeout=1)
+    assert failure.type == "LeaseHeld"
+    assert first.id in failure.message
+    await first.terminate()
+
+
+async def test_a_lease_of_one_that_was_terminated_is_taken_over(power: Site) -> None:
+    gone = Owner(workflow_id=f"power-{uuid.uuid4()}", first_run_id="run-0")
+    await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, gone, "power off")
+    assert (await power.act(Action.OFF)).outcome is PowerOutcome.DONE
+
+
+async def test_cancel_comes_too_late_once_it_was_sent(power: Site) -> None:
+    power.bmc.lies = True
+    handle = await power.begin(Action.OFF, timeout=3)
+    while not power.bmc.commands:
+        await pause()
+    await handle.cancel()
+    assert (await failure_of(handle)).type == "PowerUnchanged"
+    assert (await handle.query(PowerAction.status)).cancel_came_late
+
+
+async def test_cancel_before_that_sends_nothing(power: Site) -> None:
+    power.bmc.lies = True
+    first = await power.begin(Action.OFF, timeout=20)
+    while not power.bmc.commands:
+        await pause()
+    second = await power.begin(Action.RESET, timeout=20)
+    while (await second.query(PowerAction.status)).phase != "Queued":
+        await pause()
+    await second.cancel()
+    with pytest.raises(WorkflowFailureError) as raised:
+        await second.result()
+    assert isinstance(raised.value.cause, CancelledError)
+    assert power.bmc.commands == [PowerCommand.OFF]
+    await first.terminate()
+
+
+# --- a look, and another password ---------------------------------------------------------------
+
+
+async def test_a_look_tells_each_step_and_keeps_nothing(power: Site) -> None:
+    look = (await power.look()).look
+    assert (look.reachable, look.logged_in, look.power_state) == (True, True, PowerState.ON)
+    assert (look.privilege, look.guid, look.problem) == ("administrator", "guid-1", None)
+    assert (await power.inventory.oobm.get("kvm-1")).power.observed_at is None
+    secret = await power.inventory.secrets.store("bmc_password", "wrong", actor="test")
+    look = (await power.look(secret=secret)).look
+    assert (look.reachable, look.logged_in, look.power_state) == (True, False, None)
+    assert await power.inventory.secrets.reveal_all([secret]) == {}
+    power.bmc.fails = mute()
+    look = (await power.look()).look
+    assert (look.reachable, look.logged_in) == (False, None)
+    assert look.problem == "The BMC of kvm-1 does not answer."
+
+
+async def test_a_look_needs_no_configuration_and_not_that_it_is_enabled(power: Site) -> None:
+    await power.inventory.oobm.set_zone_switch("zone-1", enabled=False, actor="test")
+    assert (await power.look()).look.power_state is PowerState.ON
+    await power.inventory.oobm.forget("kvm-1", actor="test")
+    secret = await power.inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
+    given = {"address": "198.18.1.11", "user": "admin", "secret": secret}
+    assert (await power.look(**given)).look.power_state is PowerState.ON
+    assert await power.inventory.oobm.find("kvm-1") is None
+    with pytest.raises(WorkflowFailureError) as raised:
+        await power.look(address="198.18.1.11")
+    assert isinstance(raised.value.cause, ApplicationError)
+    assert raised.value.cause.type == "NotFound"
+
+
+async def test_no_secret_but_that_of_a_bmc_goes_to_a_bmc(power: Site) -> None:
+    login = (await power.inventory.hosts.login("kvm-1")).secret_id
+    with pytest.raises(WorkflowFailureError) as raised:
+        await power.look(secret=login, address="198.18.9.9")
+    assert isinstance(raised.value.cause, ApplicationError)
+    assert raised.value.cause.type == "InvalidInput"
+    assert power.bmc.asked == 0
+    assert (await power.inventory.secrets.reveal(login)).plaintext == "pw"
+
+
+async def test_a_new_password_is_set_proven_and_promoted(power: Site) -> None:
+    former = (await power.inventory.oobm.login("kvm-1")).secret_id
+    result: BmcPasswordChangeResult = await (await power.change_password()).result()
+    assert "nothing but the new password" in result.proof
+    login = await power.inventory.oobm.login("kvm-1")
+    assert login.staged_secret_id is None
+    assert (await power.inventory.secrets.reveal(login.secret_id)).plaintext == power.bmc.password
+    assert power.bmc.password != "bmc-pw"
+    assert await power.inventory.secrets.reveal_all([former]) == {}
+    assert power.bmc.refused_logins == 0
+    assert power.bmcs.forgotten == ["kvm-1"]
+    assert (await power.act(Action.STATUS)).state is PowerState.ON
+
+
+@pytest.mark.parametrize("fault", ["rejects", "lies"])
+async def test_a_bmc_that_keeps_its_password_keeps_it_here_too(power: Site, fault: str) -> None:
+    if fault == "rejects":
+        power.bmc.password_fails = rejected()
+    else:
+        power.bmc.lies_of_passwords = True
+    secret = await power.inventory.secrets.store("bmc_password", "new", actor="test")
+    failure = await failure_of(await power.change_password(secret))
+    assert "keeps its old password" in failure.message
+    login = await power.inventory.oobm.login("kvm-1")
+    assert login.staged_secret_id is None
+    assert await power.inventory.secrets.reveal_all([secret]) == {}
+    assert (await power.act(Action.STATUS)).state is PowerState.ON
+
+
+async def test_one_that_was_set_and_not_promoted_is_found_and_promoted(power: Site) -> None:
+    gone = Owner(workflow_id=f"gone-{uuid.uuid4()}", first_run_id="run-0")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, gone, "password")
+    staged = await power.inventory.secrets.store("bmc_password", "half-way", actor="test")
+    await power.inventory.oobm.stage_password("kvm-1", staged, lease=ref(lease))
+    power.bmc.password = "half-way"
+    await (await power.change_password()).result()
+    login = await power.inventory.oobm.login("kvm-1")
+    assert (login.secret_id, login.staged_secret_id) == (staged, None)
+    assert power.bmc.password == "half-way"
+
+
+async def test_one_that_takes_neither_keeps_both(power: Site) -> None:
+    gone = Owner(workflow_id=f"gone-{uuid.uuid4()}", first_run_id="run-0")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, gone, "password")
+    staged = await power.inventory.secrets.store("bmc_password", "half-way", actor="test")
+    await power.inventory.oobm.stage_password("kvm-1", staged, lease=ref(lease))
+    power.bmc.password = "somebody else's"
+    failure = await failure_of(await power.change_password())
+    assert "neither" in failure.message
+    login = await power.inventory.oobm.login("kvm-1")
+    assert login.staged_secret_id == staged
+    both = await power.inventory.secrets.reveal_all([login.secret_id, staged])
+    assert len(both) == 2
+
+
+async def pause() -> None:
+    await asyncio.sleep(0.05)
