@@ -82,9 +82,7 @@ async def _ensure(client: Client, periodic: _Periodic, every: timedelta, task_qu
 
     def bring_up_to_date(found: ScheduleUpdateInput) -> ScheduleUpdate:
         there = found.description.schedule
-        return ScheduleUpdate(
-            replace(there, action=wanted.action, policy=wanted.policy)
-        )
+        return ScheduleUpdate(replace(there, action=wanted.action, policy=wanted.policy))
 
     try:
         try:

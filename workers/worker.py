@@ -110,9 +110,7 @@ def build_worker(
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
-            HostCheckActivities(
-                inventory, directory, hypervisor, shell, fence, neighbours, bmcs
-            ),
+            HostCheckActivities(inventory, directory, hypervisor, shell, fence, neighbours, bmcs),
             ImportActivities(inventory, client),
             leases,
             OperationActivities(client),
