@@ -18,6 +18,7 @@ from contracts.power_actions import (
     BmcTestInput,
     BmcTestResult,
     StageBmcPasswordInput,
+    misses_password,
 )
 from contracts.settings import OOBM_SYNC_TIMEOUT
 from drivers.errors import BmcUnreachable, InsufficientPrivilege, LoginRefused, WrongBmc
@@ -62,13 +63,19 @@ class BmcAccountActivities:
             for name, value in request.model_dump(exclude={"host", "secret"}).items()
             if value is not None
         }
+        if request.secret is None:
+            refused = misses_password(given)
+            if refused is not None:
+                raise refused
+        elif await self._inventory.secrets.is_claimed(request.secret):
+            raise InvalidInput(
+                "The password of a look is its own: this one is a host's.",
+                details={"fields": [{"field": "secret", "message": "is a host's own"}]},
+            )
         try:
             login = await self._inventory.oobm.login(request.host)
         except NotFound:
-            missing = (
-                {"address", "user", "secret"} - {*given} - {"secret" if request.secret else ""}
-            )
-            if missing:
+            if request.secret is None or not {"address", "user"} <= given.keys():
                 raise
             host = await self._inventory.hosts.get(request.host)
             login = _unconfigured(host.name, host.cluster)

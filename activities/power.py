@@ -14,14 +14,14 @@ from activities.bmcs import Bmc, BmcDirectory, ask, surprises_of_bmc
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
-from contracts.errors import Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
 from contracts.leases import Lease
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
 from contracts.power_actions import (
     BOOTS,
     SHOULD_BE,
-    Action,
+    STOPS,
     AwaitLeaseInput,
     BootSeen,
     CommandOutcome,
@@ -35,6 +35,7 @@ from contracts.power_actions import (
     PowerWord,
     WatchPowerInput,
 )
+from contracts.power_switching import refusal
 from contracts.settings import OOBM_ACTION_TIMEOUT, OOBM_SYNC_INTERVAL, OOBM_SYNC_TIMEOUT
 from contracts.steps import HostRef
 from contracts.vms import Vm
@@ -112,32 +113,41 @@ class PowerActivities:
     async def survey_power(self, request: HostRef) -> PowerSurvey:
         """The power, what runs there, and the boot that the host is in. A host that does not answer
         is an answer; a BMC is not. Raises Unavailable, Failed (of the BMC), NotFound, Disabled."""
-        host = await self._inventory.hosts.get(request.host)
         bmc = await self._bmcs.find(request.host)
         seen = await self._look(bmc)
         if seen.problem is not None:
             _raise_problem(seen)
         off = seen.state is PowerState.OFF
         access = None if off else await self._access(request.host)
-        vms, boot = await asyncio.gather(self._vms(access), self._boot(access))
-        active: list[Vm] | None = [] if off else vms
-        return PowerSurvey(
-            host=host.name,
-            resource_state=host.resource_state,
-            state=seen.state,
-            observed_at=seen.began_at,
-            vms=None if active is None else tuple(vm.name for vm in active),
-            last_seen_vms=host.usage.vms if host.usage is not None else None,
-            boot_id=boot,
-        )
+        survey, boot = await asyncio.gather(self._survey(bmc, seen, access), self._boot(access))
+        return survey.model_copy(update={"boot_id": boot})
 
     @activity.defn(name="send_power_command")
     async def send_power_command(self, request: PowerCommandRef) -> PowerSent:
         """Send it, unless it was sent before: then what is known of that. Raises LeaseLost,
-        Unavailable (it was not sent), Failed (the BMC does not do it)."""
-        bmc = await self._bmcs.find(request.lease.host)
+        Unavailable (it was not sent), Failed (the BMC does not do it), Conflict (it may not be done
+        any more: VMs have come, the BMC was configured anew)."""
+        host = request.lease.host
+        before = await self._inventory.power.command(request)
+        if before is not None:
+            return before
+        bmc = await self._bmcs.find(host)
+        if request.action in STOPS and not request.force:
+            # The survey may be minutes old: the BMC may have been silent since, again and again.
+            unasked = PowerSighting(
+                host=host,
+                generation=bmc.login.generation,
+                began_at=datetime.now(UTC),
+                state=PowerState.UNKNOWN,
+            )
+            survey = await self._survey(bmc, unasked, await self._access(host))
+            problem = refusal(
+                request.action, survey, force=False, may_be_silent=request.may_be_silent
+            )
+            if problem is not None:
+                raise Conflict(f"{problem} {request.action!s} was not sent to its BMC.")
         begun = time.monotonic()
-        before = await self._inventory.power.begin_command(request)
+        before = await self._inventory.power.begin_command(request, bmc.login.generation)
         if before is not None:
             return before
         return await uninterrupted(self._send(bmc, request, begun))
@@ -211,6 +221,24 @@ class PowerActivities:
             operation=activity.info().workflow_id or "power",
         )
 
+    async def _survey(
+        self, bmc: Bmc, seen: PowerSighting, access: HostAccess | None
+    ) -> PowerSurvey:
+        """But for the boot. What is off runs nothing."""
+        vms = [] if seen.state is PowerState.OFF else await self._vms(access)
+        host = await self._inventory.hosts.get(bmc.login.host)
+        coming = await self._inventory.reservations.pointing_at(host.name)
+        return PowerSurvey(
+            host=host.name,
+            resource_state=host.resource_state,
+            state=seen.state,
+            observed_at=seen.began_at,
+            generation=bmc.login.generation,
+            vms=None if vms is None else tuple(vm.name for vm in vms),
+            coming=tuple(one.vm for one in coming),
+            last_seen_vms=host.usage.vms if host.usage is not None else None,
+        )
+
     async def _access(self, host: str) -> HostAccess | None:
         try:
             return await self._directory.access(host)
@@ -256,8 +284,7 @@ def _has_come_about(
         return state is SHOULD_BE[command.action]
     if command.boot_id is not None:
         return boot is BootSeen.ANOTHER
-    # A reset shows nothing else then.
-    return state is PowerState.ON and (was_off or command.action is Action.RESET)
+    return state is PowerState.ON and was_off
 
 
 def _raise_problem(seen: PowerSighting) -> None:

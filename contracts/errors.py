@@ -112,7 +112,8 @@ class Failed(HostlerError):
 
 
 class OutcomeUnknown(Failed):
-    """A command was on its way when something died. Whether it arrived can't be found out."""
+    """A command was on its way when something died, or was accepted and left no trace. What became
+    of it can't be found out."""
 
 
 class PowerUnchanged(Failed):

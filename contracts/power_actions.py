@@ -1,6 +1,7 @@
 """PowerAction, PowerSync and BmcPasswordChange: their inputs and results, and what their steps take
 and give."""
 
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -9,6 +10,7 @@ from pydantic import Field, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name, Reason, VmName
+from contracts.errors import InvalidInput
 from contracts.leases import LeaseRef
 from contracts.oobm import (
     BmcAddress,
@@ -171,7 +173,9 @@ class PowerSurvey(Contract):
 
     Attributes:
         state: what its BMC says at this moment.
+        generation: of the configuration by which the BMC was asked.
         vms: active ones, as its libvirt says; None: it does not say.
+        coming: those that are on their way to it.
         last_seen_vms: how many were there when it was last looked at; None: never.
         boot_id: of the boot that it is in; None: it does not say.
     """
@@ -180,18 +184,31 @@ class PowerSurvey(Contract):
     resource_state: ResourceState
     state: PowerState
     observed_at: datetime
+    generation: int
     vms: tuple[VmName, ...] | None = None
+    coming: tuple[VmName, ...] = ()
     last_seen_vms: int | None = None
     boot_id: str | None = None
 
 
 class PowerCommandRef(Contract):
-    """A command to a BMC: at most once in its operation. `boot_id`: of the host, before it."""
+    """A command to a BMC: at most once in its operation.
+
+    Attributes:
+        generation: of the configuration by which the host was looked at; by a later one it is not
+            sent.
+        boot_id: of the host, before it.
+        force: also while VMs run there.
+        may_be_silent: the host was told to shut down before, and need not tell its VMs any more.
+    """
 
     lease: LeaseRef
     action: Action
+    generation: int
     reason: Reason = ""
     boot_id: str | None = None
+    force: bool = False
+    may_be_silent: bool = False
 
 
 class PowerSent(Contract):
@@ -355,6 +372,24 @@ class PowerSighting(Contract):
 
 
 # --- looking at a BMC out of turn, and its password ---------------------------------------------
+
+
+PASSWORD_GOES_BY = ("driver", "address", "port", "user", "certificate")
+"""What says to whom a password is shown. Whoever gives any of these for a look gives the password
+too: the stored one goes by the stored configuration alone."""
+
+
+def misses_password(given: Collection[str]) -> InvalidInput | None:
+    """Of a look for which these fields, and no password, are given: whether it is refused."""
+    by = [name for name in PASSWORD_GOES_BY if name in given]
+    if not by:
+        return None
+    message = f"is required with {', '.join(by)}: the stored one is not sent elsewhere"
+    return InvalidInput(
+        f"The input of {BMC_TEST} is not valid: password: {message}.",
+        remedy="Give the password of that BMC too.",
+        details={"fields": [{"field": "password", "message": message}]},
+    )
 
 
 class BmcTestInput(Contract):

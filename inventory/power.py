@@ -8,7 +8,7 @@ from typing import Any
 from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.errors import NotFound
+from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseRef
 from contracts.oobm import PowerCount, PowerProblem, PowerRound
 from contracts.power import PowerState
@@ -203,19 +203,35 @@ class Power:
 
     # --- commands -------------------------------------------------------------------------------
 
-    async def begin_command(self, command: PowerCommandRef) -> PowerSent | None:
-        """Commit that the command is sent now: None. If that was committed before: what became of
-        it; it is not sent again then. Raises LeaseLost."""
+    async def command(self, command: PowerCommandRef) -> PowerSent | None:
+        """What is known of it; None: it was not sent."""
+        async with self._database.reading() as session:
+            row = await session.get(PowerCommandRow, _key(command))
+            return _sent(row) if row is not None else None
+
+    async def begin_command(self, command: PowerCommandRef, generation: int) -> PowerSent | None:
+        """Commit that the command is sent now, by that generation of the configuration: None. If
+        that was committed before: what became of it; it is not sent again then. Raises LeaseLost,
+        Conflict (the BMC was configured anew since the host was looked at)."""
+        host = command.lease.host
         async with self._database.writing() as session:
             await verify_lease(session, command.lease, hold=True)
             row = await session.get(PowerCommandRow, _key(command))
             if row is not None:
                 return _sent(row)
+            query = select(OobmRow.generation).where(col(OobmRow.host) == host).with_for_update()
+            configured = (await session.exec(query)).first()
+            if not configured == generation == command.generation:
+                raise Conflict(
+                    f"The BMC of {host} was configured anew since it was looked at: "
+                    f"{command.action!s} was not sent.",
+                    remedy="Ask for it again if it is still wanted.",
+                )
             session.add(
                 PowerCommandRow(
                     operation=_operation(command.lease),
                     action=command.action,
-                    host=command.lease.host,
+                    host=host,
                     boot_id=command.boot_id,
                 )
             )

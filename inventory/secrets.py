@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import ColumnElement, and_, not_
 from sqlmodel import col, delete, select
 
 from contracts.errors import Failed, NotFound
@@ -134,6 +134,14 @@ class Secrets:
                 )
                 revealed[row.id] = Credential(kind=row.kind, plaintext=plaintext)
         return revealed
+
+    async def is_claimed(self, secret_id: str) -> bool:
+        """Whether a host, present or removed, refers to it."""
+        query = select(SecretVersionRow.id).where(
+            col(SecretVersionRow.id) == secret_id, not_(unclaimed())
+        )
+        async with self._database.reading() as session:
+            return (await session.exec(query)).first() is not None
 
     async def discard(self, secret_id: str) -> None:
         """Delete a version that no host refers to; no effect if there is none."""

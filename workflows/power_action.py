@@ -179,7 +179,13 @@ class PowerAction:
     async def _do(self, action: Action, survey: PowerSurvey, seconds: int) -> tuple[PowerSeen, str]:
         """Send, watch, judge; what was seen, and by what it is known that it is done."""
         command = PowerCommandRef(
-            lease=self._held, action=action, reason=self._asked.reason, boot_id=survey.boot_id
+            lease=self._held,
+            action=action,
+            generation=survey.generation,
+            reason=self._asked.reason,
+            boot_id=survey.boot_id,
+            force=self._asked.force,
+            may_be_silent=action is not self._asked.action,
         )
         sent = await self._send(command)
         # The boot of before is the one that the first attempt has written down.

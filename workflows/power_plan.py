@@ -18,35 +18,17 @@ from contracts.power_actions import (
     PowerSent,
     PowerSurvey,
 )
+from contracts.power_switching import refusal
 from contracts.states import MAINTENANCE_STATES, ResourceState
 
 
 def check(asked: PowerActionInput, survey: PowerSurvey) -> None:
     """Raises Conflict, with the remedy, if it may not be done as it was asked."""
-    refusal = _refusal(asked, survey)
-    if refusal is not None:
+    problem = refusal(asked.action, survey, force=asked.force)
+    if problem is not None:
         raise ApplicationError(
-            f"{refusal} Nothing was sent to its BMC.", type="Conflict", non_retryable=True
+            f"{problem} Nothing was sent to its BMC.", type="Conflict", non_retryable=True
         )
-
-
-def _refusal(asked: PowerActionInput, survey: PowerSurvey) -> str | None:
-    host, action = survey.host, asked.action
-    if action in BOOTS and survey.state is PowerState.OFF:
-        return f"{host} is off: {action} does nothing there. Switch it on: hostler power on {host}"
-    if asked.force or action not in STOPS or survey.state is PowerState.OFF:
-        return None
-    way = (
-        f"Take it out first (hostler maintenance enter {host}); or let them end there, with force "
-        "and a reason."
-    )
-    if survey.vms:
-        return f"VMs run on {host}: {', '.join(survey.vms)}. {way}"
-    if survey.vms is None and survey.resource_state is not ResourceState.MAINTENANCE:
-        seen = survey.last_seen_vms
-        last = "" if seen is None else f" (when it was last looked at: {seen})"
-        return f"{host} is on, and does not say which VMs run there{last}. {way}"
-    return None
 
 
 def warnings(asked: PowerActionInput, survey: PowerSurvey) -> tuple[str, ...]:
@@ -59,6 +41,8 @@ def _warnings(asked: PowerActionInput, survey: PowerSurvey) -> Iterator[str]:
         yield maintenance_warning(survey.host, survey.resource_state)
     if survey.vms and asked.action in STOPS:
         yield f"VMs that run on {survey.host} end: {', '.join(survey.vms)}"
+    if survey.coming and asked.action in STOPS:
+        yield f"VMs are on their way to {survey.host}: {', '.join(survey.coming)}"
 
 
 def maintenance_warning(host: str, state: ResourceState) -> str:
@@ -121,15 +105,13 @@ def _judge_boot(action: Action, sent: PowerSent, seen: PowerSeen, seconds: int) 
             f"its BMC has accepted {action!s}, and {seconds} s later it is in the same boot",
         )
     if seen.boot is BootSeen.SILENT:
-        return Verdict(
-            CommandOutcome.DONE,
-            f"it stopped answering; that it is up again was not seen within {seconds} s",
+        why = f"it has stopped answering, and was not seen up again within {seconds} s"
+    else:
+        why = (
+            f"it had not told its boot before, and was not seen off within {seconds} s; its BMC "
+            f"says {seen.state}"
         )
-    return Verdict(
-        CommandOutcome.DONE,
-        "its BMC has accepted it; there is no proof of the boot, as the host did not tell its "
-        "boot before",
-    )
+    return Verdict(CommandOutcome.UNKNOWN, f"accepted, not proven: {why}")
 
 
 def _unknown(seen: str, sent: PowerSent) -> Verdict:

@@ -20,7 +20,7 @@ from contracts.errors import HostlerError, InvalidInput, Unavailable
 from contracts.oobm import BmcLook, Oobm, OobmOverview, OobmSwitch
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.power import POWER_DRIVER_GROUP
-from contracts.power_actions import BmcPasswordChangeInput, BmcTestInput
+from contracts.power_actions import BmcPasswordChangeInput, BmcTestInput, misses_password
 from inventory import Inventory
 
 router = APIRouter(prefix="/v1", tags=["out-of-band management"], dependencies=[VIEWER])
@@ -98,16 +98,21 @@ async def look_at_bmc(
     request: BmcTestRequest = _TO_TEST,
 ) -> BmcLook:
     """Have a worker log in to the BMC and look, by the host's configuration with what is given in
-    its place. Nothing of it is kept."""
+    its place. Nothing of it is kept. The stored password goes to the stored address alone: another
+    one, or another driver, port, user or certificate, needs a password with it."""
     await inventory.hosts.get(name)
     if request.driver is not None:
         _require_driver(request.driver)
+    fields = request.model_dump(exclude={"password"})
     secret = None
     if request.password is not None:
         secret = await inventory.secrets.store(
             _SECRET, request.password.get_secret_value(), actor=actor(caller)
         )
-    fields = request.model_dump(exclude={"password"})
+    else:
+        refused = misses_password([name for name, value in fields.items() if value is not None])
+        if refused is not None:
+            raise refused
     try:
         return await operations.test_bmc(BmcTestInput(host=name, secret=secret, **fields), caller)
     finally:

@@ -134,8 +134,28 @@ async def test_a_look_stores_nothing(api: Api, host: str) -> None:
     assert CANARY not in response.text
     assert api.rows()["secret_version"] == before
     assert api.rows()["oobm"] == []
-    nowhere = await api.operator.post(path, json={"address": "nowhere"})
-    problem(nowhere, 404, "NotFound")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("driver", "redfish"),
+        ("address", "198.18.9.9"),
+        ("port", 1623),
+        ("user", "root"),
+        ("certificate", "-----BEGIN CERTIFICATE-----\n"),
+    ],
+)
+async def test_the_stored_password_is_not_sent_elsewhere(
+    api: Api, host: str, field: str, value: object
+) -> None:
+    await configure(api, host)
+    path = f"/v1/hosts/{host}/oobm/test"
+    told = problem(await api.operator.post(path, json={field: value}), 422, "InvalidInput")
+    assert [error["field"] for error in told["errors"]] == ["password"]
+    harmless = {"privilege": "user", "cipher_suite": 17}
+    for asked in ({field: value, "password": CANARY}, harmless, {}):
+        assert (await api.operator.post(path, json=asked)).status_code == 200
 
 
 async def test_power_starts_an_action(api: Api, host: str) -> None:

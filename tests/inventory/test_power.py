@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from contracts.errors import LeaseLost
+from contracts.errors import Conflict, LeaseLost
 from contracts.leases import LeaseRef, LeaseScope
 from contracts.oobm import PowerProblem, PowerRound
 from contracts.power import PowerState
@@ -37,7 +37,9 @@ async def messages(inventory: Inventory, host: str = "kvm-1") -> list[str]:
 
 async def command(inventory: Inventory, action: Action = Action.OFF) -> PowerCommandRef:
     lease = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OWNER, "power")
-    return PowerCommandRef(lease=ref(lease), action=action, reason="test", boot_id="boot-1")
+    return PowerCommandRef(
+        lease=ref(lease), action=action, generation=1, reason="test", boot_id="boot-1"
+    )
 
 
 async def test_shards_hold_all_that_are_asked(inventory: Inventory) -> None:
@@ -147,7 +149,7 @@ async def test_a_change_that_a_command_explains_is_no_news(inventory: Inventory)
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.ON))
     off = await command(inventory)
-    assert await inventory.power.begin_command(off) is None
+    assert await inventory.power.begin_command(off, 1) is None
     await record(inventory, sighting(1, PowerState.OFF))
     await inventory.power.finish_command(off, CommandOutcome.DONE, "On -> Off")
     assert await messages(inventory) == ["off (test): On -> Off"]
@@ -160,7 +162,7 @@ async def test_a_change_that_a_command_explains_is_no_news(inventory: Inventory)
 async def test_what_a_command_does_not_explain_is_news(inventory: Inventory) -> None:
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.OFF))
-    await inventory.power.begin_command(await command(inventory, Action.OFF))
+    await inventory.power.begin_command(await command(inventory, Action.OFF), 1)
     await record(inventory, sighting(1, PowerState.ON))
     assert await messages(inventory) == ["Off -> On"]
 
@@ -168,12 +170,12 @@ async def test_what_a_command_does_not_explain_is_news(inventory: Inventory) -> 
 async def test_a_command_is_begun_once(inventory: Inventory) -> None:
     await configured(inventory)
     reset = await command(inventory, Action.RESET)
-    assert await inventory.power.begin_command(reset) is None
-    again = await inventory.power.begin_command(reset.model_copy(update={"boot_id": "boot-2"}))
+    assert await inventory.power.begin_command(reset, 1) is None
+    again = await inventory.power.begin_command(reset.model_copy(update={"boot_id": "boot-2"}), 1)
     assert again is not None
     assert (again.accepted, again.boot_id) == (False, "boot-1")
     assert (await inventory.power.record_answer(reset, accepted=True)).accepted
-    again = await inventory.power.begin_command(reset)
+    again = await inventory.power.begin_command(reset, 1)
     assert again is not None
     assert again.accepted
 
@@ -181,9 +183,9 @@ async def test_a_command_is_begun_once(inventory: Inventory) -> None:
 async def test_a_command_that_was_not_sent_may_be_begun_again(inventory: Inventory) -> None:
     await configured(inventory)
     reset = await command(inventory, Action.RESET)
-    await inventory.power.begin_command(reset)
+    await inventory.power.begin_command(reset, 1)
     await inventory.power.withdraw_command(reset)
-    assert await inventory.power.begin_command(reset) is None
+    assert await inventory.power.begin_command(reset, 1) is None
 
 
 async def test_a_command_needs_the_lease(inventory: Inventory) -> None:
@@ -191,7 +193,22 @@ async def test_a_command_needs_the_lease(inventory: Inventory) -> None:
     off = await command(inventory)
     await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OTHER, "power", takeover_from=OWNER)
     with pytest.raises(LeaseLost):
-        await inventory.power.begin_command(off)
+        await inventory.power.begin_command(off, 1)
+
+
+@pytest.mark.parametrize("read", [1, 2])
+async def test_a_command_goes_by_the_configuration_that_was_looked_at(
+    inventory: Inventory, read: int
+) -> None:
+    await configured(inventory)
+    off = await command(inventory)
+    await inventory.oobm.configure(
+        "kvm-1", {"address": "127.0.9.9"}, secret_id=None, replace=False, actor="test"
+    )
+    with pytest.raises(Conflict, match="was not sent"):
+        await inventory.power.begin_command(off, read)
+    assert await inventory.power.command(off) is None
+    await inventory.power.begin_command(off.model_copy(update={"generation": 2}), 2)
 
 
 async def test_the_power_lease_goes_beside_that_of_a_maintenance(inventory: Inventory) -> None:

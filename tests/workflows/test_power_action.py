@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from contracts.vms import Vm
 from drivers.errors import HostUnreachable, PowerOutcomeUnknown
 from drivers.protocols import Boot, HostAccess, Hypervisor, ServiceManager
 from inventory import Database, Inventory, SecretBox
+from inventory.models import ReservationRow
 from tests.fake_bmcs import FakeBmc, FakeBmcs, mute, rejected
 from tests.inventory.conftest import enabled, ref
 from tests.workflows.world import running
@@ -383,10 +384,38 @@ async def test_what_may_have_been_lost_is_not_sent_again(power: Site, action: Ac
 
 async def test_a_boot_that_nobody_can_prove_is_said_to_be_so(power: Site) -> None:
     power.machine.boot_hidden = True
-    result = await power.act(Action.RESET)
-    assert "no proof of the boot" in result.proof
+    failure = await power.failure(Action.RESET)
+    assert failure.type == "OutcomeUnknown"
+    assert "accepted, not proven: it had not told its boot before" in failure.message
     power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
     assert (await power.failure(Action.RESET)).type == "OutcomeUnknown"
+
+
+async def test_a_boot_that_nobody_knew_is_proven_by_the_power_that_was_off(power: Site) -> None:
+    power.machine.boot_hidden = True
+    handle = await power.begin(Action.CYCLE, timeout=20)
+    while not power.bmc.commands:
+        await pause()
+    power.bmc.state = PowerState.OFF
+    asked = power.bmc.asked
+    while power.bmc.asked < asked + 2:
+        await pause()
+    power.bmc.state = PowerState.ON
+    assert "seen off" in (await handle.result()).proof
+
+
+@pytest.mark.parametrize("action", _BOOTS)
+async def test_a_host_that_does_not_come_back_is_not_taken_for_booted(
+    power: Site, action: Action
+) -> None:
+    def lost() -> None:
+        power.machine.silent = True
+
+    power.bmcs.on_command = lost
+    failure = await power.failure(action)
+    assert failure.type == "OutcomeUnknown"
+    assert "accepted, not proven: it has stopped answering" in failure.message
+    assert power.bmc.commands == [PowerCommand(action.value)]
 
 
 async def test_a_bmc_that_rejects_it_ends_it(power: Site) -> None:
@@ -409,6 +438,70 @@ async def test_a_bmc_that_did_not_get_it_is_told_again(power: Site) -> None:
     power.bmcs.on_command = cut
     assert (await power.act(Action.OFF)).outcome is PowerOutcome.DONE
     assert (tries, power.bmc.commands) == (2, [PowerCommand.OFF])
+
+
+def vms_arrive(power: Site) -> None:
+    power.machine.vms = [running("vm-1")]
+
+
+def vms_are_hidden(power: Site) -> None:
+    power.machine.silent = True
+
+
+@pytest.mark.parametrize("change", [vms_arrive, vms_are_hidden])
+@pytest.mark.parametrize("action", [Action.OFF, *_BOOTS])
+async def test_vms_that_come_while_the_bmc_is_silent_are_not_switched_off(
+    power: Site, action: Action, change: Callable[[Site], None]
+) -> None:
+    def cut() -> None:
+        power.bmc.command_fails = mute()
+        change(power)
+
+    power.bmcs.on_command = cut
+    failure = await power.failure(action)
+    assert failure.type == "Conflict"
+    assert f"{action} was not sent" in failure.message
+    assert power.bmc.commands == []
+    assert await power.inventory.leases.find("kvm-1", LeaseScope.POWER) is None
+
+
+async def test_vms_on_their_way_to_the_host_are_waited_for(power: Site) -> None:
+    await enabled(power.inventory, 2)
+    async with power.inventory.database.writing() as session:
+        session.add(
+            ReservationRow(
+                destination="kvm-1",
+                source="kvm-2",
+                lease_host="kvm-2",
+                epoch=1,
+                vm_uuid=str(uuid.uuid4()),
+                vm="vm-9",
+                memory_mib=1,
+                vcpus=1,
+            )
+        )
+    failure = await power.failure(Action.OFF)
+    assert failure.type == "Conflict"
+    assert "on their way to kvm-1: vm-9" in failure.message
+    assert (await power.act(Action.OFF, force=True, reason="test")).state is PowerState.OFF
+
+
+async def test_a_bmc_that_was_configured_anew_meanwhile_is_not_told(power: Site) -> None:
+    async def configure() -> None:
+        await power.inventory.oobm.configure(
+            "kvm-1", {"address": "127.0.1.9"}, secret_id=None, replace=False, actor="test"
+        )
+
+    def cut() -> None:
+        power.bmc.command_fails = mute()
+        configured.append(asyncio.ensure_future(configure()))
+
+    configured: list[asyncio.Future[None]] = []
+    power.bmcs.on_command = cut
+    failure = await power.failure(Action.RESET)
+    assert failure.type == "Conflict"
+    assert "configured anew" in failure.message
+    assert power.bmc.commands == []
 
 
 # --- others -------------------------------------------------------------------------------------
@@ -496,9 +589,29 @@ async def test_a_look_needs_no_configuration_and_not_that_it_is_enabled(power: S
     assert (await power.look(**given)).look.power_state is PowerState.ON
     assert await power.inventory.oobm.find("kvm-1") is None
     with pytest.raises(WorkflowFailureError) as raised:
-        await power.look(address="198.18.1.11")
+        await power.look()
     assert isinstance(raised.value.cause, ApplicationError)
     assert raised.value.cause.type == "NotFound"
+
+
+async def test_the_stored_password_goes_to_the_stored_address_alone(power: Site) -> None:
+    stored = (await power.inventory.oobm.login("kvm-1")).secret_id
+    for given, named in (({}, "password"), ({"secret": stored}, "password of a look")):
+        with pytest.raises(WorkflowFailureError) as raised:
+            await power.look(address="198.18.9.9", user="admin", **given)
+        assert isinstance(raised.value.cause, ApplicationError)
+        assert raised.value.cause.type == "InvalidInput"
+        assert named in raised.value.cause.message
+    assert power.bmc.asked == 0
+    assert (await power.look()).look.logged_in
+
+
+async def test_a_look_by_the_stored_configuration_wants_the_known_bmc(power: Site) -> None:
+    await power.act(Action.STATUS)
+    power.bmc.guid = "guid-2"
+    look = (await power.look()).look
+    assert (look.logged_in, look.guid) == (None, "guid-2")
+    assert look.problem == "Another BMC than that of kvm-1 answers at 127.0.1.1."
 
 
 async def test_no_secret_but_that_of_a_bmc_goes_to_a_bmc(power: Site) -> None:
