@@ -15,7 +15,13 @@ from contracts.oobm import PowerProblem
 from contracts.power import PowerState
 from contracts.power_actions import PowerSighting
 from contracts.settings import SETTINGS, ResolvedSettings
-from drivers.errors import BmcUnreachable, InsufficientPrivilege, LoginRefused, WrongBmc
+from drivers.errors import (
+    BmcUnidentified,
+    BmcUnreachable,
+    InsufficientPrivilege,
+    LoginRefused,
+    WrongBmc,
+)
 from drivers.protocols import BmcAccess, PowerDriver
 from inventory import Inventory
 from inventory.oobm import BmcLogin
@@ -194,6 +200,8 @@ def problem_of(error: HostlerError) -> PowerProblem:
         return PowerProblem.PRIVILEGE_REFUSED
     if isinstance(error, WrongBmc):
         return PowerProblem.ANOTHER_BMC
+    if isinstance(error, BmcUnidentified):
+        return PowerProblem.FAILED
     if isinstance(error, Unavailable):
         return PowerProblem.UNREACHABLE
     return PowerProblem.FAILED

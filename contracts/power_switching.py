@@ -4,6 +4,9 @@ from contracts.power import PowerState
 from contracts.power_actions import BOOTS, STOPS, Action, PowerSurvey
 from contracts.states import ResourceState
 
+# Hosts get into these when no VM is active on them.
+_EMPTY = frozenset({ResourceState.MAINTENANCE, ResourceState.REMOVED})
+
 
 def refusal(
     action: Action, survey: PowerSurvey, *, force: bool, may_be_silent: bool = False
@@ -23,7 +26,7 @@ def refusal(
         return f"VMs run on {host}: {', '.join(survey.vms)}. {way}"
     if survey.coming:
         return f"VMs are on their way to {host}: {', '.join(survey.coming)}. {way}"
-    out = may_be_silent or survey.resource_state is ResourceState.MAINTENANCE
+    out = may_be_silent or survey.resource_state in _EMPTY
     if survey.vms is None and not out:
         seen = survey.last_seen_vms
         last = "" if seen is None else f" (when it was last looked at: {seen})"

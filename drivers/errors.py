@@ -5,6 +5,7 @@ Unavailable
 │   └── ConnectionRefused   the machine answers: it refuses the connection, or hangs up at once
 ├── CallTimedOut            the system took longer than the deadline
 ├── BmcUnreachable          no answer from the BMC's address
+├── BmcUnidentified         the BMC did not tell its GUID, which is known; nothing else was asked
 └── PowerDriverFailed       a power driver's own means have failed: a program, a process
 Failed
 ├── CommandFailed           a command on the host ended with another status than 0
@@ -45,6 +46,10 @@ class CallTimedOut(Unavailable):
 
 class BmcUnreachable(Unavailable):
     """The BMC did not answer at all: no session was opened."""
+
+
+class BmcUnidentified(Unavailable):
+    """It may be another BMC, or be too busy to say. `details` has the GUID `expected`."""
 
 
 class PowerDriverFailed(Unavailable):

@@ -492,7 +492,8 @@ class PowerDriver(Protocol):
         LoginRefused            user or password not accepted. Never tried again here: BMCs lock
                                 accounts
         InsufficientPrivilege   the login may not do this
-        WrongBmc                `access.guid` is another BMC's; nothing was read or sent
+        WrongBmc                another GUID than `access.guid` was shown; nothing was read or sent
+        BmcUnidentified         `access.guid` is known, and none was shown; nothing was read or sent
         BmcCertificateRefused   of Redfish: the BMC's certificate is not trusted; nothing was sent
         BmcCommandRejected      the BMC answered that it does not do this
         PowerDriverFailed       what the driver works with has failed (a program is missing)

@@ -55,6 +55,7 @@ class Switches:
         reject_login: it knows no user, or has locked the account.
         privilege: the highest level that it lets anybody have.
         reject: the completion code that it answers to every switching of power, 0: none.
+        reject_guid: the one that it answers when it is asked for its GUID.
         lie: it accepts what switches power, and does nothing.
         swallow: it does what switches power, and does not answer.
     """
@@ -64,6 +65,7 @@ class Switches:
     reject_login: bool = False
     privilege: int = 4
     reject: int = 0
+    reject_guid: int = 0
     lie: bool = False
     swallow: bool = False
 
@@ -175,6 +177,8 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             case 0, 2 if self.switches.reject:
                 self.commands.append(f"rejected {data[0]}")
                 session.send_ipmi_response(code=self.switches.reject)
+            case 6, 0x37 if self.switches.reject_guid:
+                session.send_ipmi_response(code=self.switches.reject_guid)
             case (0, 2) if session.clientpriv < OPERATOR:
                 session.send_ipmi_response(code=0xD4)
             case (6, 0x47) if session.clientpriv < ADMINISTRATOR:

@@ -2,6 +2,7 @@
 
 from drivers.errors import (
     BmcCommandRejected,
+    BmcUnidentified,
     BmcUnreachable,
     CallTimedOut,
     InsufficientPrivilege,
@@ -58,11 +59,22 @@ def cipher_suite_refused(access: BmcAccess) -> BmcCommandRejected:
     )
 
 
-def wrong_bmc(access: BmcAccess, shown: str | None) -> WrongBmc:
+def unidentified(access: BmcAccess) -> BmcUnidentified:
+    """It has a GUID, and did not tell it now."""
+    return BmcUnidentified(
+        f"The BMC at {access.address} does not tell at the moment whether it is that of "
+        f"{access.name}: it has answered, but not with its GUID.",
+        remedy="If that goes on, reset the BMC itself; if its board was replaced, configure it "
+        "anew.",
+        details={"expected": access.guid},
+    )
+
+
+def wrong_bmc(access: BmcAccess, shown: str) -> WrongBmc:
     """Another GUID than the one that is known."""
     return WrongBmc(
         f"At {access.address} answers another BMC than that of {access.name}: its GUID is "
-        f"{shown or 'none'}, not {access.guid}.",
+        f"{shown}, not {access.guid}.",
         remedy="Configure the address that the BMC has now; if its board was replaced, configure "
         "it anew.",
         details={"expected": access.guid, "shown": shown},

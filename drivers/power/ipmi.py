@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import socket
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,8 +27,8 @@ _LOOKUPS = 4  # of names, at once
 _MARGIN, _MARGIN_S = 0.25, 0.5
 # How often a call is made again because the process ended for another BMC's sake.
 _RESTARTS = 2
-# A host's BMC that is configured anew has another session: the former ones end after so long.
-_FORMER_S = 300.0
+# Neither a session nor its password is kept for longer than this without a use.
+_IDLE_S = 900.0
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +39,8 @@ class IpmiDriver:
         process: the command of the process; it gets the number of a file descriptor as its last
             argument.
         patience: seconds after which a process that answers nothing is killed.
+        idle: seconds after which a session that nobody has used is ended, with its password; up to
+            twice as many.
     """
 
     def __init__(
@@ -45,13 +48,17 @@ class IpmiDriver:
         *,
         process: Sequence[str] = (sys.executable, "-P", "-m", "drivers.power.ipmi_process"),
         patience: float = 5.0,
+        idle: float = _IDLE_S,
     ) -> None:
         self._command = tuple(process)
         self._patience = patience
+        self._idle = idle
         self._process: WatchedProcess | None = None
         self._starting = asyncio.Lock()
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="bmc-names")
         self._used: dict[str, dict[BmcKey, float]] = {}
+        self._working: Counter[BmcKey] = Counter()
+        self._purge: asyncio.TimerHandle | None = None
 
     def validate(self, access: BmcAccess) -> None:
         """See PowerDriver."""
@@ -146,6 +153,8 @@ class IpmiDriver:
     async def close(self) -> None:
         """See PowerDriver."""
         async with self._starting:
+            if self._purge is not None:
+                self._purge.cancel()
             if self._process is not None:
                 await self._process.end()
             self._process = None
@@ -166,6 +175,7 @@ class IpmiDriver:
         loop = asyncio.get_running_loop()
         key = await self._key(access, deadline)
         self._note(access.name, key, loop.time())
+        self._working[key] += 1
         sent = False
         try:
             async with asyncio.timeout_at(deadline):
@@ -177,6 +187,7 @@ class IpmiDriver:
                         answer = await process.ask(
                             key,
                             ask,
+                            guid=access.guid,
                             once=once is not None,
                             fresh=fresh,
                             seconds=left - min(left * _MARGIN, _MARGIN_S),
@@ -192,12 +203,19 @@ class IpmiDriver:
                             ) from ended
                         continue
                     if "problem" in answer:
+                        if answer["problem"] == Problem.LOGIN:
+                            self._forget_key(access.name, key)
                         self._fail(access, answer["problem"], answer["text"], once)
+                    self._forget_others(access.name, key)
                     return answer
         except TimeoutError:
             if once is not None and sent:
                 raise failures.outcome_unknown(access, once) from None
             raise _stuck(access) from None
+        finally:
+            self._working[key] -= 1
+            if not self._working[key]:
+                del self._working[key]
         raise _stuck(access)
 
     def _fail(self, access: BmcAccess, problem: str, text: str, once: str | None) -> NoReturn:
@@ -215,7 +233,9 @@ class IpmiDriver:
             case Problem.SUITE:
                 error = failures.cipher_suite_refused(access)
             case Problem.WRONG:
-                error = failures.wrong_bmc(access, text or None)
+                error = failures.wrong_bmc(access, text)
+            case Problem.UNIDENTIFIED:
+                error = failures.unidentified(access)
             case Problem.SILENT:
                 error = failures.outcome_unknown(access, once or "")
             case Problem.DEFECT:
@@ -239,7 +259,6 @@ class IpmiDriver:
             access.password,
             ipmi_commands.PRIVILEGE_LEVELS[access.privilege],
             access.cipher_suite,
-            access.guid,
         )
 
     async def _look_up(self, access: BmcAccess, deadline: float) -> str:
@@ -257,13 +276,24 @@ class IpmiDriver:
         return str(found[0][4][0])
 
     def _note(self, host: str, key: BmcKey, now: float) -> None:
-        used = self._used.setdefault(host, {})
-        if key not in used:
-            for former in [k for k, at in used.items() if now - at > _FORMER_S]:
-                del used[former]
-                if self._process is not None:
-                    self._process.forget(former)
-        used[key] = now
+        self._used.setdefault(host, {})[key] = now
+        if self._purge is None:
+            self._purge = asyncio.get_running_loop().call_later(self._idle, self._forget_idle)
+
+    def _forget_others(self, host: str, key: BmcKey) -> None:
+        """The BMC of `host` has let us in by `key`: its other sessions are of former configurations
+        and passwords."""
+        for other in list(self._used.get(host, ())):
+            if other != key and other not in self._working:
+                self._forget_key(host, other)
+
+    def _forget_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        old = loop.time() - self._idle
+        for host, used in list(self._used.items()):
+            for key in [k for k, at in used.items() if at <= old and k not in self._working]:
+                self._forget_key(host, key)
+        self._purge = loop.call_later(self._idle, self._forget_idle) if self._used else None
 
     async def _running(self) -> WatchedProcess:
         process = self._process

@@ -2,10 +2,11 @@
 
 Both directions are lines of JSON. To the process, a list of any of
 
-    {"bmc": 7, "key": ["192.0.2.1", 623, "USER", "PASSWORD", 4, 3, null]}
+    {"bmc": 7, "key": ["192.0.2.1", 623, "USER", "PASSWORD", 4, 3]}
                                         a BMC, before it is asked: the fields of BmcKey
     {"id": 1, "bmc": 7, "ask": [NETFN, COMMAND, [DATA, ...]], "once": false, "fresh": false,
-     "seconds": 9.5}                    a request; "ask" null: log in, if there is no session
+     "seconds": 9.5, "guid": null}      a request; "ask" null: log in, if there is no session;
+                                        "guid": that the BMC must have
     {"forget": 7}                       end its session
     {"ping": 3}
 
@@ -29,7 +30,7 @@ CURRENT = struct.Struct("I")
 
 class BmcKey(NamedTuple):
     """What makes a session one of its own: never logged, it has the password. `address` is numeric,
-    `privilege` IPMI's number, `guid` the one that it must have."""
+    `privilege` IPMI's number."""
 
     address: str
     port: int
@@ -37,7 +38,6 @@ class BmcKey(NamedTuple):
     password: str
     privilege: int
     suite: int | None
-    guid: str | None
 
     def __repr__(self) -> str:
         return f"BmcKey({self.address}, {self.port}, {self.user})"
@@ -52,6 +52,7 @@ class Problem(StrEnum):
     LOGIN = "login"
     PRIVILEGE = "privilege"
     SUITE = "suite"
-    WRONG = "wrong"
+    WRONG = "wrong"  # its text is the GUID that it has
+    UNIDENTIFIED = "unidentified"
     SILENT = "silent"  # it was sent, and is sent once
     DEFECT = "defect"

@@ -168,6 +168,7 @@ class Request:
     deadline: float
     once: bool = False
     fresh: bool = False
+    guid: str | None = None  # that the BMC must have
     again: bool = False  # a new session was opened for it already
     sent: int = 0
 
@@ -274,6 +275,7 @@ class Loop:
                     time.monotonic() + message["seconds"],
                     message["once"],
                     message["fresh"],
+                    message["guid"],
                 )
             )
             self._guarded(bmc, self._next)
@@ -315,6 +317,16 @@ class Loop:
             self._to_open.append(bmc)
             return
         bmc.waiting.popleft()
+        if request.guid is not None and bmc.shown != request.guid:
+            self._drop(bmc)
+            if not request.again:  # what was shown is as old as the session
+                bmc.waiting.appendleft(request)
+            elif bmc.shown is not None:
+                self._answer_problem(request, Problem.WRONG, bmc.shown)
+            else:
+                self._answer_problem(request, Problem.UNIDENTIFIED, "")
+            self._next(bmc)
+            return
         if request.number is not None:
             bmc.used = now
         if request.ask is None:
@@ -373,10 +385,7 @@ class Loop:
             bmc.repeat = None
             bmc.spoken = bmc.used = time.monotonic()
             self._opening.discard(bmc.number)
-            if bmc.key.guid is not None and bmc.shown != bmc.key.guid:
-                self._fail_all(bmc, Problem.WRONG, bmc.shown or "")
-            else:
-                self._then.append((bmc, self._next))
+            self._then.append((bmc, self._next))
 
         session.send(SYSTEM_GUID, shown)
         bmc.repeat = time.monotonic() + REPEATS[0]

@@ -26,6 +26,7 @@ _STATUS = "chassis power status"
 # With -v, on standard error, which it does not hold back: before it sends, and after an answer.
 _SENDING = re.compile(r"^RAW REQ \(.* netfn=0x(\w+) .* cmd=0x(\w+) ", re.MULTILINE)
 _ANSWERED = "RAW RSP ("
+_STATUS_REFUSED = "Get Chassis Power Status failed"
 _RAW_CODE = re.compile(r"^Unable to send RAW command \(.* rsp=0x(\w+)\)", re.MULTILINE)
 _RAW_SILENT = re.compile(r"^Unable to send RAW command \([^)]*cmd=0x\w+\)$", re.MULTILINE)
 _PRIVILEGE = (
@@ -48,11 +49,12 @@ _STATES = {
 
 @dataclass(frozen=True)
 class Output:
-    """What ipmitool has printed. `complete`: it has ended by itself."""
+    """What ipmitool has printed. `complete`: it has ended by itself; `status`: as what."""
 
     stdout: str
     stderr: str
     complete: bool
+    status: int = 0
 
     @property
     def raw_answers(self) -> list[list[int]]:
@@ -76,6 +78,22 @@ class Output:
         """The completion code of a request that was refused."""
         found = _RAW_CODE.search(self.stderr)
         return int(found[1], 16) if found else None
+
+    @property
+    def power(self) -> PowerState | None:
+        """What `chassis power status` has printed."""
+        lines = self.stdout.splitlines()
+        return next((_STATES[line] for line in lines if line in _STATES), None)
+
+    @property
+    def answered(self) -> bool:
+        """Whether it has shown anything that a BMC has answered to a request."""
+        return (
+            self.code is not None
+            or self.power is not None
+            or _ANSWERED in self.stderr
+            or _STATUS_REFUSED in self.stderr
+        )
 
     def sent(self, ask: Ask) -> bool:
         """Whether that request was on its way."""
@@ -193,6 +211,13 @@ class IpmitoolDriver:
         failure = session_failure(access, output)
         if failure is not None:
             raise failure
+        # It may be no ipmitool at all, or one that gave up in words which are not known here.
+        if once is not None or (output.status != 0 and not output.answered):
+            raise PowerDriverFailed(
+                f"ipmitool ended with status {output.status}, and nothing shows that it has asked "
+                f"the BMC of {access.name} anything.",
+                remedy="Run it by hand; see outofbandmanagement.ipmitool.path.",
+            )
         return output
 
 
@@ -260,7 +285,12 @@ async def _talk(process: asyncio.subprocess.Process, text: str, seconds: float) 
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    return Output(printed.decode(errors="replace"), complained.decode(errors="replace"), complete)
+    return Output(
+        printed.decode(errors="replace"),
+        complained.decode(errors="replace"),
+        complete,
+        process.returncode or 0,
+    )
 
 
 def session_failure(access: BmcAccess, output: Output) -> HostlerError | None:
@@ -301,15 +331,17 @@ def _guid(output: Output) -> str | None:
 
 
 def _check_guid(access: BmcAccess, shown: str | None) -> None:
-    if access.guid is not None and shown != access.guid:
-        raise failures.wrong_bmc(access, shown)
+    if access.guid in {None, shown}:
+        return
+    if shown is None:
+        raise failures.unidentified(access)
+    raise failures.wrong_bmc(access, shown)
 
 
 def _state(access: BmcAccess, output: Output) -> PowerState:
-    for line in output.stdout.splitlines():
-        if line in _STATES:
-            return _STATES[line]
-    if "Get Chassis Power Status failed" in output.stderr:
+    if output.power is not None:
+        return output.power
+    if _STATUS_REFUSED in output.stderr:
         raise BmcCommandRejected(
             f"The BMC of {access.name} refused to read the power state.",
             remedy="See what its own log says about that.",

@@ -38,7 +38,7 @@ _RESET_TYPES = {
 }
 _STATES = {"On": PowerState.ON, "Off": PowerState.OFF}
 # Of a command: the service broke down over it, or something between did.
-_UNDECIDED = frozenset({500, 502, 504})
+_UNDECIDED = frozenset({500, 502, 503, 504})
 _BUSY = 503
 
 
@@ -191,15 +191,22 @@ class RedfishDriver:
         """The machine, which is the right one."""
         root = await _get(access, client, _ROOT)
         systems = await _get(access, client, _link(access, root, "Systems"))
-        shown = None
-        for member in systems.get("Members", ()):
-            system = await _get(access, client, _path(access, member))
-            shown = _guid(system)
-            if access.guid in {None, shown}:
-                return system
-        if shown is None and not systems.get("Members"):
+        members = [_path(access, member) for member in systems.get("Members", ())]
+        if not members:
             raise _no_redfish(access, "it has no system")
-        raise failures.wrong_bmc(access, shown)
+        shown: dict[str, str | None] = {}
+        for path in members:
+            system = await _get(access, client, path)
+            shown[path] = _guid(system)
+            known = access.guid is not None
+            if (known and shown[path] == access.guid) or (not known and len(members) == 1):
+                return system
+        if access.guid is None:
+            raise _several_systems(access, shown)
+        others = [guid for guid in shown.values() if guid is not None]
+        if len(others) < len(shown):
+            raise failures.unidentified(access)
+        raise failures.wrong_bmc(access, ", ".join(others))
 
     async def forget(self, host: str) -> None:
         """See PowerDriver."""
@@ -322,6 +329,16 @@ def _reset(access: BmcAccess, system: Mapping[str, Any], command: PowerCommand) 
             remedy="Use another action: reset, or off and then on.",
         )
     return path, kind
+
+
+def _several_systems(access: BmcAccess, shown: Mapping[str, str | None]) -> BmcCommandRejected:
+    """Of a chassis with blades: any of them may be the wrong one."""
+    listed = ", ".join(f"{path} ({guid or 'no UUID'})" for path, guid in shown.items())
+    return BmcCommandRejected(
+        f"The BMC of {access.name} at {access.address} manages {len(shown)} systems, and nothing "
+        f"tells which of them is the host: {listed}.",
+        remedy="Give the address of a BMC that manages this host alone.",
+    )
 
 
 def _not_connected(access: BmcAccess, error: httpx.TransportError) -> HostlerError:

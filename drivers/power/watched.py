@@ -77,7 +77,14 @@ class WatchedProcess:
         return started
 
     async def ask(
-        self, key: BmcKey, ask: Ask | None, *, once: bool, fresh: bool, seconds: float
+        self,
+        key: BmcKey,
+        ask: Ask | None,
+        *,
+        guid: str | None,
+        once: bool,
+        fresh: bool,
+        seconds: float,
     ) -> Mapping[str, Any]:
         """What it answers (ipmi_messages). Raises ProcessEnded."""
         if self.ended:
@@ -95,6 +102,7 @@ class WatchedProcess:
                 "once": once,
                 "fresh": fresh,
                 "seconds": seconds,
+                "guid": guid,
             }
         )
         answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()

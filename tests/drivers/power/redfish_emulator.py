@@ -4,7 +4,8 @@ may only read, and a log of what its machines were told.
     python -m tests.drivers.power.redfish_emulator DIRECTORY PORT [CERTIFICATE KEY]
 
 Its machines, SYSTEMS, do what they are told at once. If the file `swallow` is in DIRECTORY, they do
-it, and nobody gets an answer.
+it, and nobody gets an answer; with `overload` the answer is that it is busy; with `nameless` they
+have no UUID.
 """
 
 import ssl
@@ -92,6 +93,11 @@ def log_commands(directory: Path) -> None:
                 commands.write(f"{flask.request.json['ResetType']}\n")
             if (directory / "swallow").exists():
                 time.sleep(3600)
+            if (directory / "overload").exists():
+                return flask.make_response({}, 503)
+        shown = flask.request.path.rpartition("/")[2] in SYSTEMS and flask.request.method == "GET"
+        if shown and (directory / "nameless").exists():
+            response.data = flask.json.dumps({**(response.json or {}), "UUID": None})
         return response
 
 

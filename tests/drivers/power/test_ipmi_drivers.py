@@ -12,6 +12,7 @@ from contracts.errors import InvalidInput
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import (
     BmcCommandRejected,
+    BmcUnidentified,
     BmcUnreachable,
     CallTimedOut,
     InsufficientPrivilege,
@@ -155,6 +156,25 @@ async def test_another_machines_bmc_is_told_nothing(driver: PowerDriver, machine
         await driver.change_password(stranger, "a-new-password", timeout=ENOUGH)
     assert await machine.commands() == []
     assert await driver.power_state(machine.access(), timeout=ENOUGH) is PowerState.ON
+
+
+async def test_a_bmc_that_does_not_tell_who_it_is_is_told_nothing_and_not_called_another_one(
+    driver: PowerDriver, bmc: SimulatedBmc
+) -> None:
+    access = bmc.access(guid=bmc.guid)
+    await bmc.switch(reject_guid=0xC0)  # it is busy
+    for call in (
+        driver.power_state(access, timeout=ENOUGH),
+        driver.set_power(access, PowerCommand.OFF, timeout=ENOUGH),
+        driver.change_password(access, "another", timeout=ENOUGH),
+    ):
+        with pytest.raises(BmcUnidentified):
+            await call
+    assert await bmc.commands() == []
+    assert (await driver.examine(bmc.access(), timeout=ENOUGH)).guid is None
+    await bmc.switch(reject_guid=0)
+    await driver.set_power(access, PowerCommand.OFF, timeout=ENOUGH)
+    assert await bmc.commands() == ["off"]
 
 
 async def test_two_bmcs_that_change_places_are_noticed(
@@ -309,6 +329,23 @@ async def test_no_password_is_in_a_list_of_processes(
     assert bmc.access().address.encode() in everything or isinstance(driver, IpmiDriver)
     assert old.encode() not in everything
     assert new.encode() not in everything
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/true"])
+async def test_what_shows_no_sign_of_having_sent_it_has_not(program: str) -> None:
+    driver = IpmitoolDriver()
+    for guid in (None, OTHER):
+        access = BmcAccess(
+            "kvm-1", "192.0.2.1", "admin", "password", guid=guid, options={"path": program}
+        )
+        for command in (PowerCommand.OFF, PowerCommand.RESET):
+            with pytest.raises((PowerDriverFailed, BmcUnidentified)):
+                await driver.set_power(access, command, timeout=ENOUGH)
+        if program == "/bin/false":
+            with pytest.raises(PowerDriverFailed, match="status 1"):
+                await driver.power_state(access, timeout=ENOUGH)
+            with pytest.raises(PowerDriverFailed):
+                await driver.change_password(access, "another", timeout=ENOUGH)
 
 
 async def test_ipmitool_that_is_not_there_is_told() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from contracts.power import PowerCommand, PowerState
-from drivers.errors import BmcUnreachable, PowerDriverFailed, PowerOutcomeUnknown
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
+from drivers.errors import BmcUnreachable, LoginRefused, PowerDriverFailed, PowerOutcomeUnknown
 from drivers.power.ipmi import IpmiDriver
 from tests.drivers.power.servers import SimulatedBmc, SimulatedBmcs, running, simulated_bmcs
 
@@ -113,12 +113,49 @@ async def test_calls_at_once_share_a_session(ipmi: IpmiDriver, bmc: SimulatedBmc
 
 async def test_one_bmc_with_two_logins(ipmi: IpmiDriver, bmc: SimulatedBmc) -> None:
     """pyghmi would give both the same session."""
-    known, unknown = bmc.access(guid=bmc.guid), bmc.access()
-    for _ in range(2):
-        await asyncio.gather(
-            ipmi.power_state(known, timeout=ENOUGH), ipmi.power_state(unknown, timeout=ENOUGH)
-        )
+    all_of_it, reads = bmc.access(), bmc.access(privilege=BmcPrivilege.USER)
+    await asyncio.gather(
+        ipmi.power_state(all_of_it, timeout=ENOUGH), ipmi.power_state(reads, timeout=ENOUGH)
+    )
     assert (await bmc.state())["logins"] == 2
+
+
+async def test_a_guid_that_became_known_needs_no_other_session(
+    ipmi: IpmiDriver, bmc: SimulatedBmc
+) -> None:
+    report = await ipmi.examine(bmc.access(), timeout=ENOUGH)
+    await ipmi.power_state(bmc.access(guid=report.guid), timeout=ENOUGH)
+    assert (await bmc.state())["logins"] == 1
+
+
+async def test_a_login_that_is_accepted_ends_the_former_sessions(
+    ipmi: IpmiDriver, bmc: SimulatedBmc
+) -> None:
+    await ipmi.power_state(bmc.access(), timeout=ENOUGH)
+    await ipmi.power_state(bmc.access(privilege=BmcPrivilege.OPERATOR), timeout=ENOUGH)
+    async with asyncio.timeout(ENOUGH):
+        while (await bmc.state())["sessions"] != 1:
+            await asyncio.sleep(0.05)
+    with pytest.raises(LoginRefused):
+        await ipmi.power_state(bmc.access(password="wrong"), timeout=ENOUGH)
+    await ipmi.power_state(bmc.access(privilege=BmcPrivilege.OPERATOR), timeout=ENOUGH)
+    # Neither a former password nor one that was refused is kept.
+    [kept] = ipmi._used[bmc.access().name]  # noqa: SLF001 - what it keeps is the point
+    assert (kept.password, kept.privilege) == (bmc.access().password, 3)
+    assert (await bmc.state())["logins"] == 3
+
+
+async def test_neither_session_nor_password_is_kept_for_nothing(bmc: SimulatedBmc) -> None:
+    driver = IpmiDriver(idle=0.3)
+    try:
+        await driver.power_state(bmc.access(), timeout=ENOUGH)
+        async with asyncio.timeout(ENOUGH):
+            while (await bmc.state())["sessions"]:
+                await asyncio.sleep(0.05)
+        assert driver._used == {}  # noqa: SLF001 - what it keeps is the point
+        assert await driver.power_state(bmc.access(), timeout=ENOUGH) is PowerState.ON
+    finally:
+        await driver.close()
 
 
 async def test_a_call_that_is_given_up_disturbs_nobody(

@@ -20,6 +20,7 @@ from contracts.power import PowerCommand, PowerState
 from drivers.errors import (
     BmcCertificateRefused,
     BmcCommandRejected,
+    BmcUnidentified,
     BmcUnreachable,
     CallTimedOut,
     InsufficientPrivilege,
@@ -201,6 +202,37 @@ async def test_an_answer_that_does_not_come_is_an_unknown_outcome(
     with pytest.raises(PowerOutcomeUnknown):
         await redfish.set_power(bmc.access(), PowerCommand.RESET, timeout=4)
     assert bmc.commands() == ["ForceRestart"]
+
+
+async def test_a_busy_service_may_have_done_it(redfish: RedfishDriver, bmc: Emulator) -> None:
+    (bmc.directory / "overload").touch()
+    with pytest.raises(PowerOutcomeUnknown):
+        await redfish.set_power(bmc.access(), PowerCommand.RESET, timeout=ENOUGH)
+    assert bmc.commands() == ["ForceRestart"]
+
+
+async def test_of_several_systems_none_is_taken_by_chance(
+    redfish: RedfishDriver, bmc: Emulator
+) -> None:
+    unknown = replace(bmc.access(), guid=None)
+    for call in (
+        redfish.examine(unknown, timeout=ENOUGH),
+        redfish.power_state(unknown, timeout=ENOUGH),
+        redfish.set_power(unknown, PowerCommand.OFF, timeout=ENOUGH),
+    ):
+        with pytest.raises(BmcCommandRejected) as refused:
+            await call
+        assert all(system in refused.value.message for system in SYSTEMS)
+    assert bmc.commands() == []
+
+
+async def test_a_system_without_a_uuid_is_not_taken_for_another_one(
+    redfish: RedfishDriver, bmc: Emulator
+) -> None:
+    (bmc.directory / "nameless").touch()
+    with pytest.raises(BmcUnidentified):
+        await redfish.set_power(bmc.access(), PowerCommand.OFF, timeout=ENOUGH)
+    assert bmc.commands() == []
 
 
 async def test_a_closed_port_and_an_unknown_name_are_unreachable(redfish: RedfishDriver) -> None:
