@@ -16,7 +16,7 @@ from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
 from contracts.leases import Lease
-from contracts.oobm import PowerProblem
+from contracts.oobm import LOGIN_PROBLEMS, PowerProblem
 from contracts.power import PowerCommand, PowerState
 from contracts.power_actions import (
     BOOTS,
@@ -176,15 +176,23 @@ class PowerActivities:
 
     @activity.defn(name="watch_power")
     async def watch_power(self, request: WatchPowerInput) -> PowerSeen:
-        """Look again and again until the command has come about, or its time is over. What was last
-        seen is written down."""
+        """Look again and again until the command has come about, or its time is over. A BMC that
+        has refused the login is asked once more, at the end: it might lock the account. What was
+        last seen is written down."""
         command = request.command
         bmc = await self._bmcs.find(command.lease.host)
         was_off = False
+        refused: PowerSighting | None = None
         while True:
-            seen, boot = await asyncio.gather(ask(bmc, await self._patience()), self._seen(command))
-            was_off |= seen.state is PowerState.OFF
             over = datetime.now(UTC) >= request.until
+            if refused is not None and not over:
+                seen, boot = refused, await self._seen(command)
+            else:
+                seen, boot = await asyncio.gather(
+                    ask(bmc, await self._patience()), self._seen(command)
+                )
+            refused = seen if seen.problem in LOGIN_PROBLEMS else None
+            was_off |= seen.state is PowerState.OFF
             if over or _has_come_about(command, seen.state, was_off, boot):
                 await self._record(seen)
                 return PowerSeen(
@@ -206,7 +214,7 @@ class PowerActivities:
     # --- looks ----------------------------------------------------------------------------------
 
     async def _look(self, bmc: Bmc) -> PowerSighting:
-        seen = await ask(bmc, await self._patience())
+        seen = await self._inventory.power.of_its_own(await ask(bmc, await self._patience()))
         await self._record(seen)
         return seen
 

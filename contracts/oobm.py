@@ -1,10 +1,14 @@
 """Out-of-band management: how a host's BMC is reached, and what it said."""
 
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from ipaddress import ip_address
 from typing import Annotated
 
-from pydantic import Field, StrictInt, StringConstraints
+from pydantic import AfterValidator, Field, StrictInt, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name
 from contracts.power import BmcPrivilege, PowerState
@@ -13,12 +17,37 @@ DEFAULT_DRIVER = "ipmi"
 DEFAULT_CIPHER_SUITE = 3
 """Of IPMI: RAKP-HMAC-SHA1, which all BMCs know."""
 
+DEFAULT_PORTS: Mapping[str, int] = {"ipmi": 623, "ipmitool": 623, "redfish": 443}
+"""Where BMCs listen, by driver."""
+
+
+def normal_address(address: str) -> str:
+    """The one way to write an IP address or a name. Raises PydanticCustomError for what some would
+    take for an IP address, and others not: 127.1, 0x7f000001, 010.0.0.1."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        last = address.rsplit(".", 1)[-1].lower()
+        if ":" in address or last.isdigit() or re.fullmatch(r"0x[0-9a-f]*", last):
+            raise PydanticCustomError(
+                "address", "is neither an IP address in its usual form nor a name"
+            ) from None
+        return address.lower()
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def endpoint(driver: str, address: str, port: int | None) -> str:
+    """What no two BMCs have: where one is reached, whichever way that was written."""
+    return f"{normal_address(address)} {port or DEFAULT_PORTS.get(driver, driver)}"
+
+
 # An IP address or a name: BMCs are often known to DNS alone.
 BmcAddress = Annotated[
     str,
     StringConstraints(
-        min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$"
+        min_length=1, max_length=253, pattern=r"^[A-Za-z0-9:]([A-Za-z0-9.:-]*[A-Za-z0-9:])?$"
     ),
+    AfterValidator(normal_address),
 ]
 BmcUser = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
@@ -42,6 +71,10 @@ class PowerProblem(StrEnum):
     """What answers at its address has another GUID than the BMC that was there before."""
     FAILED = "failed"
     """It answered with an error, or with what nobody understands."""
+
+
+LOGIN_PROBLEMS = frozenset({PowerProblem.LOGIN_REFUSED, PowerProblem.PRIVILEGE_REFUSED})
+"""Who tries again and again is locked out."""
 
 
 class HostPower(Contract):

@@ -198,6 +198,7 @@ class PowerCommandRef(Contract):
         generation: of the configuration by which the host was looked at; by a later one it is not
             sent.
         boot_id: of the host, before it.
+        timeout: seconds until it must have come about.
         force: also while VMs run there.
         may_be_silent: the host was told to shut down before, and need not tell its VMs any more.
     """
@@ -207,6 +208,7 @@ class PowerCommandRef(Contract):
     generation: int
     reason: Reason = ""
     boot_id: str | None = None
+    timeout: int
     force: bool = False
     may_be_silent: bool = False
 
@@ -409,6 +411,11 @@ class BmcTestInput(Contract):
     certificate: Certificate | None = None
     secret: str | None = None
 
+    @property
+    def gives_anything(self) -> bool:
+        """Whether it is another look than by the stored configuration."""
+        return any(value is not None for name, value in self if name != "host")
+
 
 class BmcTestResult(Contract):
     """What the look has shown."""
@@ -444,6 +451,12 @@ class BmcPasswordChangeResult(Contract):
 
     host: Name
     proof: str
+
+
+class BmcPasswordSettled(Contract):
+    """Only one password is stored. `promoted`: it is the one that a former change has left."""
+
+    promoted: bool = False
 
 
 class StageBmcPasswordInput(Contract):

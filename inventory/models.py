@@ -136,10 +136,10 @@ class OobmRow(SQLModel, table=True):
 
     `enabled`: the host's own switch; those of its cluster and zone count as well. `generation`:
     rises with each change of how it is reached, so that what was seen by a former configuration is
-    not taken for the present one. `staged_secret_id`: a new password that is not proven yet.
-    `guid`: of the BMC, from its first answer on. `observed_at`: when it was last asked; the state
-    is stale after `fresh_until`. `failures`: in a row; while there are any, it is not asked with
-    the others, and not before `retry_at`.
+    not taken for the present one. `endpoint`: what no other host's has. `staged_secret_id`: a new
+    password that is not proven yet. `guid`: of the BMC, from its first answer on. `observed_at`:
+    when it was last asked; the state is stale after `fresh_until`. `failures`: in a row; while
+    there are any, it is not asked with the others, and not before `retry_at`.
     """
 
     __tablename__ = "oobm"
@@ -150,6 +150,7 @@ class OobmRow(SQLModel, table=True):
     driver: str = DEFAULT_DRIVER
     address: str
     port: int | None = None
+    endpoint: str = Field(unique=True)
     user: str
     privilege: str = BmcPrivilege.ADMINISTRATOR
     cipher_suite: int | None = DEFAULT_CIPHER_SUITE
@@ -172,7 +173,8 @@ class PowerCommandRow(SQLModel, table=True):
     """A command to a BMC, committed before it is sent: whoever finds it here does not send it
     again.
 
-    `operation`: workflow id and first run id. `boot_id`: of the host, before the command.
+    `operation`: workflow id and first run id. `boot_id`: of the host, before the command. `until`:
+    what is seen later is not its work, even if nobody has written down its end.
     `accepted_at`: when the BMC had said that it does it. `outcome`: a CommandOutcome, once that is
     known.
     """
@@ -184,6 +186,7 @@ class PowerCommandRow(SQLModel, table=True):
     host: str = Field(index=True)
     boot_id: str | None = None
     sent_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    until: datetime = Field(sa_type=UtcDateTime)
     accepted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     problem: str = ""
     outcome: str | None = None

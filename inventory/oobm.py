@@ -10,8 +10,8 @@ from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
-from contracts.leases import LeaseRef
-from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem
+from contracts.leases import LeaseRef, LeaseScope
+from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem, endpoint
 from contracts.power import BmcPrivilege, PowerState
 from contracts.states import ResourceState
 from inventory.database import Database
@@ -20,6 +20,7 @@ from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
     HostRow,
+    LeaseRow,
     OobmRow,
     PodRow,
     PowerCommandRow,
@@ -135,12 +136,13 @@ class OobmConfigurations:
                     await _require_host(session, host)
                     _not_configured(host)
                 await _require_host(session, host)
-                row = OobmRow(host=host, secret_id=secret_id, **values)
+                row = OobmRow(host=host, secret_id=secret_id, endpoint="", **values)
+                row.endpoint = endpoint(row.driver, row.address, row.port)
+                await _require_own(session, row)
                 session.add(row)
                 told = "configured"
             else:
                 told = await _change(session, row, values, secret_id, replace=replace)
-            await _require_own(session, row)
             if told:
                 add_event(session, "oobm.configured", f"host/{host}", told, actor=actor)
         return await self.get(host)
@@ -200,16 +202,23 @@ class OobmConfigurations:
         """From now on the new password counts; the old one is deleted. No effect if there is none.
         Raises NotFound, LeaseLost."""
         async with self._changing(host, lease) as (session, row):
-            if row.staged_secret_id is None:
-                return
-            former, row.secret_id = row.secret_id, row.staged_secret_id
-            row.staged_secret_id = None
-            # It may have refused the former one meanwhile.
-            row.failures, row.retry_at, row.updated_at = 0, None, now()
-            session.add(row)
-            await session.flush()
-            await _discard(session, {former})
-            _tell_password(session, lease, "the BMC has a new password")
+            if row.staged_secret_id is not None:
+                await _promote(session, row, lease.owner.workflow_id)
+
+    async def promote_found_password(self, host: str, staged: str, *, actor: str) -> bool:
+        """The same without a lease, for whoever has logged in with the new password. Whether it was
+        done: not if it is another one by now, or an operation works on the BMC. Raises NotFound."""
+        async with self._database.writing() as session:
+            row = await _row(session, host, lock=True) or _not_configured(host)
+            held = select(LeaseRow.host).where(
+                col(LeaseRow.host) == host,
+                col(LeaseRow.scope) == LeaseScope.POWER,
+                col(LeaseRow.workflow_id).is_not(None),
+            )
+            if row.staged_secret_id != staged or (await session.exec(held)).first() is not None:
+                return False
+            await _promote(session, row, actor)
+            return True
 
     async def drop_password(self, host: str, reason: str, *, lease: LeaseRef) -> None:
         """The BMC still takes the old password: the new one is deleted. No effect if there is none.
@@ -221,7 +230,8 @@ class OobmConfigurations:
             session.add(row)
             await session.flush()
             await _discard(session, {staged})
-            _tell_password(session, lease, f"the BMC keeps its old password: {reason}")
+            message = f"the BMC keeps its old password: {reason}"
+            _tell_password(session, host, message, lease.owner.workflow_id)
 
     @asynccontextmanager
     async def _changing(
@@ -351,11 +361,10 @@ async def _require_host(session: AsyncSession, host: str) -> None:
 async def _require_own(session: AsyncSession, row: OobmRow) -> None:
     """Raises AlreadyExists: whoever switches one of two hosts must not switch the other one."""
     query = select(OobmRow.host).where(
-        col(OobmRow.host) != row.host,
-        col(OobmRow.address) == row.address,
-        col(OobmRow.port).is_not_distinct_from(row.port),
+        col(OobmRow.host) != row.host, col(OobmRow.endpoint) == row.endpoint
     )
-    other = (await session.exec(query.limit(1))).first()
+    with session.no_autoflush:
+        other = (await session.exec(query.limit(1))).first()
     if other is not None:
         raise AlreadyExists(
             f"The BMC at {row.address} is that of {other}.",
@@ -419,7 +428,10 @@ async def _change(
         changes |= _FORGOTTEN
     if not changes:
         return ""
-    session.add(row.sqlmodel_update({**changes, "updated_at": now()}))
+    row.sqlmodel_update({**changes, "updated_at": now()})
+    row.endpoint = endpoint(row.driver, row.address, row.port)
+    await _require_own(session, row)
+    session.add(row)
     await session.flush()
     await _discard(session, former)
     return ", ".join(told)
@@ -438,12 +450,22 @@ async def _discard(session: AsyncSession, secret_ids: set[str]) -> None:
     )
 
 
-def _tell_password(session: AsyncSession, lease: LeaseRef, message: str) -> None:
-    operation = lease.owner.workflow_id
+async def _promote(session: AsyncSession, row: OobmRow, operation: str) -> None:
+    former, row.secret_id = row.secret_id, row.staged_secret_id or row.secret_id
+    row.staged_secret_id = None
+    # It may have refused the former one meanwhile.
+    row.failures, row.retry_at, row.updated_at = 0, None, now()
+    session.add(row)
+    await session.flush()
+    await _discard(session, {former})
+    _tell_password(session, row.host, "the BMC has a new password", operation)
+
+
+def _tell_password(session: AsyncSession, host: str, message: str, operation: str) -> None:
     add_event(
         session,
         "oobm.password",
-        f"host/{lease.host}",
+        f"host/{host}",
         message,
         operation=operation,
         actor=operation,

@@ -38,8 +38,8 @@ from inventory.oobm import BmcLogin, in_force, login_of, with_places
 # A state is stale when it was not confirmed for so many rounds.
 _FRESH_ROUNDS = 3
 _KEPT_ROUNDS = 100
-# Of one that has no end, its operation was terminated.
-_LONGEST_COMMAND = timedelta(hours=1)
+# Until a command is sent and its last look has ended, beside the time that it has itself.
+_COMMAND_GRACE = timedelta(seconds=30)
 _AT_A_TIME = 500  # of names in one statement
 # What they tell is told once, not at each attempt.
 _REFUSALS = frozenset(
@@ -124,11 +124,13 @@ class Power:
 
         An event for each change that no command explains.
         """
-        by_host = {one.host: one for one in sightings}
+        by_host: dict[str, PowerSighting] = {}
         changes: list[PowerChange] = []
         unchanged: dict[datetime, list[str]] = {}
         async with self._database.writing() as session:
-            rows = await _rows(session, [*by_host])
+            rows = await _rows(session, [one.host for one in sightings])
+            for one in await _of_their_own(session, sightings):
+                by_host[one.host] = one
             commands = await _latest_commands(session, [row.host for row in rows])
             for row in rows:
                 seen = by_host[row.host]
@@ -148,6 +150,12 @@ class Power:
             if unchanged:
                 await _confirm(session, unchanged, interval)
         return changes
+
+    async def of_its_own(self, seen: PowerSighting) -> PowerSighting:
+        """What it says of this host: nothing, if it is the BMC of another one."""
+        async with self._database.reading() as session:
+            (own,) = await _of_their_own(session, [seen])
+            return own
 
     async def fleet(self) -> PowerFleet:
         """How all that are enabled stand."""
@@ -233,6 +241,7 @@ class Power:
                     action=command.action,
                     host=host,
                     boot_id=command.boot_id,
+                    until=now() + timedelta(seconds=command.timeout) + _COMMAND_GRACE,
                 )
             )
             return None
@@ -292,6 +301,36 @@ async def _rows(session: AsyncSession, hosts: Sequence[str]) -> list[OobmRow]:
         )
         found += (await session.exec(query)).all()
     return found
+
+
+async def _of_their_own(
+    session: AsyncSession, sightings: Sequence[PowerSighting]
+) -> list[PowerSighting]:
+    """What was seen of a BMC that is known as another host's, or that several show, is not about
+    this host: the first host by name has it."""
+    guids = sorted({one.guid for one in sightings if one.guid is not None})
+    owners: dict[str, str] = {}
+    for begin in range(0, len(guids), _AT_A_TIME):
+        some = guids[begin : begin + _AT_A_TIME]
+        query = select(OobmRow.guid, OobmRow.host).where(col(OobmRow.guid).in_(some))
+        owners |= {guid: host for guid, host in await session.exec(query) if guid is not None}
+    for one in sorted(sightings, key=lambda one: one.host):
+        if one.guid is not None:
+            owners.setdefault(one.guid, one.host)
+    return [
+        one
+        if one.guid is None or owners[one.guid] == one.host
+        else one.model_copy(
+            update={
+                "state": PowerState.UNKNOWN,
+                "problem": PowerProblem.ANOTHER_BMC,
+                "reason": f"what answers at its address is the BMC of {owners[one.guid]} (GUID "
+                f"{one.guid})",
+                "guid": None,
+            }
+        )
+        for one in sightings
+    ]
 
 
 async def _latest_commands(
@@ -381,7 +420,7 @@ def _is_explained(command: PowerCommandRow | None, after: PowerStanding, seen_at
     """Whether a command of Hostler's, which was under way then, is the reason."""
     if command is None or after.problem is not None:
         return False
-    ended: datetime = command.finished_at or command.sent_at + _LONGEST_COMMAND
+    ended: datetime = min(command.finished_at or command.until, command.until)
     action = Action(command.action)
     expected = after.state is SHOULD_BE[action] or action is Action.CYCLE
     return expected and command.sent_at <= seen_at <= ended

@@ -26,6 +26,7 @@ class FakeBmc:
         fails: what it raises, whatever it is asked.
         command_fails: what `set_power` raises; `after_effect`: when it has done it.
         lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
+        late_by: so many logins after it has taken a password, it goes by it.
         boots: how often the machine has booted.
     """
 
@@ -37,6 +38,8 @@ class FakeBmc:
     after_effect: bool = False
     lies: bool = False
     lies_of_passwords: bool = False
+    late_by: int = 0
+    staged_password: str | None = None
     password_fails: HostlerError | None = None
     boots: int = 1
     asked: int = 0
@@ -49,11 +52,13 @@ class FakeBmcs:
 
     Attributes:
         on_command: called before a command takes effect.
+        on_login: called with a BMC before it answers to a login.
     """
 
     def __init__(self) -> None:
         self.of: dict[str, FakeBmc] = defaultdict(FakeBmc)
         self.on_command: Callable[[], None] = lambda: None
+        self.on_login: Callable[[FakeBmc], None] = lambda _: None
         self.forgotten: list[str] = []
 
     def get(self, _name: str) -> "FakeBmcs":
@@ -98,7 +103,9 @@ class FakeBmcs:
         bmc = self._log_in(access)
         if bmc.password_fails is not None:
             raise bmc.password_fails
-        if not bmc.lies_of_passwords:
+        if bmc.late_by:
+            bmc.staged_password = new_password
+        elif not bmc.lies_of_passwords:
             bmc.password = new_password
 
     async def forget(self, host: str) -> None:
@@ -110,6 +117,11 @@ class FakeBmcs:
     def _log_in(self, access: BmcAccess) -> FakeBmc:
         bmc = self.of[access.name]
         bmc.asked += 1
+        self.on_login(bmc)
+        if bmc.staged_password is not None:
+            bmc.late_by -= 1
+            if bmc.late_by == 0:
+                bmc.password, bmc.staged_password = bmc.staged_password, None
         if bmc.fails is not None:
             raise bmc.fails
         if access.password != bmc.password:

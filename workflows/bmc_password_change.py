@@ -1,9 +1,10 @@
 """BmcPasswordChange: give a host's BMC another password, with both kept until one is proven.
 
-    lease -> stage -> set and prove -> promote, or keep the old one
+    lease -> settle -> stage -> set and prove -> promote, or keep the old one
 
-At no moment is the only copy of a password on its way. If the BMC dies in between, both stay
-stored, and the next change begins by finding out which one it takes.
+At no moment is the only copy of a password on its way. If the BMC dies in between, or goes by the
+new one later than anybody waits, both stay stored. The next change begins by settling that: it
+finds out which one the BMC takes, and only then stores another one beside it.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         BmcPasswordChangeInput,
         BmcPasswordChangeResult,
         BmcPasswordProven,
+        BmcPasswordSettled,
         BmcPasswordStatus,
         PowerSettings,
         StageBmcPasswordInput,
@@ -81,6 +83,16 @@ class BmcPasswordChange:
     async def _change(self) -> BmcPasswordChangeResult:
         host = self._asked.host
         lease = await self._acquire()
+        self._enter(Phase.INSTALLING, f"Looks which password the BMC of {host} takes")
+        settled: BmcPasswordSettled = await workflow.execute_activity_method(
+            BmcAccountActivities.settle_bmc_password,
+            lease,
+            summary="What a former change may have left",
+            **policies.BMC_ACCOUNT,
+        )
+        if settled.promoted and self._asked.secret is None:
+            self._enter(Phase.DONE, f"The BMC of {host} has the password of a former change")
+            return BmcPasswordChangeResult(host=host, proof="it takes what a former change has set")
         self._enter(Phase.INSTALLING, f"Stores a new password for the BMC of {host}")
         self._staged = True
         staged = StageBmcPasswordInput(lease=lease, secret=self._asked.secret)
@@ -178,8 +190,8 @@ class BmcPasswordChange:
         if not self._staged or problem.type == "NotFound":
             return problem
         return ApplicationError(
-            f"{problem.message} Both passwords are kept; begin again when the BMC answers: "
-            f"hostler oobm change-password {self._asked.host}",
+            f"{problem.message} Both passwords are kept. Which one it takes is found out by the "
+            f"next change, and by: hostler oobm test {self._asked.host}",
             *problem.details,
             type=problem.type,
             non_retryable=problem.non_retryable,

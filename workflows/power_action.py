@@ -184,6 +184,7 @@ class PowerAction:
             generation=survey.generation,
             reason=self._asked.reason,
             boot_id=survey.boot_id,
+            timeout=seconds,
             force=self._asked.force,
             may_be_silent=action is not self._asked.action,
         )
@@ -242,12 +243,21 @@ class PowerAction:
         self._enter(Phase.VERIFYING, f"Watches {host} until {command.action!s} has come about")
         policy = policies.ActivityPolicy(**policies.HOST_READ)
         policy["start_to_close_timeout"] = timedelta(seconds=seconds) + policies.BMC_GRACE
-        seen: PowerSeen = await workflow.execute_activity_method(
-            PowerActivities.watch_power,
-            WatchPowerInput(command=command, until=workflow.now() + timedelta(seconds=seconds)),
-            summary=f"{host}: until {command.action!s} has come about",
-            **policy,
-        )
+        try:
+            seen: PowerSeen = await workflow.execute_activity_method(
+                PowerActivities.watch_power,
+                WatchPowerInput(command=command, until=workflow.now() + timedelta(seconds=seconds)),
+                summary=f"{host}: until {command.action!s} has come about",
+                **policy,
+            )
+        except ActivityError as error:
+            # Its configuration was deleted or disabled, for example: the command was sent all the
+            # same, and has an outcome.
+            problem = as_application_error(error).message
+            workflow.logger.warning("%s can't be watched: %s", host, problem)
+            return PowerSeen(
+                state=PowerState.UNKNOWN, observed_at=workflow.now(), problem=problem.rstrip(".")
+            )
         return seen
 
     async def _release(self) -> None:

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import update
 
 from contracts.errors import AlreadyExists, Conflict, LeaseLost, NotFound
 from contracts.leases import Lease, LeaseScope
@@ -10,7 +12,7 @@ from contracts.oobm import Oobm, PowerProblem
 from contracts.power import BmcPrivilege, PowerState
 from contracts.power_actions import PowerShard, PowerSighting
 from inventory import Inventory
-from inventory.models import SecretVersionRow
+from inventory.models import OobmRow, SecretVersionRow
 from tests.inventory.conftest import OTHER, OWNER, ref, register
 
 INTERVAL = timedelta(seconds=30)
@@ -190,20 +192,51 @@ async def test_a_new_password_that_the_bmc_did_not_take_goes(inventory: Inventor
     assert await secrets_left(inventory, new) == set()
 
 
-@pytest.mark.parametrize("port", [None, 1623])
-async def test_two_hosts_do_not_have_the_same_bmc(inventory: Inventory, port: int | None) -> None:
-    await configured(inventory, 1, port=port)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"port": 1623}, {"port": 1623}),
+        ({"port": None}, {"port": 623}),
+        ({"driver": "ipmi"}, {"driver": "ipmitool", "port": 623}),
+        ({"driver": "redfish"}, {"driver": "redfish", "port": 443}),
+        ({"address": "BMC-1.example"}, {"address": "bmc-1.Example"}),
+        ({"address": "2001:DB8::1"}, {"address": "2001:db8:0:0::1"}),
+        ({"address": "127.0.1.1"}, {"address": "::ffff:127.0.1.1"}),
+    ],
+)
+async def test_two_hosts_do_not_have_the_same_bmc(
+    inventory: Inventory, first: dict[str, object], second: dict[str, object]
+) -> None:
+    await configured(inventory, 1, **first)
     with pytest.raises(AlreadyExists, match="that of kvm-1"):
-        await configured(inventory, 2, address="127.0.1.1", port=port)
+        await configured(inventory, 2, **{"address": "127.0.1.1", **second})
     assert await inventory.oobm.find("kvm-2") is None
     secret = await inventory.secrets.store("bmc_password", "pw", actor="test")
-    await inventory.oobm.configure(
-        "kvm-2",
-        {"address": "127.0.1.1", "user": "admin", "port": 623},
-        secret_id=secret,
-        replace=True,
-        actor="test",
-    )
+    values = {"user": "admin", **second, "address": "127.0.1.2"}
+    await inventory.oobm.configure("kvm-2", values, secret_id=secret, replace=True, actor="test")
+    with pytest.raises(AlreadyExists, match="that of kvm-1"):
+        await inventory.oobm.configure(
+            "kvm-2",
+            {"driver": "ipmi", "address": "127.0.1.1", "port": None, **second},
+            secret_id=None,
+            replace=False,
+            actor="test",
+        )
+    assert (await inventory.oobm.get("kvm-2")).address == "127.0.1.2"
+
+
+async def test_another_port_is_another_bmc(inventory: Inventory) -> None:
+    await configured(inventory, 1)
+    made = await configured(inventory, 2, address="127.0.1.1", port=1623)
+    assert made.port == 1623
+
+
+async def test_the_database_itself_keeps_two_hosts_from_one_bmc(inventory: Inventory) -> None:
+    for number in (1, 2):
+        await configured(inventory, number)
+    with pytest.raises(IntegrityError):
+        async with inventory.database.writing() as session:
+            await session.exec(update(OobmRow).values(endpoint="127.0.1.1 623"))
 
 
 async def test_it_goes_with_its_passwords(inventory: Inventory) -> None:

@@ -38,7 +38,7 @@ async def messages(inventory: Inventory, host: str = "kvm-1") -> list[str]:
 async def command(inventory: Inventory, action: Action = Action.OFF) -> PowerCommandRef:
     lease = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OWNER, "power")
     return PowerCommandRef(
-        lease=ref(lease), action=action, generation=1, reason="test", boot_id="boot-1"
+        lease=ref(lease), action=action, generation=1, reason="test", boot_id="boot-1", timeout=60
     )
 
 
@@ -113,6 +113,31 @@ async def test_what_is_older_than_what_is_written_is_left_out(inventory: Invento
     assert (await inventory.oobm.get("kvm-1")).power.state is PowerState.OFF
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_the_bmc_of_another_host_says_nothing_of_this_one(
+    inventory: Inventory, at_once: bool
+) -> None:
+    for number in (1, 2):
+        await configured(inventory, number)
+    seen = [sighting(number, PowerState.ON, guid="guid-1") for number in (2, 1)]
+    if at_once:
+        await record(inventory, *seen)
+    else:
+        for one in reversed(seen):
+            await record(inventory, one)
+    own, other = [(await inventory.oobm.get(f"kvm-{number}")) for number in (1, 2)]
+    assert (own.power.state, own.guid) == (PowerState.ON, "guid-1")
+    assert (other.power.state, other.power.problem, other.guid) == (
+        PowerState.UNKNOWN,
+        PowerProblem.ANOTHER_BMC,
+        None,
+    )
+    assert "the BMC of kvm-1" in other.power.reason
+    assert "the BMC of kvm-1" in (await messages(inventory, "kvm-2"))[0]
+    again = await inventory.power.of_its_own(sighting(2, PowerState.OFF, guid="guid-1"))
+    assert (again.state, again.problem) == (PowerState.UNKNOWN, PowerProblem.ANOTHER_BMC)
+
+
 async def test_a_refused_login_is_told_once_and_left_alone(inventory: Inventory) -> None:
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.ON))
@@ -157,6 +182,18 @@ async def test_a_change_that_a_command_explains_is_no_news(inventory: Inventory)
     await record(inventory, sighting(1, PowerState.ON))
     await record(inventory, sighting(1, PowerState.OFF))
     assert len(await messages(inventory)) == 3
+
+
+async def test_a_command_that_has_no_end_explains_nothing_after_its_own_time(
+    inventory: Inventory,
+) -> None:
+    await configured(inventory)
+    await record(inventory, sighting(1, PowerState.ON))
+    await inventory.power.begin_command(await command(inventory), 1)
+    # Its operation was terminated; somebody switches the host off a while later.
+    late = datetime.now(UTC) + timedelta(seconds=100)
+    await record(inventory, sighting(1, PowerState.OFF, began_at=late))
+    assert await messages(inventory) == ["On -> Off"]
 
 
 async def test_what_a_command_does_not_explain_is_news(inventory: Inventory) -> None:

@@ -34,7 +34,7 @@ from contracts.power_actions import (
 )
 from contracts.states import MAINTENANCE_STATES, ResourceState
 from contracts.vms import Vm
-from drivers.errors import HostUnreachable, PowerOutcomeUnknown
+from drivers.errors import BmcCommandRejected, HostUnreachable, PowerOutcomeUnknown
 from drivers.protocols import Boot, HostAccess, Hypervisor, ServiceManager
 from inventory import Database, Inventory, SecretBox
 from inventory.models import ReservationRow
@@ -189,7 +189,7 @@ async def power(client: Client, tmp_path: Path) -> AsyncIterator[Site]:
                 cast(ServiceManager, machine),
                 leases,
             ),
-            BmcAccountActivities(inventory, directory),
+            BmcAccountActivities(inventory, directory, waits=(0.05, 0.05, 0.05)),
         ),
         interceptors=[HostlerInterceptor()],
     ):
@@ -342,6 +342,23 @@ async def test_nothing_is_sent_to_a_bmc_that_is_not_its_own(
     assert power.bmc.commands == []
 
 
+async def test_nothing_is_sent_to_the_bmc_of_another_host(power: Site) -> None:
+    await power.act(Action.STATUS)
+    await enabled(power.inventory, 2)
+    secret = await power.inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
+    await power.inventory.oobm.configure(
+        "kvm-2",
+        {"enabled": True, "address": "bmc-of-kvm-1.example", "user": "admin"},
+        secret_id=secret,
+        replace=True,
+        actor="test",
+    )
+    failure = await power.failure(Action.RESET, host="kvm-2", force=True, reason="test")
+    assert failure.type == "WrongBmc"
+    assert "the BMC of kvm-1" in failure.message
+    assert power.bmcs.of["kvm-2"].commands == []
+
+
 # --- what does not come about -------------------------------------------------------------------
 
 
@@ -416,6 +433,32 @@ async def test_a_host_that_does_not_come_back_is_not_taken_for_booted(
     assert failure.type == "OutcomeUnknown"
     assert "accepted, not proven: it has stopped answering" in failure.message
     assert power.bmc.commands == [PowerCommand(action.value)]
+
+
+async def test_a_command_that_nobody_can_watch_has_an_outcome_all_the_same(power: Site) -> None:
+    async def disable() -> None:
+        await power.inventory.oobm.set_zone_switch("zone-1", enabled=False, actor="test")
+
+    power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
+    disabled: list[asyncio.Future[None]] = []
+    power.bmcs.on_command = lambda: disabled.append(asyncio.ensure_future(disable()))
+    failure = await power.failure(Action.OFF)
+    assert failure.type == "OutcomeUnknown"
+    assert "disabled: zone zone-1" in failure.message
+    (message,) = await power.messages()
+    assert message.startswith("off: On -> Unknown: ")
+
+
+async def test_a_bmc_that_refuses_the_login_meanwhile_is_asked_once_more(power: Site) -> None:
+    power.bmc.lies = True
+
+    def change() -> None:
+        power.bmc.password = "somebody else's"
+
+    power.bmcs.on_command = change
+    failure = await power.failure(Action.OFF, timeout=5)
+    assert failure.type == "OutcomeUnknown"
+    assert power.bmc.refused_logins == 2
 
 
 async def test_a_bmc_that_rejects_it_ends_it(power: Site) -> None:
@@ -638,12 +681,8 @@ async def test_a_new_password_is_set_proven_and_promoted(power: Site) -> None:
     assert (await power.act(Action.STATUS)).state is PowerState.ON
 
 
-@pytest.mark.parametrize("fault", ["rejects", "lies"])
-async def test_a_bmc_that_keeps_its_password_keeps_it_here_too(power: Site, fault: str) -> None:
-    if fault == "rejects":
-        power.bmc.password_fails = rejected()
-    else:
-        power.bmc.lies_of_passwords = True
+async def test_a_bmc_that_keeps_its_password_keeps_it_here_too(power: Site) -> None:
+    power.bmc.password_fails = rejected()
     secret = await power.inventory.secrets.store("bmc_password", "new", actor="test")
     failure = await failure_of(await power.change_password(secret))
     assert "keeps its old password" in failure.message
@@ -651,6 +690,82 @@ async def test_a_bmc_that_keeps_its_password_keeps_it_here_too(power: Site, faul
     assert login.staged_secret_id is None
     assert await power.inventory.secrets.reveal_all([secret]) == {}
     assert (await power.act(Action.STATUS)).state is PowerState.ON
+
+
+async def test_a_bmc_that_takes_it_late_is_waited_for(power: Site) -> None:
+    power.bmc.late_by = 4
+    secret = await power.inventory.secrets.store("bmc_password", "new", actor="test")
+    await (await power.change_password(secret)).result()
+    login = await power.inventory.oobm.login("kvm-1")
+    assert (login.secret_id, login.staged_secret_id) == (secret, None)
+    assert power.bmc.password == "new"
+
+
+def lies(bmc: FakeBmc) -> None:
+    bmc.lies_of_passwords = True
+
+
+def is_busy(bmc: FakeBmc) -> None:
+    bmc.password_fails = BmcCommandRejected("It took too long.", details={"code": 0xC3})
+
+
+@pytest.mark.parametrize("fault", [lies, is_busy])
+async def test_what_a_bmc_was_told_is_kept_until_that_is_settled(
+    power: Site, fault: Callable[[FakeBmc], None]
+) -> None:
+    fault(power.bmc)
+    former = (await power.inventory.oobm.login("kvm-1")).secret_id
+    secret = await power.inventory.secrets.store("bmc_password", "new", actor="test")
+    failure = await failure_of(await power.change_password(secret))
+    assert failure.type == "OutcomeUnknown"
+    assert "Both passwords are kept" in failure.message
+    login = await power.inventory.oobm.login("kvm-1")
+    assert (login.secret_id, login.staged_secret_id) == (former, secret)
+    assert power.bmc.refused_logins <= 4
+    # A look with what counts is not misled, and takes nothing away.
+    assert (await power.look()).look.logged_in
+    assert (await power.inventory.oobm.login("kvm-1")).staged_secret_id == secret
+    power.bmc.password = "new"
+    assert (await power.look()).look.logged_in
+    login = await power.inventory.oobm.login("kvm-1")
+    assert (login.secret_id, login.staged_secret_id) == (secret, None)
+    assert await power.inventory.secrets.reveal_all([former]) == {}
+    assert await power.messages("oobm.password") == ["the BMC has a new password"]
+
+
+async def test_refused_logins_are_counted_over_all_attempts(power: Site) -> None:
+    """Each attempt ends at a BMC that becomes mute when it has refused one."""
+    power.bmc.lies_of_passwords = True
+    noticed = 0
+
+    def go_mute(bmc: FakeBmc) -> None:
+        nonlocal noticed
+        bmc.fails = mute() if bmc.refused_logins > noticed else None
+        noticed = bmc.refused_logins
+
+    power.bmcs.on_login = go_mute
+    failure = await failure_of(await power.change_password())
+    assert failure.type == "OutcomeUnknown"
+    assert power.bmc.refused_logins == 4
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+async def test_what_a_former_change_has_left_is_settled_and_does_not_replace_the_given_one(
+    power: Site, taken: bool
+) -> None:
+    gone = Owner(workflow_id=f"gone-{uuid.uuid4()}", first_run_id="run-0")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, gone, "password")
+    left, given = await power.inventory.secrets.store_all(
+        [("bmc_password", "half-way"), ("bmc_password", "given")], actor="test"
+    )
+    await power.inventory.oobm.stage_password("kvm-1", left, lease=ref(lease))
+    former = (await power.inventory.oobm.login("kvm-1")).secret_id
+    power.bmc.password = "half-way" if taken else power.bmc.password
+    await (await power.change_password(given)).result()
+    assert power.bmc.password == "given"
+    login = await power.inventory.oobm.login("kvm-1")
+    assert (login.secret_id, login.staged_secret_id) == (given, None)
+    assert await power.inventory.secrets.reveal_all([former, left]) == {}
 
 
 async def test_one_that_was_set_and_not_promoted_is_found_and_promoted(power: Site) -> None:

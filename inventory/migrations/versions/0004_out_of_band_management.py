@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("driver", sa.String(), nullable=False),
         sa.Column("address", sa.String(), nullable=False),
         sa.Column("port", sa.Integer(), nullable=True),
+        sa.Column("endpoint", sa.String(), nullable=False),
         sa.Column("user", sa.String(), nullable=False),
         sa.Column("privilege", sa.String(), nullable=False),
         sa.Column("cipher_suite", sa.Integer(), nullable=True),
@@ -36,6 +37,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["secret_id"], ["secret_version.id"]),
         sa.ForeignKeyConstraint(["staged_secret_id"], ["secret_version.id"]),
         sa.PrimaryKeyConstraint("host"),
+        sa.UniqueConstraint("endpoint"),
     )
     op.create_table(
         "power_command",
@@ -44,6 +46,7 @@ def upgrade() -> None:
         sa.Column("host", sa.String(), nullable=False),
         sa.Column("boot_id", sa.String(), nullable=True),
         sa.Column("sent_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
         sa.Column("accepted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("problem", sa.String(), nullable=False),
         sa.Column("outcome", sa.String(), nullable=True),
