@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import string
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,8 +21,8 @@ from contracts.errors import (
     Unavailable,
 )
 from contracts.leases import LeaseRef
-from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, BmcLook
-from contracts.power import BmcPrivilege, PowerState
+from contracts.oobm import BmcLook
+from contracts.power import PowerState
 from contracts.power_actions import (
     BmcPasswordProven,
     BmcPasswordSettled,
@@ -39,7 +40,7 @@ from drivers.errors import (
     WrongBmc,
 )
 from inventory import Inventory
-from inventory.oobm import BmcLogin
+from inventory.oobm import unconfigured
 
 # IPMI 1.5 takes 16 bytes, and some BMCs no more.
 _PASSWORD_LENGTH = 16
@@ -81,10 +82,12 @@ class BmcAccountActivities:
         bmc = await self._to_test(request)
         timeout = (await self._inventory.settings.resolve())[OOBM_SYNC_TIMEOUT]
         bmc.driver.validate(bmc.access)
+        began = time.monotonic()
         look = await _look(bmc, timeout)
         staged = bmc.login.staged_secret_id
         if look.logged_in is False and staged is not None and not request.gives_anything:
-            found = await _look(await self._bmcs.of(bmc.login, staged), timeout)
+            left = max(1, timeout - int(time.monotonic() - began))
+            found = await _look(await self._bmcs.of(bmc.login, staged), left)
             if found.logged_in and await self._inventory.oobm.promote_found_password(
                 request.host, staged, actor=activity.info().workflow_id or "oobm test"
             ):
@@ -118,7 +121,7 @@ class BmcAccountActivities:
             if request.secret is None or not {"address", "user"} <= given.keys():
                 raise
             host = await self._inventory.hosts.get(request.host)
-            login = _unconfigured(host.name, host.cluster)
+            login = unconfigured(host.name, host.cluster)
         # It may be another BMC on purpose: only the one that is configured has a known GUID.
         guid = None if given.keys() & {"address", "port", "driver"} else login.guid
         return await self._bmcs.of(replace(login, **given, guid=guid), request.secret)
@@ -321,25 +324,6 @@ async def _look(bmc: Bmc, seconds: int) -> BmcLook:
         power_state=report.state,
         guid=report.guid,
         problem="it answers with neither On nor Off" if unclear else None,
-    )
-
-
-def _unconfigured(host: str, cluster: str) -> BmcLogin:
-    """What a configuration has that says nothing."""
-    return BmcLogin(
-        host=host,
-        cluster=cluster,
-        generation=0,
-        driver=DEFAULT_DRIVER,
-        address="",
-        port=None,
-        user="",
-        privilege=BmcPrivilege.ADMINISTRATOR,
-        cipher_suite=DEFAULT_CIPHER_SUITE,
-        certificate=None,
-        guid=None,
-        secret_id="",
-        staged_secret_id=None,
     )
 
 

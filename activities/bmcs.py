@@ -16,6 +16,7 @@ from contracts.power import PowerState
 from contracts.power_actions import PowerSighting
 from contracts.settings import SETTINGS, ResolvedSettings
 from drivers.errors import (
+    AccountRefused,
     BmcUnidentified,
     BmcUnreachable,
     InsufficientPrivilege,
@@ -77,6 +78,16 @@ class BmcDirectory:
                 remedy=f"Enable it, for example with `hostler oobm enable {host}`.",
             )
         return await self.of(login)
+
+    async def check(self, login: BmcLogin, password: str | None) -> None:
+        """Whether that could be a BMC's configuration, without any contact. No password: the one
+        that is stored. Raises InvalidInput, which names the field; NotFound, SecretUnreadable."""
+        if password is None:
+            bmc = await self.of(login)
+        else:
+            settings = await self._inventory.settings.resolve(cluster=login.cluster)
+            bmc = self.open(login, password, settings)
+        bmc.driver.validate(bmc.access)
 
     async def forget(self, host: str) -> None:
         """End what is kept open to its BMC, in this worker."""
@@ -194,6 +205,8 @@ def sighting_of(login: BmcLogin, began_at: datetime, error: HostlerError) -> Pow
 
 def problem_of(error: HostlerError) -> PowerProblem:
     """The kind of it."""
+    if isinstance(error, AccountRefused):
+        return PowerProblem.ACCOUNT_REFUSED
     if isinstance(error, LoginRefused):
         return PowerProblem.LOGIN_REFUSED
     if isinstance(error, InsufficientPrivilege):

@@ -40,6 +40,7 @@ from contracts.settings import OOBM_ACTION_TIMEOUT, OOBM_SYNC_INTERVAL, OOBM_SYN
 from contracts.steps import HostRef
 from contracts.vms import Vm
 from drivers.errors import (
+    AccountRefused,
     InsufficientPrivilege,
     LoginRefused,
     PowerOutcomeUnknown,
@@ -84,7 +85,10 @@ class PowerActivities:
         await self._bmcs.find(request.host)
         settings = await self._inventory.settings.resolve(cluster=host.cluster)
         return PowerSettings(
-            cluster=host.cluster, zone=host.zone, timeout=settings[OOBM_ACTION_TIMEOUT]
+            cluster=host.cluster,
+            zone=host.zone,
+            timeout=settings[OOBM_ACTION_TIMEOUT],
+            answer_timeout=settings[OOBM_SYNC_TIMEOUT],
         )
 
     @activity.defn(name="await_power_lease")
@@ -302,6 +306,7 @@ def _raise_problem(seen: PowerSighting) -> None:
         raise Unavailable(message, remedy=remedy)
     kinds: dict[PowerProblem | None, type[Failed]] = {
         PowerProblem.LOGIN_REFUSED: LoginRefused,
+        PowerProblem.ACCOUNT_REFUSED: AccountRefused,
         PowerProblem.PRIVILEGE_REFUSED: InsufficientPrivilege,
         PowerProblem.ANOTHER_BMC: WrongBmc,
     }

@@ -56,10 +56,15 @@ class PowerSyncActivities:
             started_at=datetime.now(UTC),
             interval=settings[OOBM_SYNC_INTERVAL],
             concurrency=settings[OOBM_SYNC_POOLSIZE],
-            timeout=settings[OOBM_SYNC_TIMEOUT],
+            # Of two settings that are changed at once, nobody sees the other one.
+            timeout=min(settings[OOBM_SYNC_TIMEOUT], settings[OOBM_SYNC_INTERVAL] - 1),
         )
-        shards = await self._inventory.power.shards(settings[OOBM_SYNC_SHARD_SIZE])
-        return PowerRoundBegun(plan=plan, shards=shards)
+        power = self._inventory.power
+        return PowerRoundBegun(
+            plan=plan,
+            shards=await power.shards(settings[OOBM_SYNC_SHARD_SIZE]),
+            silent_due=bool(await power.to_try_again(plan.started_at, 1)),
+        )
 
     @activity.defn(name="sweep_power")
     async def sweep_power(self, request: SweepPowerInput) -> PowerSwept:
@@ -183,7 +188,8 @@ def _measure(done: PowerRound, fleet: PowerFleet) -> None:
         hosts.set(number, {"state": state})
     if fleet.oldest_observed_at is not None:
         meter.create_gauge_float(
-            "hostler_power_oldest_seconds",
-            "Age of the oldest power state that is taken for known",
+            # A time, not an age, which would stand still between the rounds, and without them.
+            "hostler_power_oldest_timestamp_seconds",
+            "When the oldest power state that is taken for known was observed, in Unix time",
             "s",
-        ).set((done.ended_at - fleet.oldest_observed_at).total_seconds())
+        ).set(fleet.oldest_observed_at.timestamp())

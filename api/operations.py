@@ -63,7 +63,7 @@ _ATTRIBUTES = {
 }
 _PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
 # libvirt and SSH one after the other, each with its time-out, and a worker that has much to do.
-_LONGEST_LOOK = timedelta(seconds=90)
+_LONGEST_LOOK = timedelta(seconds=100)
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import ip_address
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictInt, StringConstraints
+from pydantic import AfterValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name
 from contracts.power import BmcPrivilege, PowerState
 
 DEFAULT_DRIVER = "ipmi"
-DEFAULT_CIPHER_SUITE = 3
+DEFAULT_CIPHER_SUITE: Literal[3] = 3
 """Of IPMI: RAKP-HMAC-SHA1, which all BMCs know."""
 
 DEFAULT_PORTS: Mapping[str, int] = {"ipmi": 623, "ipmitool": 623, "redfish": 443}
@@ -55,7 +55,12 @@ BmcUser = Annotated[
 Certificate = Annotated[
     str, StringConstraints(max_length=65_536, pattern=r"^\s*-----BEGIN CERTIFICATE-----[^\x00]*$")
 ]
-CipherSuite = Annotated[StrictInt, Field(ge=0, le=17)]
+CIPHER_SUITES = (3, 17)
+"""Of IPMI, those that sign and encrypt: 3 with SHA-1, 17 with SHA-256."""
+CipherSuite = Literal[3, 17]
+IPMI_USER_BYTES, IPMI_PASSWORD_BYTES = 16, 20
+IPMITOOL_INTERFACES = ("lanplus", "lan")
+IPMITOOL_RETRIES = range(1, 11)
 
 
 class PowerProblem(StrEnum):
@@ -65,6 +70,8 @@ class PowerProblem(StrEnum):
     """Since it was configured or enabled."""
     UNREACHABLE = "unreachable"
     LOGIN_REFUSED = "login refused"
+    ACCOUNT_REFUSED = "account refused"
+    """It is locked or disabled, or not there: no password would help."""
     PRIVILEGE_REFUSED = "privilege refused"
     """The user may log in, but not as what the configuration says."""
     ANOTHER_BMC = "another BMC"
@@ -73,7 +80,13 @@ class PowerProblem(StrEnum):
     """It answered with an error, or with what nobody understands."""
 
 
-LOGIN_PROBLEMS = frozenset({PowerProblem.LOGIN_REFUSED, PowerProblem.PRIVILEGE_REFUSED})
+LOGIN_PROBLEMS = frozenset(
+    {
+        PowerProblem.LOGIN_REFUSED,
+        PowerProblem.ACCOUNT_REFUSED,
+        PowerProblem.PRIVILEGE_REFUSED,
+    }
+)
 """Who tries again and again is locked out."""
 
 

@@ -31,6 +31,12 @@ POWER_SYNC = "PowerSync"
 POWER_SYNC_SCHEDULE = "power-sync"
 """The id of the schedule that starts it."""
 
+POWER_PROBE = "PowerProbe"
+"""The type of the workflow that asks the BMCs that did not answer before."""
+
+POWER_PROBE_ID = "power-probe"
+"""Its id: there is one at a time."""
+
 BMC_TEST = "BmcTest"
 """The type of the workflow that looks at one BMC for whoever waits for it."""
 
@@ -145,11 +151,13 @@ class PowerActionResult(Contract):
 
 
 class PowerSettings(Contract):
-    """What a PowerAction goes by. `timeout`: seconds until a command must have come about."""
+    """What a PowerAction goes by. `timeout`: seconds until a command must have come about;
+    `answer_timeout`: those that a BMC has to answer."""
 
     cluster: Name
     zone: Name
     timeout: int
+    answer_timeout: int
 
 
 class AwaitLeaseInput(Contract):
@@ -308,10 +316,12 @@ class PowerShard(Contract):
 
 
 class PowerRoundBegun(Contract):
-    """The plan, and the shards that are to be swept."""
+    """The plan, and the shards that are to be swept. `silent_due`: the time of some has come that
+    did not answer before."""
 
     plan: PowerRoundPlan
     shards: tuple[PowerShard, ...]
+    silent_due: bool = False
 
 
 class SweepPowerInput(Contract):
@@ -327,6 +337,12 @@ class PowerSwept(Contract):
     asked: int = 0
     answered: int = 0
     changed: int = 0
+
+
+class PowerProbeInput(Contract):
+    """Of the round that starts it."""
+
+    plan: PowerRoundPlan
 
 
 class FinishPowerRoundInput(Contract):

@@ -8,16 +8,14 @@ than before, after an hour, up to a day: BMCs lock accounts. A new configuration
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from contracts.oobm import PowerProblem
+from contracts.oobm import LOGIN_PROBLEMS, PowerProblem
 from contracts.power import PowerState
 from contracts.power_actions import PowerSighting
 
 _LONGEST_SILENCE = timedelta(minutes=10)
 _FIRST_REFUSAL = timedelta(hours=1)
 _LONGEST_REFUSAL = timedelta(days=1)
-_REFUSALS = frozenset(
-    {PowerProblem.LOGIN_REFUSED, PowerProblem.PRIVILEGE_REFUSED, PowerProblem.ANOTHER_BMC}
-)
+_REFUSALS = LOGIN_PROBLEMS | {PowerProblem.ANOTHER_BMC}
 # Beyond this the bounds above are reached, and numbers stay small.
 _MOST_DOUBLINGS = 16
 

@@ -15,6 +15,7 @@ Failed
 │   └── MigrationAborted    the job was aborted (by a cancel, or from outside)
 ├── HostKeyChanged          the host shows another SSH key than the pinned one
 ├── LoginRefused            user, password or key not accepted
+│   └── AccountRefused      the BMC does not look at the password: locked, or not there
 ├── InsufficientPrivilege   the BMC's login may not do what was asked for
 ├── WrongBmc                another machine's BMC answers at that address
 ├── BmcCertificateRefused   the BMC's certificate is not one that is trusted
@@ -82,6 +83,10 @@ class HostKeyChanged(Failed):
 
 class LoginRefused(Failed):
     """The host, or its BMC, is there and refuses the credential."""
+
+
+class AccountRefused(LoginRefused):
+    """Before it has looked at any password."""
 
 
 class InsufficientPrivilege(Failed):

@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sqlalchemy import ColumnElement, and_
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.leases import LeaseRef, LeaseScope
-from contracts.oobm import HostPower, Oobm, OobmSwitch, PowerProblem, endpoint
+from contracts.oobm import (
+    DEFAULT_CIPHER_SUITE,
+    DEFAULT_DRIVER,
+    HostPower,
+    Oobm,
+    OobmSwitch,
+    PowerProblem,
+    endpoint,
+)
 from contracts.power import BmcPrivilege, PowerState
 from contracts.states import ResourceState
 from inventory.database import Database
@@ -129,6 +138,24 @@ class OobmConfigurations:
         Raises NotFound (the host; without `replace`, its configuration), AlreadyExists (it is
         another host's BMC), Conflict (a change of its password is under way).
         """
+        try:
+            await self._configure(host, values, secret_id, replace, actor)
+        except IntegrityError as error:
+            raise AlreadyExists(
+                f"Somebody else has configured the BMC of {host}, or at the same address, at this "
+                "very moment.",
+                remedy="Look what is configured there: hostler host list",
+            ) from error.orig
+        return await self.get(host)
+
+    async def _configure(
+        self,
+        host: str,
+        values: Mapping[str, Any],
+        secret_id: str | None,
+        replace: bool,
+        actor: str,
+    ) -> None:
         async with self._database.writing() as session:
             row = await _row(session, host, lock=True)
             if row is None:
@@ -145,7 +172,6 @@ class OobmConfigurations:
                 told = await _change(session, row, values, secret_id, replace=replace)
             if told:
                 add_event(session, "oobm.configured", f"host/{host}", told, actor=actor)
-        return await self.get(host)
 
     async def forget(self, host: str, *, actor: str) -> None:
         """Delete the host's configuration with its passwords. Raises NotFound, Conflict."""
@@ -321,6 +347,25 @@ def login_of(row: OobmRow, cluster: ClusterRow, zone: ZoneRow) -> BmcLogin:
         secret_id=row.secret_id,
         staged_secret_id=row.staged_secret_id,
         disabled_by=switches_of(row, cluster, zone).disabled_by,
+    )
+
+
+def unconfigured(host: str, cluster: str) -> BmcLogin:
+    """What a configuration has that says nothing."""
+    return BmcLogin(
+        host=host,
+        cluster=cluster,
+        generation=0,
+        driver=DEFAULT_DRIVER,
+        address="",
+        port=None,
+        user="",
+        privilege=BmcPrivilege.ADMINISTRATOR,
+        cipher_suite=DEFAULT_CIPHER_SUITE,
+        certificate=None,
+        guid=None,
+        secret_id="",
+        staged_secret_id=None,
     )
 
 

@@ -10,7 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseRef
-from contracts.oobm import PowerCount, PowerProblem, PowerRound
+from contracts.oobm import LOGIN_PROBLEMS, PowerCount, PowerProblem, PowerRound
 from contracts.power import PowerState
 from contracts.power_actions import (
     SHOULD_BE,
@@ -42,9 +42,7 @@ _KEPT_ROUNDS = 100
 _COMMAND_GRACE = timedelta(seconds=30)
 _AT_A_TIME = 500  # of names in one statement
 # What they tell is told once, not at each attempt.
-_REFUSALS = frozenset(
-    {PowerProblem.LOGIN_REFUSED, PowerProblem.PRIVILEGE_REFUSED, PowerProblem.ANOTHER_BMC}
-)
+_REFUSALS = LOGIN_PROBLEMS | {PowerProblem.ANOTHER_BMC}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from workflows.host_reinstallation import HostReinstallation
 from workflows.host_removal import HostRemoval
 from workflows.housekeeping import Housekeeping
 from workflows.power_action import PowerAction
+from workflows.power_probe import PowerProbe
 from workflows.power_sync import PowerSync
 from workflows.vm_return import VmReturn
 
@@ -28,6 +29,7 @@ WORKFLOWS = (
     HostRemoval,
     Housekeeping,
     PowerAction,
+    PowerProbe,
     PowerSync,
     VmReturn,
 )

@@ -90,11 +90,12 @@ class PowerAction:
         return work.result()
 
     async def _observe(self) -> PowerActionResult:
+        settings = await self._settings()
         word: PowerWord = await workflow.execute_activity_method(
             PowerActivities.ask_power,
             HostRef(host=self._asked.host),
             summary=f"What the BMC of {self._asked.host} says",
-            **policies.FIRST_CONTACT,
+            **policies.bmc_look(settings.answer_timeout),
         )
         self._state = word.state
         self._enter(Phase.DONE, f"It is {word.state}" + (f": {word.reason}" if word.reason else ""))
@@ -112,7 +113,7 @@ class PowerAction:
         settings = await self._settings()
         seconds = asked.timeout or settings.timeout
         await self._acquire(seconds)
-        survey = await self._survey()
+        survey = await self._survey(settings)
         if is_there_already(asked.action, survey.state):
             return self._result(
                 PowerOutcome.THERE_ALREADY, survey.state, survey, "nothing was sent"
@@ -162,14 +163,14 @@ class PowerAction:
                 policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
             )
 
-    async def _survey(self) -> PowerSurvey:
+    async def _survey(self, settings: PowerSettings) -> PowerSurvey:
         host = self._asked.host
         self._enter(Phase.PLANNING, f"Looks at {host}: power, VMs, boot")
         survey: PowerSurvey = await workflow.execute_activity_method(
             PowerActivities.survey_power,
             HostRef(host=host),
             summary=f"How {host} is",
-            **policies.FIRST_CONTACT,
+            **policies.bmc_look(settings.answer_timeout),
         )
         self._state = survey.state
         check(self._asked, survey)

@@ -1,23 +1,29 @@
 """PowerSync: ask all BMCs how the power of their hosts is.
 
-    plan -> all shards, and those that were silent before, beside each other -> count
+    plan -> all shards beside each other -> count
 
 A schedule starts a round (`power-sync`). Only what was seen is written, and nothing is switched.
-Names stay in the inventory: the history grows with shards, not with hosts.
+Names stay in the inventory: the history grows with shards, not with hosts. BMCs that did not answer
+before are left to PowerProbe, which outlives the round: a round takes as long as those that answer.
 """
 
 import asyncio
 
 from temporalio import workflow
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.power_sync import PowerSyncActivities
     from activities.schedules import ScheduleActivities
     from contracts.host_checks import AlignScheduleInput
     from contracts.power_actions import (
+        POWER_PROBE,
+        POWER_PROBE_ID,
         POWER_SYNC,
         POWER_SYNC_SCHEDULE,
         FinishPowerRoundInput,
+        PowerProbeInput,
         PowerRoundBegun,
         PowerRoundPlan,
         PowerSwept,
@@ -34,10 +40,11 @@ class PowerSync:
 
     @workflow.run
     async def run(self, _request: PowerSyncInput) -> PowerSyncResult:
-        """Returns when every BMC that is to be asked was asked."""
+        """Returns when every BMC was asked that answered before."""
         begun = await self._begin()
+        if begun.silent_due:
+            await self._try_silent(begun.plan)
         swept: list[PowerSwept] = await asyncio.gather(
-            self._try_silent(begun.plan),
             *(self._sweep(SweepPowerInput(plan=begun.plan, shard=one)) for one in begun.shards),
         )
         result: PowerSyncResult = await workflow.execute_activity_method(
@@ -76,14 +83,17 @@ class PowerSync:
         )
         return swept
 
-    async def _try_silent(self, plan: PowerRoundPlan) -> PowerSwept:
-        swept: PowerSwept = await workflow.execute_activity_method(
-            PowerSyncActivities.try_silent_bmcs,
-            plan,
-            summary="Those that did not answer before",
-            **policies.SWEEP,
-        )
-        return swept
+    async def _try_silent(self, plan: PowerRoundPlan) -> None:
+        try:
+            await workflow.start_child_workflow(
+                POWER_PROBE,
+                PowerProbeInput(plan=plan),
+                id=POWER_PROBE_ID,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                static_summary="Asks the BMCs that did not answer before",
+            )
+        except WorkflowAlreadyStartedError:
+            workflow.logger.info("that of an earlier round still waits for silent BMCs")
 
     def _show(self, result: PowerSyncResult) -> None:
         table = "\n".join(

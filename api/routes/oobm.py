@@ -1,12 +1,13 @@
 """Out-of-band management: how hosts' BMCs are reached, and where it is enabled."""
 
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
 from api.authentication import VIEWER, Admin, Operator, actor
-from api.dependencies import NameInPath, TheInventory, TheOperations
+from api.dependencies import NameInPath, TheBmcs, TheInventory, TheOperations
 from api.operations import Operations, as_operation, link
 from api.requests import (
     BmcPasswordRequest,
@@ -22,6 +23,7 @@ from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.power import POWER_DRIVER_GROUP
 from contracts.power_actions import BmcPasswordChangeInput, BmcTestInput, misses_password
 from inventory import Inventory
+from inventory.oobm import unconfigured
 
 router = APIRouter(prefix="/v1", tags=["out-of-band management"], dependencies=[VIEWER])
 
@@ -53,14 +55,17 @@ async def put_oobm(
     caller: Admin,
     inventory: TheInventory,
     operations: TheOperations,
+    bmcs: TheBmcs,
 ) -> Oobm:
     """Say how the host's BMC is reached; what is left out gets its default. The password is stored
     encrypted. Nothing is tried: see the path `test`."""
     _require_driver(request.driver)
+    host = await inventory.hosts.get(name)
     await operations.require_no_power_operation(name)
-    return await _configure(
-        name, request, request.password.get_secret_value(), True, actor(caller), inventory
-    )
+    password = request.password.get_secret_value()
+    fields = request.model_dump(exclude={"password", "enabled"})
+    await bmcs.check(replace(unconfigured(host.name, host.cluster), **fields), password)
+    return await _configure(name, request, password, True, actor(caller), inventory)
 
 
 @router.patch("/hosts/{name}/oobm")
@@ -70,13 +75,19 @@ async def change_oobm(
     caller: Admin,
     inventory: TheInventory,
     operations: TheOperations,
+    bmcs: TheBmcs,
 ) -> Oobm:
     """Change what is given, and leave the rest as it is; `enabled` switches it on or off."""
+    await inventory.hosts.get(name)
     if request.model_fields_set != {"enabled"}:
         await operations.require_no_power_operation(name)
     if request.driver is not None:
         _require_driver(request.driver)
     password = request.password.get_secret_value() if request.password is not None else None
+    fields = request.model_dump(exclude={"password", "enabled"}, exclude_unset=True)
+    if fields or password is not None:
+        login = await inventory.oobm.login(name)
+        await bmcs.check(replace(login, **fields), password)
     return await _configure(name, request, password, False, actor(caller), inventory)
 
 
@@ -179,7 +190,6 @@ async def _configure(
     caller: str,
     inventory: Inventory,
 ) -> Oobm:
-    await inventory.hosts.get(name)
     secret = None
     if password is not None:
         secret = await inventory.secrets.store(_SECRET, password, actor=caller)

@@ -11,6 +11,7 @@ the state of the BMCs that were named. A line may have
     "bmcs"       their numbers; left out: all
     "set"        any of the fields of Switches
     "power"      true or false: as if somebody had pressed the button
+    "password"   another one, as if somebody had set it there
     "forget"     true: end all sessions without a word, as a BMC does that boots
     "address"    ["127.2.1.1", 623]: answer there from now on, of one BMC
 
@@ -313,6 +314,8 @@ class Servers:
             if "power" in message:
                 bmc.boots += message["power"] and not bmc.on
                 bmc.on = message["power"]
+            if "password" in message:
+                bmc.passwords.update(dict.fromkeys(bmc.passwords, message["password"]))
             if message.get("forget"):
                 bmc.sessions.clear()
             if "address" in message:

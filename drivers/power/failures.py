@@ -1,6 +1,7 @@
 """Errors that are the same whichever driver finds them."""
 
 from drivers.errors import (
+    AccountRefused,
     BmcCommandRejected,
     BmcUnidentified,
     BmcUnreachable,
@@ -35,8 +36,18 @@ def login_refused(access: BmcAccess) -> LoginRefused:
     """User or password."""
     return LoginRefused(
         f"The BMC of {access.name} ({access.address}) refuses the login of {access.user}.",
-        remedy="Configure the user and password that it has; see whether it has locked or disabled "
-        "the account.",
+        remedy="Configure the user and password that it has; some BMCs answer so, too, when they "
+        "have locked the account.",
+    )
+
+
+def account_refused(access: BmcAccess) -> AccountRefused:
+    """The user, whatever the password."""
+    return AccountRefused(
+        f"The BMC of {access.name} ({access.address}) refuses {access.user}, whatever the "
+        "password: the account is locked or disabled, or not there.",
+        remedy="Unlock it on the BMC, or wait until it does that itself; see whether that is the "
+        "right user.",
     )
 
 

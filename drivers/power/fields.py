@@ -4,6 +4,7 @@ import string
 from typing import NoReturn
 
 from contracts.errors import InvalidInput
+from contracts.oobm import CIPHER_SUITES, IPMI_PASSWORD_BYTES, IPMI_USER_BYTES
 from drivers.protocols import BmcAccess
 
 _IN_A_NAME = frozenset(string.ascii_letters + string.digits + ".-_:%")
@@ -11,7 +12,9 @@ _IN_A_NAME = frozenset(string.ascii_letters + string.digits + ".-_:%")
 
 def refuse(field: str, because: str) -> NoReturn:
     """Raise InvalidInput that names the field."""
-    raise InvalidInput(f"{field}: {because}.", details={"fields": [field]})
+    raise InvalidInput(
+        f"{field}: {because}.", details={"fields": [{"field": field, "message": because}]}
+    )
 
 
 def validate_address(access: BmcAccess) -> None:
@@ -25,11 +28,11 @@ def validate_address(access: BmcAccess) -> None:
 def validate_ipmi(access: BmcAccess) -> None:
     """IPMI can carry these (2.0, 22.28 and 22.30)."""
     validate_address(access)
-    if not 0 < len(access.user.encode()) <= 16 or "\0" in access.user:
-        refuse("user", "must have from 1 to 16 bytes")
-    if not 0 < len(access.password.encode()) <= 20 or "\0" in access.password:
-        refuse("password", "must have from 1 to 20 bytes, none of them 0")
-    if access.cipher_suite not in {None, 3, 17}:
+    if not 0 < len(access.user.encode()) <= IPMI_USER_BYTES or "\0" in access.user:
+        refuse("user", f"must have from 1 to {IPMI_USER_BYTES} bytes")
+    if not 0 < len(access.password.encode()) <= IPMI_PASSWORD_BYTES or "\0" in access.password:
+        refuse("password", f"must have from 1 to {IPMI_PASSWORD_BYTES} bytes, none of them 0")
+    if access.cipher_suite not in {None, *CIPHER_SUITES}:
         refuse("cipher_suite", "must be 17 (SHA-256) or 3 (SHA-1), the two that sign and encrypt")
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from contracts.errors import HostlerError
+from contracts.oobm import DEFAULT_PORTS
 from contracts.power import PowerCommand, PowerState
 from drivers.errors import LoginRefused, PowerDriverFailed
 from drivers.power import failures, ipmi_commands
@@ -21,7 +22,7 @@ from drivers.power.ipmi_messages import BmcKey, Problem
 from drivers.power.watched import ProcessEnded, WatchedProcess
 from drivers.protocols import BmcAccess, BmcReport
 
-PORT = 623
+PORT = DEFAULT_PORTS["ipmi"]
 _LOOKUPS = 4  # of names, at once
 # Of its deadline, what a call leaves for the process to notice it, and for the way back.
 _MARGIN, _MARGIN_S = 0.25, 0.5
@@ -203,7 +204,7 @@ class IpmiDriver:
                             ) from ended
                         continue
                     if "problem" in answer:
-                        if answer["problem"] == Problem.LOGIN:
+                        if answer["problem"] in {Problem.LOGIN, Problem.ACCOUNT}:
                             self._forget_key(access.name, key)
                         self._fail(access, answer["problem"], answer["text"], once)
                     self._forget_others(access.name, key)
@@ -228,6 +229,8 @@ class IpmiDriver:
                 error = failures.unreachable(access, "it has no session left for us")
             case Problem.LOGIN:
                 error = failures.login_refused(access)
+            case Problem.ACCOUNT:
+                error = failures.account_refused(access)
             case Problem.PRIVILEGE:
                 error = failures.privilege_refused(access)
             case Problem.SUITE:

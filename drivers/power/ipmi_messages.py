@@ -50,6 +50,7 @@ class Problem(StrEnum):
     LATE = "late"
     BUSY = "busy"
     LOGIN = "login"
+    ACCOUNT = "account"
     PRIVILEGE = "privilege"
     SUITE = "suite"
     WRONG = "wrong"  # its text is the GUID that it has

@@ -61,6 +61,8 @@ def login_problem(text: str) -> Problem:
         return Problem.SUITE
     if "role" in lowered or "privilege" in lowered:
         return Problem.PRIVILEGE
+    if "unauthorized name" in lowered:
+        return Problem.ACCOUNT
     return Problem.LOGIN
 
 

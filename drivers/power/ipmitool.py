@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from contracts.errors import HostlerError
+from contracts.oobm import DEFAULT_PORTS, IPMITOOL_INTERFACES, IPMITOOL_RETRIES
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import BmcCommandRejected, LoginRefused, PowerDriverFailed
 from drivers.power import failures, ipmi_commands
@@ -20,7 +21,7 @@ from drivers.power.fields import refuse, validate_ipmi, validate_new_ipmi_passwo
 from drivers.power.ipmi_commands import Ask
 from drivers.protocols import BmcAccess, BmcReport
 
-PORT = 623
+PORT = DEFAULT_PORTS["ipmitool"]
 _INTERFACE, _PATH, _RETRIES = "lanplus", "/usr/bin/ipmitool", 1
 _STATUS = "chassis power status"
 # With -v, on standard error, which it does not hold back: before it sends, and after an answer.
@@ -106,13 +107,19 @@ class IpmitoolDriver:
     def validate(self, access: BmcAccess) -> None:
         """See PowerDriver."""
         validate_ipmi(access)
-        if access.options.get("interface", _INTERFACE) not in {"lanplus", "lan"}:
-            refuse("outofbandmanagement.ipmitool.interface", "must be lanplus or lan")
+        if access.options.get("interface", _INTERFACE) not in IPMITOOL_INTERFACES:
+            refuse(
+                "outofbandmanagement.ipmitool.interface",
+                f"must be {' or '.join(IPMITOOL_INTERFACES)}",
+            )
         if not str(access.options.get("path", _PATH)).startswith("/"):
             refuse("outofbandmanagement.ipmitool.path", "must be an absolute path")
         retries = access.options.get("retries", _RETRIES)
-        if not isinstance(retries, int) or not 1 <= retries <= 10:
-            refuse("outofbandmanagement.ipmitool.retries", "must be from 1 to 10")
+        if retries not in IPMITOOL_RETRIES:
+            refuse(
+                "outofbandmanagement.ipmitool.retries",
+                f"must be from {IPMITOOL_RETRIES[0]} to {IPMITOOL_RETRIES[-1]}",
+            )
 
     async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
         """See PowerDriver."""
@@ -300,8 +307,10 @@ def session_failure(access: BmcAccess, output: Output) -> HostlerError | None:
     if "no response from rakp" in lowered:
         # What it then takes for a wrong password is the late answer.
         return failures.too_late(access)
-    if "rakp 2 hmac is invalid" in lowered or "unauthorized name" in lowered:
+    if "rakp 2 hmac is invalid" in lowered:
         return failures.login_refused(access)
+    if "unauthorized name" in lowered:
+        return failures.account_refused(access)
     if any(words in lowered for words in _PRIVILEGE):
         return failures.privilege_refused(access)
     if "insufficient resources" in lowered:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from contracts.errors import HostlerError
+from contracts.oobm import DEFAULT_PORTS
 from contracts.power import PowerCommand, PowerState
 from drivers.errors import (
     BmcCertificateRefused,
@@ -26,7 +27,7 @@ from drivers.power import failures
 from drivers.power.fields import refuse, validate_address
 from drivers.protocols import BmcAccess, BmcReport
 
-PORTS = {"https": 443, "http": 80}
+PORTS = {"https": DEFAULT_PORTS["redfish"], "http": 80}
 _CONNECT_S = 5.0
 _ROOT = "/redfish/v1/"
 _RESET_TYPES = {

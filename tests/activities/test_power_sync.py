@@ -97,7 +97,7 @@ async def states(inventory: Inventory) -> dict[str, PowerState | None]:
 async def test_settings_take_effect_with_the_next_round(
     activities: PowerSyncActivities, inventory: Inventory
 ) -> None:
-    for name, value in (("interval", 60), ("shard.size", 10), ("poolsize", 7), ("timeout", 3)):
+    for name, value in (("interval", 60), ("shard.size", 400), ("poolsize", 7), ("timeout", 3)):
         await inventory.settings.set(f"outofbandmanagement.sync.{name}", value, actor="test")
     plan = (await begin(activities)).plan
     assert (plan.interval, plan.concurrency, plan.timeout) == (60, 7, 3)
@@ -210,18 +210,21 @@ async def test_a_round_is_measured(activities: PowerSyncActivities, bmcs: SlowBm
     states = {state: values["hostler_bmcs", state] for state in ("On", "Off", "Unknown")}
     assert states == {"On": 4, "Off": 1, "Unknown": 1}
     assert values["hostler_power_sweep_seconds", ""] > 0
-    assert (
-        0 < values["hostler_power_oldest_seconds", ""] <= values["hostler_power_sweep_seconds", ""]
-    )
+    oldest = values["hostler_power_oldest_timestamp_seconds", ""]
+    assert begun.plan.started_at.timestamp() <= oldest <= datetime.now(UTC).timestamp()
+    # Nothing of it moves when a round was asked nothing: the age goes on.
+    finish = FinishPowerRoundInput(plan=begun.plan, asked=0, answered=0, changed=0)
+    await environment.run(activities.finish_power_sync, finish)
+    assert values["hostler_power_oldest_timestamp_seconds", ""] == oldest
 
 
 async def test_silent_ones_are_asked_apart_and_a_round_says_how_all_stand(
     activities: PowerSyncActivities, inventory: Inventory, bmcs: SlowBmcs
 ) -> None:
-    await inventory.settings.set("outofbandmanagement.sync.interval", 5, actor="test")
     bmcs.of["kvm-1"].fails = mute()
     await sweep(activities, await begin(activities))
     begun = await begin(activities)
+    assert not begun.silent_due
     assert (await sweep(activities, begun)).asked == 5
     silent: PowerSwept = await run(activities.try_silent_bmcs, begun.plan)
     assert silent.asked == 0  # its time has not come

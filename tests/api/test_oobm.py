@@ -62,6 +62,12 @@ async def test_put_replaces_and_patch_changes_what_is_given(api: Api, host: str)
         ({**BMC, "privilege": "king"}, "privilege"),
         ({**BMC, "passwort": "x"}, "passwort"),
         ({**BMC, "port": 0}, "port"),
+        ({**BMC, "address": "127.1"}, "address"),
+        ({**BMC, "cipher_suite": 0}, "cipher_suite"),
+        ({**BMC, "password": "x" * 21}, "password"),
+        ({**BMC, "user": "x" * 17}, "user"),
+        ({**BMC, "driver": "redfish", "user": "a:b"}, "user"),
+        ({**BMC, "driver": "redfish", "certificate": "-----BEGIN CERTIFICATE-----"}, "certificate"),
     ],
 )
 async def test_what_is_not_valid_is_named(
@@ -71,6 +77,24 @@ async def test_what_is_not_valid_is_named(
     told = problem(response, 422, "InvalidInput")
     assert [error["field"] for error in told["errors"]] == [field]
     assert CANARY not in response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"driver": "ipmitool"}, "password"),
+        ({"user": "x" * 17, "driver": "ipmi", "password": "short"}, "user"),
+    ],
+)
+async def test_a_change_fits_what_it_leaves_as_it_is(
+    api: Api, host: str, body: dict[str, object], field: str
+) -> None:
+    await configure(api, host, driver="redfish", password=f"{CANARY}-and-longer-than-ipmi")
+    path = f"/v1/hosts/{host}/oobm"
+    told = problem(await api.admin.patch(path, json=body), 422, "InvalidInput")
+    assert [error["field"] for error in told["errors"]] == [field]
+    assert (await api.viewer.get(path)).json()["driver"] == "redfish"
+    assert (await api.admin.patch(path, json={"enabled": False})).status_code == 200
 
 
 @pytest.mark.parametrize("body", [{}, {"user": None}])

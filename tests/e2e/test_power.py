@@ -16,7 +16,7 @@ from tests.lab import Lab
 pytestmark = pytest.mark.timeout(900)
 
 HOST = "kvm-3"  # which has no guests
-ACTIONS = ("off", "on", "reset", "cycle", "soft", "on")
+ACTIONS = ("off", "status", "on", "status", "reset", "cycle", "soft", "on")
 _PAUSE_S = 0.5
 
 
@@ -27,28 +27,36 @@ async def row_of(lab: Lab, host: str = HOST) -> dict[str, Any]:
 
 async def is_on(system: System, lab: Lab, host: str = HOST) -> bool:
     """By ipmitool, past Hostler."""
-    bmc = (await row_of(lab, host))["bmc"]
-    said = await system.command(
-        *("ipmitool", "-I", "lanplus", "-C", "3", "-H", bmc["address"], "-p", str(bmc["port"])),
-        *("-U", bmc["user"], "-f", bmc["password_file"], "power", "status"),
-    )
+    said = await _ipmitool(system, lab, host, "power", "status")
     assert said.stdout in ("Chassis Power is on\n", "Chassis Power is off\n"), said
     return "on" in said.stdout.split()
 
 
-async def by_command(system: System, action: str) -> None:
-    await system.done("power", action, HOST, "--timeout", "120")
+async def _ipmitool(system: System, lab: Lab, host: str, *command: str) -> Any:
+    bmc = (await row_of(lab, host))["bmc"]
+    return await system.command(
+        *("ipmitool", "-I", "lanplus", "-C", "3", "-H", bmc["address"], "-p", str(bmc["port"])),
+        *("-U", bmc["user"], "-f", bmc["password_file"], *command),
+    )
 
 
-async def by_api(system: System, action: str) -> None:
+async def by_command(system: System, action: str) -> str:
+    """What it has ended with: the power."""
+    if action == "status":
+        return str((await system.shown("power", "status", HOST))["state"])
+    return str((await system.shown("power", action, HOST, "--timeout", "120"))["state"])
+
+
+async def by_api(system: System, action: str) -> str:
     answer = await system.request(
         "POST", f"/v1/hosts/{HOST}/power", json={"action": action, "timeout": 120}
     )
     assert answer.status_code == 202, answer.text
-    await (await system.workflow(f"power/{HOST}")).result()
+    shown = await system.request("GET", answer.headers["Location"])
+    return await _end(system, shown.json()["workflow_id"])
 
 
-async def by_temporal(system: System, action: str) -> None:
+async def by_temporal(system: System, action: str) -> str:
     request = {"host": HOST, "action": action, "timeout": 120}
     workflow_id = f"by-hand/power/{action}"
     said = await system.temporal(
@@ -56,7 +64,12 @@ async def by_temporal(system: System, action: str) -> None:
         *("--workflow-id", workflow_id, "--input", json.dumps(request)),
     )
     assert said.status == 0, said
-    await (await system.workflow(workflow_id)).result()
+    return await _end(system, workflow_id)
+
+
+async def _end(system: System, workflow_id: str) -> str:
+    result: dict[str, Any] = await (await system.workflow(workflow_id)).result()
+    return str(result["state"])
 
 
 @pytest_asyncio.fixture
@@ -78,22 +91,40 @@ async def system(embedded: System, lab: Lab) -> Any:
 @pytest.mark.parametrize("way", [by_command, by_api, by_temporal])
 async def test_every_action_on_every_way(system: System, lab: Lab, way: Any) -> None:
     for action in ACTIONS:
-        before = (await row_of(lab))["boot_id"]
-        await way(system, action)
-        on = action not in ("off", "soft")
+        before, was_on = (await row_of(lab))["boot_id"], await is_on(system, lab)
+        state = await way(system, action)
+        on = was_on if action == "status" else action not in ("off", "soft")
         assert await is_on(system, lab) == on
-        assert (await system.host(HOST))["power"]["state"] == ("On" if on else "Off")
-        if on:
+        assert state == (await system.host(HOST))["power"]["state"] == ("On" if on else "Off")
+        if action == "status":
+            assert (await row_of(lab))["boot_id"] == before
+        elif on:
             while (after := (await row_of(lab))["boot_id"]) is None:
                 await asyncio.sleep(_PAUSE_S)
             assert after != before, action
             await _until_it_answers(system)
 
 
-async def test_a_host_that_loses_its_power_is_off_then_down(system: System, lab: Lab) -> None:
-    await system.done("setting", "set", "host.check.interval", "10")
-    await system.done("setting", "set", "outofbandmanagement.sync.interval", "5")
+async def pull_the_plug(_system: System, lab: Lab) -> None:
     await lab.kill(HOST)
+
+
+async def kill_through_the_bmc(system: System, lab: Lab) -> None:
+    """Past Hostler."""
+    said = await _ipmitool(system, lab, HOST, "power", "off")
+    assert said.status == 0, said
+    while await is_on(system, lab):
+        await asyncio.sleep(_PAUSE_S)
+
+
+@pytest.mark.parametrize("lose_power", [pull_the_plug, kill_through_the_bmc])
+async def test_a_host_that_loses_its_power_is_off_then_down(
+    system: System, lab: Lab, lose_power: Any
+) -> None:
+    await system.done("setting", "set", "host.check.interval", "10")
+    await system.done("setting", "set", "outofbandmanagement.sync.timeout", "4")
+    await system.done("setting", "set", "outofbandmanagement.sync.interval", "5")
+    await lose_power(system, lab)
     while (host := await system.host(HOST))["power"]["state"] != "Off":
         await asyncio.sleep(_PAUSE_S)
     assert "On -> Off" in await system.events(f"host/{HOST}")

@@ -61,6 +61,10 @@ class Bmcs:
         """As by its power button."""
         control(self.path, bmcs=[_index(host)], power=on)
 
+    def change_password(self, host: str, password: str) -> None:
+        """Past Hostler."""
+        control(self.path, bmcs=[_index(host)], password=password)
+
     def move(self, host: str, address: str) -> None:
         """Another address, from now on."""
         control(self.path, bmcs=[_index(host)], address=[address, self.port])

@@ -1,6 +1,7 @@
 """Power and out-of-band management on simulated BMCs, by their real drivers; workers die."""
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
@@ -355,13 +356,14 @@ async def test_a_worker_killed_between_two_passwords_loses_neither(build: Build)
 
 @pytest.mark.timeout(300)
 async def test_what_is_wrong_with_a_bmc_has_its_own_state_and_event(build: Build) -> None:
-    plant = await build(6)
+    plant = await build(7)
     await plant.worker()
     await plant.round()
-    assert {(await plant.power(f"sim-{n}")).state for n in range(1, 7)} == {PowerState.ON}
+    assert {(await plant.power(f"sim-{n}")).state for n in range(1, 8)} == {PowerState.ON}
     plant.bmcs.set("sim-2", mute=True)
     plant.bmcs.set("sim-3", reject_login=True)
-    plant.bmcs.forget("sim-3")
+    plant.bmcs.change_password("sim-7", "of somebody else")
+    plant.bmcs.forget("sim-3", "sim-7")
     plant.bmcs.press("sim-4", on=False)
     # The address of sim-5's BMC now belongs to that of sim-6.
     plant.bmcs.move("sim-5", "127.77.9.9")
@@ -371,19 +373,23 @@ async def test_what_is_wrong_with_a_bmc_has_its_own_state_and_event(build: Build
     expected = {
         "sim-1": (PowerState.ON, None),
         "sim-2": (PowerState.UNKNOWN, PowerProblem.UNREACHABLE),
-        "sim-3": (PowerState.UNKNOWN, PowerProblem.LOGIN_REFUSED),
+        "sim-3": (PowerState.UNKNOWN, PowerProblem.ACCOUNT_REFUSED),
         "sim-4": (PowerState.OFF, None),
         "sim-5": (PowerState.UNKNOWN, PowerProblem.ANOTHER_BMC),
         "sim-6": (PowerState.UNKNOWN, PowerProblem.UNREACHABLE),
+        "sim-7": (PowerState.UNKNOWN, PowerProblem.LOGIN_REFUSED),
     }
     for host, (state, problem) in expected.items():
         power = await plant.power(host)
         assert (power.state, power.problem) == (state, problem), (host, power)
         assert len(await plant.messages(host)) == (0 if host == "sim-1" else 1)
-    # A refused login is left alone: the account may be locked.
-    logins = plant.bmcs.state("sim-3")["logins"]
+    assert "the account is locked" in (await plant.messages("sim-3"))[0]
+    assert "refuses the login" in (await plant.messages("sim-7"))[0]
+    # Both are left alone, so that no account is locked.
+    refusing = ("sim-3", "sim-7")
+    logins = [plant.bmcs.state(host)["logins"] for host in refusing]
     await plant.round()
-    assert plant.bmcs.state("sim-3")["logins"] == logins
+    assert [plant.bmcs.state(host)["logins"] for host in refusing] == logins
     # Nothing is sent to another machine's BMC.
     error = await failure(await plant.act(Action.OFF, "sim-5", force=True, reason="test"))
     assert error.type == "WrongBmc", error
@@ -435,11 +441,29 @@ async def test_the_command_and_the_api_see_it_all_and_no_password_leaks(build: B
     assert (await shown("host", "show", "sim-2"))["power"]["state"] == "Disabled"
     await done("oobm", "enable", "--zone", "zone-1")
     plant.system.stop()
+    forms = {*_forms(PASSWORD), *_forms(new), *_forms("canary-that-is-wrong")}
     leaks = [
-        path
-        for path in (*plant.system.home.iterdir(), *plant.system.logs.iterdir())
+        (path, form)
+        for directory in (plant.system.home, plant.system.logs)
+        for path in directory.rglob("*")
         if path not in (password, wrong) and path.is_file()
-        for secret in (PASSWORD, new, "canary-that-is-wrong")
-        if secret.encode() in path.read_bytes()
+        for form in forms
+        if form in path.read_bytes()
     ]
     assert leaks == []
+    # The search is not blind.
+    longer = b"before " + PASSWORD.encode() + b" after"
+    for offset in range(3):
+        coded = base64.b64encode(longer[offset:])
+        assert any(form in coded for form in _forms(PASSWORD))
+
+
+def _forms(secret: str) -> list[bytes]:
+    """Plain, in hexadecimal, and what is the same in base64 wherever the secret begins."""
+    raw = secret.encode()
+    shifted = []
+    for before in range(3):
+        coded = base64.b64encode(b"\0" * before + raw)
+        # Without the characters that have bits of what stands before and after it.
+        shifted.append(coded[(before * 8 + 5) // 6 : (before + len(raw)) * 8 // 6])
+    return [raw, raw.hex().encode(), raw.hex().upper().encode(), *shifted]

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -264,6 +265,23 @@ async def test_status_only_asks(power: Site) -> None:
     known = (await power.inventory.oobm.get("kvm-1")).power
     assert known.problem is PowerProblem.UNREACHABLE
     assert power.bmc.commands == []
+
+
+@pytest.mark.parametrize("action", [Action.STATUS, Action.OFF])
+async def test_a_bmc_has_as_long_to_answer_as_the_setting_says(power: Site, action: Action) -> None:
+    settings = power.inventory.settings
+    await settings.set("outofbandmanagement.sync.interval", 3600, actor="test")
+    await settings.set("outofbandmanagement.sync.timeout", 60, actor="test")
+    handle = await power.begin(action)
+    await handle.result()
+    looks = [
+        event.activity_task_scheduled_event_attributes
+        for event in (await handle.fetch_history()).events
+        if event.HasField("activity_task_scheduled_event_attributes")
+    ]
+    (look,) = [one for one in looks if one.activity_type.name in {"ask_power", "survey_power"}]
+    # The BMC's time-out, what a driver may take longer, and the host itself.
+    assert look.start_to_close_timeout.ToTimedelta() >= timedelta(seconds=60 + 5 + 8)
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from contracts.errors import HostlerError
 from drivers.protocols import BmcAccess
 
 USER, PASSWORD = "admin", "a-password"
@@ -45,6 +46,12 @@ class Machine(Protocol):
 
     async def commands(self) -> list[str]:
         """What the BMC was told, as it has done it."""
+
+
+def fields_of(refused: HostlerError) -> list[str]:
+    """Which are not valid."""
+    named: Any = refused.details["fields"]
+    return [one["field"] for one in named]
 
 
 def free_port(address: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:

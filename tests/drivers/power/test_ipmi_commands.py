@@ -67,7 +67,7 @@ def test_completion_codes() -> None:
         ("timeout", Problem.UNREACHABLE),
         ("Session failed to initialize", Problem.UNREACHABLE),
         ("Incorrect password provided", Problem.LOGIN),
-        ("Unauthorized name in RAKP2", Problem.LOGIN),
+        ("Unauthorized name in RAKP2", Problem.ACCOUNT),
         ("Invalid RAKP4 integrity code (wrong Kg?)", Problem.LOGIN),
         ("Invalid role in RAKP2", Problem.PRIVILEGE),
         ("Unauthorized role or privilege level requested in RAKP2", Problem.PRIVILEGE),

@@ -4,6 +4,7 @@ import pytest
 
 from contracts.errors import HostlerError
 from drivers.errors import (
+    AccountRefused,
     BmcCommandRejected,
     BmcUnreachable,
     CallTimedOut,
@@ -27,7 +28,7 @@ RAW = "RAW REQ (channel=0x0 netfn=0x6 lun=0x0 cmd=0x37 data_len=0)\n"
         (f"{BEGIN}> RAKP 2 HMAC is invalid\n{END}", LoginRefused),
         (
             f"{BEGIN}RAKP 2 message indicates an error : unauthorized name\n{END}",
-            LoginRefused,
+            AccountRefused,
         ),
         (
             f"{BEGIN}RAKP 2 message indicates an error : "
