@@ -62,7 +62,7 @@ Directory = Annotated[
 ]
 LONGEST_BMC_ANSWER_S = 60
 # With less, the history of a round over thousands would grow long.
-SMALLEST_SHARD = 400
+SMALLEST_SHARD = 500
 Count = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_no_boolean)]
 Seconds = Annotated[int, Field(ge=1, le=30 * 86_400), BeforeValidator(_no_boolean)]
 

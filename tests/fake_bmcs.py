@@ -1,6 +1,5 @@
 """BMCs in memory: a driver of them, and the set that has nothing else."""
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,6 +46,14 @@ class FakeBmc:
     refused_logins: int = 0
 
 
+class _BmcByHost(dict[str, FakeBmc]):
+    """Each has a GUID of its own: guid-1 is that of kvm-1."""
+
+    def __missing__(self, host: str) -> FakeBmc:
+        bmc = self[host] = FakeBmc(guid=f"guid-{host.rpartition('-')[2]}")
+        return bmc
+
+
 class FakeBmcs:
     """PowerDriver, and PowerDriverSet: BMCs by the names of their hosts.
 
@@ -56,7 +63,7 @@ class FakeBmcs:
     """
 
     def __init__(self) -> None:
-        self.of: dict[str, FakeBmc] = defaultdict(FakeBmc)
+        self.of: dict[str, FakeBmc] = _BmcByHost()
         self.on_command: Callable[[], None] = lambda: None
         self.on_login: Callable[[FakeBmc], None] = lambda _: None
         self.forgotten: list[str] = []

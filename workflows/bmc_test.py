@@ -1,4 +1,5 @@
-"""BmcTest: look at one BMC for somebody who waits for it; nothing is written down."""
+"""BmcTest: look at one BMC for somebody who waits for it. Nothing is written down, but which of two
+passwords counts that a change has left."""
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError

@@ -137,13 +137,13 @@ BMC_COMMAND = ActivityPolicy(
 """A command to a BMC. A next attempt finds that it was sent, and does not send it again."""
 
 BMC_ACCOUNT = ActivityPolicy(
-    start_to_close_timeout=timedelta(minutes=5),
-    schedule_to_close_timeout=timedelta(minutes=15),
+    start_to_close_timeout=timedelta(minutes=10),
+    schedule_to_close_timeout=timedelta(minutes=20),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
     retry_policy=_BOUNDED,
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-"""A BMC's own password. A next attempt finds out first which one it takes."""
+"""A BMC's own password, proven several times. A next attempt finds out first which one it takes."""
 
 SWEEP = ActivityPolicy(
     start_to_close_timeout=timedelta(hours=2),

@@ -97,7 +97,7 @@ async def states(inventory: Inventory) -> dict[str, PowerState | None]:
 async def test_settings_take_effect_with_the_next_round(
     activities: PowerSyncActivities, inventory: Inventory
 ) -> None:
-    for name, value in (("interval", 60), ("shard.size", 400), ("poolsize", 7), ("timeout", 3)):
+    for name, value in (("interval", 60), ("shard.size", 600), ("poolsize", 7), ("timeout", 3)):
         await inventory.settings.set(f"outofbandmanagement.sync.{name}", value, actor="test")
     plan = (await begin(activities)).plan
     assert (plan.interval, plan.concurrency, plan.timeout) == (60, 7, 3)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import col, update
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
@@ -22,6 +23,7 @@ from contracts.oobm import HostPower, PowerProblem
 from contracts.operations import DEFAULT_TASK_QUEUE
 from contracts.power import PowerState
 from contracts.power_actions import (
+    POWER_PROBE_ID,
     Action,
     BmcPasswordChangeInput,
     PowerActionInput,
@@ -29,6 +31,7 @@ from contracts.power_actions import (
 )
 from contracts.states import HostStatus, ResourceState
 from inventory import Inventory
+from inventory.models import OobmRow
 from tests.e2e.system import ROOT, System
 from tests.simulation import cluster
 from tests.simulation.bmcs import PASSWORD, USER, Bmcs, address_of, simulated_bmcs
@@ -210,8 +213,7 @@ async def failure(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
 @pytest.mark.timeout(300)
 async def test_a_worker_killed_in_a_sweep_loses_and_invents_nothing(build: Build) -> None:
     plant = await build(240)
-    await plant.inventory.settings.set("outofbandmanagement.sync.shard.size", 60, actor="test")
-    await plant.inventory.settings.set("outofbandmanagement.sync.poolsize", 5, actor="test")
+    await plant.inventory.settings.set("outofbandmanagement.sync.poolsize", 20, actor="test")
     names = [host.name for host in await plant.hosts()]
     mute, off = names[5::20], names[7::20]
     plant.bmcs.set(*names, slow=0.02)
@@ -248,6 +250,17 @@ async def test_a_worker_killed_in_a_sweep_loses_and_invents_nothing(build: Build
 
     second = await plant.round()
     assert (second["asked"], second["answered"]) == (240 - len(mute), 240 - len(mute))
+    # Those that were silent are asked apart, once their time has come.
+    plant.bmcs.set(*mute, mute=False)
+    async with plant.inventory.database.writing() as session:
+        due = update(OobmRow).where(col(OobmRow.failures) > 0)
+        await session.exec(due.values(retry_at=datetime.now(UTC)))
+    third = await plant.round()
+    assert third["asked"] == 240 - len(mute)
+    probe = await plant.client.get_workflow_handle(POWER_PROBE_ID).result()
+    assert (probe["asked"], probe["answered"]) == (len(mute), len(mute))
+    await plant.system.record(POWER_PROBE_ID, "power_probe")
+    assert {(await plant.power(name)).state for name in mute} == {PowerState.ON}
 
 
 @pytest.mark.timeout(300)

@@ -371,6 +371,7 @@ async def test_nothing_is_sent_to_the_bmc_of_another_host(power: Site) -> None:
         replace=True,
         actor="test",
     )
+    power.bmcs.of["kvm-2"].guid = power.bmc.guid
     failure = await power.failure(Action.RESET, host="kvm-2", force=True, reason="test")
     assert failure.type == "WrongBmc"
     assert "the BMC of kvm-1" in failure.message
