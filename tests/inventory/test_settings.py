@@ -304,7 +304,12 @@ async def test_a_bmc_does_not_have_longer_than_a_round(inventory: Inventory) -> 
     with pytest.raises(InvalidInput, match="must be less than"):
         await settings.unset(f"{sync}interval", actor="test")
     assert (await settings.resolve())[OOBM_SYNC_INTERVAL] == 60
-    # What another version has stored keeps nobody from setting it right.
+
+
+async def test_what_another_version_has_stored_keeps_nobody_from_setting_it_right(
+    inventory: Inventory,
+) -> None:
+    settings, sync = inventory.settings, "outofbandmanagement.sync."
     await store(inventory, f"{sync}interval", 0)
     await settings.set(f"{sync}timeout", 20, actor="test")
     await settings.set(f"{sync}interval", 40, actor="test")
