@@ -132,12 +132,14 @@ class BmcAccountActivities:
     async def settle_bmc_password(self, lease: LeaseRef) -> BmcPasswordSettled:
         """A change before this one may have left a password that it could not prove: find out which
         one the BMC takes now, and delete the other one. Raises Unavailable, Failed (it takes
-        neither), LeaseLost, NotFound."""
+        neither), OutcomeUnknown (it has refused too many logins), LeaseLost, NotFound."""
         await self._inventory.leases.verify(lease)
         login = await self._inventory.oobm.login(lease.host)
         if login.staged_secret_id is None:
             return BmcPasswordSettled()
-        logins = _Logins()
+        logins = _Logins.of_the_attempts_before()
+        if logins.used_up:
+            raise _refused_enough(lease.host, logins)
         # The left one first: if it is refused, the next login ends the BMC's counting.
         if await logins.takes(await self._bmcs.of(login, login.staged_secret_id)):
             await self._inventory.oobm.promote_password(lease.host, lease=lease)
@@ -271,10 +273,7 @@ async def _set(old: Bmc, new: Bmc, logins: _Logins, waits: Sequence[float]) -> B
     if takes_old is False:
         raise _takes_neither(host)
     if takes_old is None:
-        raise OutcomeUnknown(
-            f"The BMC of {host} was told its new password, and has refused {logins.refused} "
-            "logins: no more are tried now, since BMCs lock accounts."
-        )
+        raise _refused_enough(host, logins)
     raise OutcomeUnknown(
         f"The BMC of {host} was told its new password, and takes the old one still; it may go by "
         "the new one yet."
@@ -289,6 +288,13 @@ def _is_refusal(error: HostlerError) -> bool:
     code = error.details.get("code")
     unclear = isinstance(code, int) and (code in _UNCLEAR_CODES or code >= _SERVERS_FAULT)
     return isinstance(error, BmcCommandRejected) and not unclear
+
+
+def _refused_enough(host: str, logins: _Logins) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"The BMC of {host} has refused {logins.refused} logins, and then not answered: no more "
+        "are tried now, since BMCs lock accounts. Which password it takes is not known."
+    )
 
 
 def _takes_neither(host: str) -> Failed:

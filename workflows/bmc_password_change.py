@@ -45,6 +45,7 @@ class BmcPasswordChange:
         self._phase = Phase.PLANNING
         self._message = "Looks at the host"
         self._lease: LeaseRef | None = None
+        self._settling = False
         self._staged = False
         self._canceled = False
 
@@ -84,12 +85,14 @@ class BmcPasswordChange:
         host = self._asked.host
         lease = await self._acquire()
         self._enter(Phase.INSTALLING, f"Looks which password the BMC of {host} takes")
+        self._settling = True
         settled: BmcPasswordSettled = await workflow.execute_activity_method(
             BmcAccountActivities.settle_bmc_password,
             lease,
             summary="What a former change may have left",
             **policies.BMC_ACCOUNT,
         )
+        self._settling = False
         if settled.promoted and self._asked.secret is None:
             self._enter(Phase.DONE, f"The BMC of {host} has the password of a former change")
             return BmcPasswordChangeResult(host=host, proof="it takes what a former change has set")
@@ -187,7 +190,7 @@ class BmcPasswordChange:
 
     def _with_remains(self, problem: ApplicationError) -> ApplicationError:
         """Both passwords are kept while it is not known which one the BMC takes."""
-        if not self._staged or problem.type == "NotFound":
+        if not (self._staged or self._settling) or problem.type == "NotFound":
             return problem
         return ApplicationError(
             f"{problem.message} Both passwords are kept. Which one it takes is found out by the "

@@ -768,6 +768,26 @@ async def test_refused_logins_are_counted_over_all_attempts(power: Site) -> None
     assert power.bmc.refused_logins == 4
 
 
+async def test_refused_logins_are_counted_while_a_former_change_is_settled(power: Site) -> None:
+    gone = Owner(workflow_id=f"gone-{uuid.uuid4()}", first_run_id="run-0")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, gone, "password")
+    left = await power.inventory.secrets.store("bmc_password", "half-way", actor="test")
+    await power.inventory.oobm.stage_password("kvm-1", left, lease=ref(lease))
+    noticed = 0
+
+    def go_mute(bmc: FakeBmc) -> None:
+        nonlocal noticed
+        bmc.fails = mute() if bmc.refused_logins > noticed else None
+        noticed = bmc.refused_logins
+
+    power.bmcs.on_login = go_mute
+    failure = await failure_of(await power.change_password())
+    assert failure.type == "OutcomeUnknown"
+    assert "Both passwords are kept" in failure.message
+    assert power.bmc.refused_logins == 4
+    assert (await power.inventory.oobm.login("kvm-1")).staged_secret_id == left
+
+
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
 async def test_what_a_former_change_has_left_is_settled_and_does_not_replace_the_given_one(
     power: Site, taken: bool
