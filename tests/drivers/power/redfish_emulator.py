@@ -109,7 +109,7 @@ def boot_once(directory: Path) -> None:
     @app.after_request
     def change(response: flask.Response) -> flask.Response:
         request, path = flask.request, flask.request.path.rstrip("/")
-        if request.method == "PATCH" and response.is_json is False and request.json.get("Boot"):
+        if request.method == "PATCH" and response.status_code == 204 and "Boot" in request.json:
             if not (directory / "forgetful").exists():
                 once.add(path)
             with (directory / "commands").open("a") as commands:

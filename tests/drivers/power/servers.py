@@ -23,7 +23,7 @@ SYSTEMS = ("6f1f9a3e-4c1b-4f61-9d5a-1b6b6a000001", "6f1f9a3e-4c1b-4f61-9d5a-1b6b
 _SIMULATED = Path(__file__).parents[3] / "deploy/lab/simulated_bmcs.py"
 _FIRST = ipaddress.ip_address("127.4.0.1")
 _CHASSIS = """#!/bin/sh
-# What ipmi_sim calls: get power; set power 0|1; set reset 1; set shutdown 1; get boot; set boot pxe.
+# What ipmi_sim calls: get power; set power 0|1, reset 1, shutdown 1; get boot; set boot pxe.
 cd "$(dirname "$0")"
 case "$*" in
     *"get power") echo "power:$(cat power)" ;;
