@@ -20,6 +20,9 @@ from contracts.power_actions import (
 )
 from contracts.states import MAINTENANCE_STATES, ResourceState
 
+# Hosts get into these when no VM is active on them.
+_EMPTY = frozenset({ResourceState.MAINTENANCE, ResourceState.REMOVED})
+
 
 def check(asked: PowerActionInput, survey: PowerSurvey) -> None:
     """Raises Conflict, with the remedy, if it may not be done as it was asked."""
@@ -42,7 +45,7 @@ def _refusal(asked: PowerActionInput, survey: PowerSurvey) -> str | None:
     )
     if survey.vms:
         return f"VMs run on {host}: {', '.join(survey.vms)}. {way}"
-    if survey.vms is None and survey.resource_state is not ResourceState.MAINTENANCE:
+    if survey.vms is None and survey.resource_state not in _EMPTY:
         seen = survey.last_seen_vms
         last = "" if seen is None else f" (when it was last looked at: {seen})"
         return f"{host} is on, and does not say which VMs run there{last}. {way}"
