@@ -72,17 +72,19 @@ async def switch(request: PowerActionInput) -> PowerActionResult:
     except ChildWorkflowError as error:
         if is_cancelled_exception(error):
             raise
-        if isinstance(error.cause, ApplicationError):
-            # The lease that is lost then is that of the BMC, not the caller's.
-            kind = error.cause.type if error.cause.type != _LEASE_LOST else _CONFLICT
-            raise ApplicationError(
-                error.cause.message, *error.cause.details, type=kind, non_retryable=True
-            ) from error
-        raise ApplicationError(
-            f"The power of {host} was not switched: {error.cause or error}",
-            type="Failed",
-            non_retryable=True,
-        ) from error
+        raise _as_own(error, host) from error
+
+
+def _as_own(error: ChildWorkflowError, host: str) -> ApplicationError:
+    cause = error.cause
+    if isinstance(cause, ActivityError):
+        cause = as_application_error(cause)
+    if not isinstance(cause, ApplicationError):
+        text = f"The power of {host} was not switched: {cause or error}"
+        return ApplicationError(text, type="Failed", non_retryable=True)
+    # The lease that is lost then is that of the BMC, not the caller's.
+    kind = _CONFLICT if cause.type == _LEASE_LOST else cause.type
+    return ApplicationError(cause.message, *cause.details, type=kind, non_retryable=True)
 
 
 async def boot(host: str, reason: str, *, network_boot: bool = False) -> None:
