@@ -21,6 +21,8 @@ from temporalio.worker import Worker
 from activities.operations import OperationActivities
 from contracts.leases import Lease, LeaseRef, Owner
 from contracts.maintenance import HostMaintenanceResult, MaintenanceOutcome
+from contracts.power import PowerState
+from contracts.power_actions import Action
 from contracts.removal import (
     BeginRemovalInput,
     Cleaning,
@@ -35,8 +37,6 @@ from contracts.removal import (
     RemoveHostInput,
     ResolveRemovalInput,
 )
-from contracts.power import PowerState
-from contracts.power_actions import Action
 from contracts.states import HostStatus, Phase, ResourceState
 from contracts.steps import AcquireLeaseInput, HostRef
 from tests.workflows.world import World, refusal, running
