@@ -1,5 +1,7 @@
 """Operations that switch a host's power: refused here before there is a workflow, if they can't."""
 
+from typing import Any
+
 import pytest
 
 from tests.api.conftest import Api, history, problem
@@ -20,7 +22,9 @@ async def test_without_a_bmc_the_field_and_the_way_out_are_named(
     api: Api, host: str, method: str, path: str, field: str, workflow: str
 ) -> None:
     where = f"/v1/hosts/{host}{path}"
-    asked = {"params": {field: True}} if method == "DELETE" else {"json": {field: True}}
+    asked: dict[str, Any] = (
+        {"params": {field: True}} if method == "DELETE" else {"json": {field: True}}
+    )
     before = api.rows()
     found = problem(await api.admin.request(method, where, **asked), 409, "Conflict")
     assert found["detail"].startswith(f"{field}: power is switched by out-of-band management")

@@ -507,7 +507,7 @@ async def test_it_boots_from_the_network_when_its_trust_was_withdrawn(reinstall:
     while (await handle.query(HostReinstallation.status)).phase is not Phase.REINSTALLING:
         await asyncio.sleep(0.05)
     assert site.withdrawn
-    assert site.commands == [Action.CYCLE]
+    assert site.told == [Action.CYCLE]
     # Right before the cycle.
     assert site.boots_from_network == [0]
     site.installed = True
@@ -522,13 +522,13 @@ async def test_it_boots_from_the_network_when_its_trust_was_withdrawn(reinstall:
 async def test_one_that_is_off_is_switched_on(reinstall: Begin) -> None:
     site = in_maintenance(power=PowerState.OFF, silent=True)
     await (await reinstall(site, network_boot=True, host_is_down=True)).result()
-    assert (site.commands, site.boots_from_network) == ([Action.ON], [0])
+    assert (site.told, site.boots_from_network) == ([Action.ON], [0])
 
 
 async def test_a_bmc_that_has_no_cycle_switches_off_and_on(reinstall: Begin) -> None:
     site = in_maintenance(power=PowerState.ON, rejected=frozenset({Action.CYCLE}))
     await (await reinstall(site, network_boot=True)).result()
-    assert site.commands == [Action.OFF, Action.ON]
+    assert site.told == [Action.OFF, Action.ON]
     assert site.boots_from_network[-1] == 1
 
 
@@ -553,7 +553,7 @@ async def test_what_can_not_boot_from_the_network_is_refused_before_anything(
         await handle.result()
     assert isinstance(failed.value.cause, ApplicationError)
     assert failed.value.cause.message == said
-    assert (site.calls, site.withdrawn, site.commands) == ([], False, [])
+    assert (site.calls, site.withdrawn, site.told) == ([], False, [])
 
 
 async def test_what_its_bmc_does_not_do_is_a_question(reinstall: Begin) -> None:
@@ -566,10 +566,10 @@ async def test_what_its_bmc_does_not_do_is_a_question(reinstall: Begin) -> None:
     assert "hostler host answer-reinstallation kvm-1 --skip-network-boot" in status.commands
     # It waits: a command to a BMC is not sent again unasked.
     await handle.execute_update("answer", AnswerReinstallationInput())
-    while len(site.commands) < 2:
+    while len(site.told) < 2:
         await asyncio.sleep(0.05)
     await until_question(handle, Question.NETWORK_BOOT)
     await handle.execute_update("answer", AnswerReinstallationInput(skip_network_boot=True))
     await handle.result()
-    assert site.commands == [Action.OFF, Action.OFF]
+    assert site.told == [Action.OFF, Action.OFF]
     assert "reinstallation.network_boot" not in kinds(site)

@@ -764,7 +764,7 @@ async def test_one_that_answers_after_all_is_not_lost(remove: Begin) -> None:
 async def test_it_is_switched_off_once_it_is_clean(remove: Begin) -> None:
     site = in_maintenance(power=PowerState.ON)
     result = await (await remove(site, power_off=True, reason="sold")).result()
-    assert site.commands == [Action.SOFT]
+    assert site.told == [Action.SOFT]
     assert site.outcomes[0].command.reason == "sold"
     assert site.power is PowerState.OFF
     assert site.calls.index("clean_host") < site.calls.index("remove_host")
@@ -781,10 +781,10 @@ async def test_what_does_not_go_off_is_removed_all_the_same(remove: Begin, or_of
     result = await (await remove(site, power_off=True, fall_back_to_off=or_off)).result()
     assert site.deleted
     if or_off:
-        assert site.commands == [Action.SOFT, Action.OFF]
+        assert site.told == [Action.SOFT, Action.OFF]
         assert result.left == ()
         return
-    assert site.commands == [Action.SOFT]
+    assert site.told == [Action.SOFT]
     (left,) = result.left
     assert left.startswith("its power is on: soft of kvm-1")
     assert [event.kind for event in site.events] == ["removal.not_switched_off"]
@@ -798,7 +798,7 @@ async def test_what_could_not_be_cleaned_stays_on(remove: Begin) -> None:
     answer = ResolveRemovalInput(action=RemovalAction.LEAVE_UNCLEANED)
     await handle.execute_update("resolve", answer)
     result = await handle.result()
-    assert site.commands == []
+    assert site.told == []
     assert "its power is on: it has to be cleaned yet" in result.left
 
 

@@ -34,11 +34,11 @@ async def test_it_is_off_while_it_is_ready_and_on_before_it_goes_back(begin: Beg
     assert status.message == "Ready for maintenance: it is switched off"
     assert world.states[-1] is R.MAINTENANCE
     assert world.places("vm-1") != ["kvm-1"]
-    assert (world.commands, world.power) == ([Action.SOFT], PowerState.OFF)
+    assert (world.told, world.power) == ([Action.SOFT], PowerState.OFF)
     # As the sweep and the checks see it.
     world.status = HostStatus.DOWN
     await run.leave()
-    assert (world.commands, world.power) == ([Action.SOFT, Action.ON], PowerState.ON)
+    assert (world.told, world.power) == ([Action.SOFT, Action.ON], PowerState.ON)
     assert [one.command.reason for one in world.outcomes] == [
         "new fan",
         "leaves its maintenance: new fan",
@@ -53,7 +53,7 @@ async def test_without_being_asked_nothing_is_switched(begin: Begin) -> None:
     status = await run.until_phase(Phase.READY)
     assert status.message == "Ready for maintenance"
     await run.leave()
-    assert world.commands == []
+    assert world.told == []
 
 
 @pytest.mark.parametrize("more", [{}, {"dry_run": True}])
@@ -85,14 +85,14 @@ async def test_what_does_not_shut_down_is_ready_all_the_same_and_says_so(begin: 
     run = await begin(world, power_off_when_ready=True)
     status = await run.until_phase(Phase.READY)
     assert status.message.startswith("Ready for maintenance, and not switched off: soft of kvm-1")
-    assert world.commands == [Action.SOFT]
+    assert world.told == [Action.SOFT]
     assert [event.kind for event in world.events] == [
         "maintenance.evacuating",
         "maintenance.not_switched_off",
     ]
     await run.leave()
     # It is on: nothing is sent.
-    assert world.commands == [Action.SOFT]
+    assert world.told == [Action.SOFT]
     assert world.state is R.ENABLED
 
 
@@ -101,7 +101,7 @@ async def test_its_power_is_taken_away_if_that_was_asked_for(begin: Begin) -> No
     run = await begin(world, power_off_when_ready=True, fall_back_to_off=True)
     status = await run.until_phase(Phase.READY)
     assert status.message == "Ready for maintenance: it is switched off"
-    assert world.commands == [Action.SOFT, Action.OFF]
+    assert world.told == [Action.SOFT, Action.OFF]
     await run.leave()
 
 
@@ -115,11 +115,11 @@ async def test_with_a_vm_kept_on_purpose_it_stays_on(begin: Begin) -> None:
     status = await run.until(lambda status: "kept on purpose" in status.message)
     assert status.message.endswith("vm-1; it stays on as long")
     assert world.state is R.ERROR_IN_MAINTENANCE
-    assert world.commands == []
+    assert world.told == []
     world.refusals.clear()
     await run.resolve("vm-1", VmAction.RETRY)
     await run.until_phase(Phase.READY)
-    assert world.commands == [Action.SOFT]
+    assert world.told == [Action.SOFT]
     await run.leave()
 
 
@@ -136,7 +136,7 @@ async def test_whoever_wants_it_back_meanwhile_gets_it_switched_on(begin: Begin)
     leaving = asyncio.create_task(run.leave())
     world.watched.set()
     await leaving
-    assert world.commands == [Action.SOFT, Action.ON]
+    assert world.told == [Action.SOFT, Action.ON]
     assert (world.state, world.fence) == (R.ENABLED, None)
 
 
@@ -154,7 +154,7 @@ async def test_one_that_does_not_come_back_stays_out_and_can_be_tried_again(begi
     assert (world.state, world.fence is None) == (R.MAINTENANCE, False)
     world.hangs = world.silent = False
     await run.leave()
-    assert world.commands == [Action.SOFT, Action.ON]
+    assert world.told == [Action.SOFT, Action.ON]
     assert world.state is R.ENABLED
 
 
@@ -177,9 +177,9 @@ async def test_a_host_that_its_bmc_says_is_off_is_switched_on_to_leave(begin: Be
     world = with_bmc(power=PowerState.OFF, silent=True, status=HostStatus.DOWN)
     run = await begin(world, power_off_when_ready=True)
     await run.until_phase(Phase.READY)
-    assert world.commands == []
+    assert world.told == []
     await run.leave()
-    assert world.commands == [Action.ON]
+    assert world.told == [Action.ON]
     assert (world.state, world.status) == (R.ENABLED, HostStatus.UP)
 
 
@@ -190,5 +190,5 @@ async def test_a_cancel_switches_it_on_too(begin: Begin) -> None:
     await run.handle.cancel()
     while world.lease is not None:
         await asyncio.sleep(0.05)
-    assert world.commands == [Action.SOFT, Action.ON]
+    assert world.told == [Action.SOFT, Action.ON]
     assert world.state is R.ENABLED

@@ -102,7 +102,8 @@ class World:
         changed: set when something has changed about a VM that is watched.
         states: the resource states of kvm-1, in order.
         power: what kvm-1's BMC says; None: it has none.
-        commands: what it was told; `boots_from_network`: what it was told to boot from, by then.
+        told: the commands that it was sent; `boots_from_network`: after how many of them it was
+            told to boot from there.
         deaf: it accepts these, and nothing comes of it; `rejected`: it has no such commands.
         no_network_boot: why it can't boot from the network.
         hangs: kvm-1 does not answer when it was switched on.
@@ -146,7 +147,7 @@ class World:
     settled: int = 0
     reasons: list[str] = field(default_factory=list)
     power: PowerState | None = None
-    commands: list[Action] = field(default_factory=list)
+    told: list[Action] = field(default_factory=list)
     boots_from_network: list[int] = field(default_factory=list)
     deaf: frozenset[Action] = frozenset()
     rejected: frozenset[Action] = frozenset()
@@ -349,13 +350,13 @@ class World:
 
     @activity.defn(name="set_network_boot")
     async def set_network_boot(self, lease: LeaseRef) -> None:
-        self.boots_from_network.append(len(self.commands))
+        self.boots_from_network.append(len(self.told))
 
     @activity.defn(name="send_power_command")
     async def send_power_command(self, request: PowerCommandRef) -> PowerSent:
         if request.action in self.rejected:
             raise refusal("BmcCommandRejected", f"The BMC does not offer {request.action}.")
-        self.commands.append(request.action)
+        self.told.append(request.action)
         if request.action not in self.deaf:
             self.power = SHOULD_BE[request.action]
             self.silent = self.hangs or self.power is PowerState.OFF
