@@ -15,7 +15,7 @@ from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
 from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
-from contracts.leases import Lease
+from contracts.leases import Lease, LeaseRef
 from contracts.oobm import LOGIN_PROBLEMS, PowerProblem
 from contracts.power import PowerCommand, PowerState
 from contracts.power_actions import (
@@ -32,11 +32,18 @@ from contracts.power_actions import (
     PowerSettings,
     PowerSighting,
     PowerSurvey,
+    PowerUse,
     PowerWord,
+    RequirePowerInput,
     WatchPowerInput,
 )
 from contracts.power_switching import refusal
-from contracts.settings import OOBM_ACTION_TIMEOUT, OOBM_SYNC_INTERVAL, OOBM_SYNC_TIMEOUT
+from contracts.settings import (
+    HOST_REBOOT_TIMEOUT,
+    OOBM_ACTION_TIMEOUT,
+    OOBM_SYNC_INTERVAL,
+    OOBM_SYNC_TIMEOUT,
+)
 from contracts.steps import HostRef
 from contracts.vms import Vm
 from drivers.errors import (
@@ -46,7 +53,7 @@ from drivers.errors import (
     PowerOutcomeUnknown,
     WrongBmc,
 )
-from drivers.protocols import HostAccess, Hypervisor, ServiceManager
+from drivers.protocols import HostAccess, Hypervisor, NetworkBooter, ServiceManager
 from inventory import Inventory
 
 _POLL_S = 1.0
@@ -90,6 +97,29 @@ class PowerActivities:
             timeout=settings[OOBM_ACTION_TIMEOUT],
             answer_timeout=settings[OOBM_SYNC_TIMEOUT],
         )
+
+    @activity.defn(name="require_power")
+    async def require_power(self, request: RequirePowerInput) -> PowerUse:
+        """Whether the host's power can be switched at all: what an operation asks before it changes
+        anything. Raises NotFound (the host), Conflict (no out-of-band management, or a driver that
+        can't have it boot from the network), Unavailable, Failed (of the BMC)."""
+        host = await self._inventory.hosts.get(request.host)
+        await self._inventory.oobm.require([host.name], request.option)
+        if request.network_boot:
+            bmc = await self._bmcs.find(host.name)
+            with surprises_of_bmc(host.name):
+                await _network_booter(bmc).check_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
+        settings = await self._inventory.settings.resolve(cluster=host.cluster)
+        return PowerUse(boot_timeout=settings[HOST_REBOOT_TIMEOUT])
+
+    @activity.defn(name="set_network_boot")
+    async def set_network_boot(self, lease: LeaseRef) -> None:
+        """The host's next boot, and no other, is from the network. Raises LeaseLost, Conflict (the
+        driver can't), Unavailable, Failed (the BMC does not do it)."""
+        bmc = await self._bmcs.find(lease.host)
+        await self._inventory.leases.verify(lease)
+        with surprises_of_bmc(lease.host):
+            await _network_booter(bmc).set_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
 
     @activity.defn(name="await_power_lease")
     async def await_power_lease(self, request: AwaitLeaseInput) -> Lease:
@@ -287,6 +317,17 @@ class PowerActivities:
         if boot is None:
             return BootSeen.SILENT
         return BootSeen.SAME if boot == command.boot_id else BootSeen.ANOTHER
+
+
+def _network_booter(bmc: Bmc) -> NetworkBooter:
+    if isinstance(bmc.driver, NetworkBooter):
+        return bmc.driver
+    raise Conflict(
+        f"The driver {bmc.login.driver} of the BMC of {bmc.login.host} can't have it boot from the "
+        "network.",
+        remedy="Configure another driver that the BMC gets on with, or ask without network_boot "
+        "and boot it from the network yourself.",
+    )
 
 
 def _has_come_about(

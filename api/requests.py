@@ -21,7 +21,7 @@ from contracts.cluster_maintenance import ClusterMaintenanceChoices
 from contracts.evacuation import AffinityKind
 from contracts.host_import import MAX_HOSTS, Parallel
 from contracts.hosts import Event
-from contracts.maintenance import OnBlocker, VmAction
+from contracts.maintenance import OnBlocker, VmAction, check_power_off
 from contracts.oobm import (
     DEFAULT_CIPHER_SUITE,
     DEFAULT_DRIVER,
@@ -196,6 +196,13 @@ class HostMaintenanceRequest(Contract):
     return_vms: StrictBool = False
     queue: StrictBool = True
     host_is_down: StrictBool = False
+    power_off_when_ready: StrictBool = False
+    fall_back_to_off: StrictBool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "HostMaintenanceRequest":
+        check_power_off(self)
+        return self
 
 
 class LeaveQuery(Contract):
@@ -306,6 +313,8 @@ class RemovalQuery(Contract):
     on_blocker: OnBlocker = OnBlocker.REFUSE
     max_parallel: Annotated[int, Field(ge=1, le=64)] | None = None
     queue: bool = True
+    power_off: bool = False
+    fall_back_to_off: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "RemovalQuery":
@@ -354,6 +363,7 @@ class AnswerReinstallationRequest(OptionalCredential):
     host_key_sha256: Fingerprint | None = None
     install_packages: StrictBool = False
     skip_command: StrictBool = False
+    skip_network_boot: StrictBool = False
     force: StrictBool = False
 
 

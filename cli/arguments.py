@@ -46,3 +46,10 @@ ClusterArgument = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, as the API gives it, for programs.")
 ]
+OrOffOption = Annotated[
+    bool,
+    typer.Option(
+        "--or-off",
+        help="If it has not shut down in time, take the power away.",
+    ),
+]

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.arguments import HostArgument, JsonOption
+from cli.arguments import HostArgument, JsonOption, OrOffOption
 from cli.client import Api, connect
 from cli.oobm import fields_of
 from cli.output import note, say, say_fields, say_json
@@ -97,10 +97,7 @@ def cycle(
 def soft(
     host: HostArgument,
     reason: ReasonOption = "",
-    or_off: Annotated[
-        bool,
-        typer.Option("--or-off", help="Take the power away if it has not shut down in time."),
-    ] = False,
+    or_off: OrOffOption = False,
     force: ForceOption = False,
     timeout: TimeoutOption = None,
     no_wait: NoWaitOption = False,

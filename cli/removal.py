@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.arguments import HostArgument, JsonOption
+from cli.arguments import HostArgument, JsonOption, OrOffOption
 from cli.client import Api, connect
 from cli.output import note, say, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
@@ -68,6 +68,13 @@ def remove(
             "the cluster are out.",
         ),
     ] = False,
+    power_off: Annotated[
+        bool,
+        typer.Option(
+            "--power-off", help="Shut it down and switch it off by its BMC, once it is clean."
+        ),
+    ] = False,
+    or_off: OrOffOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be done.")
     ] = False,
@@ -97,6 +104,8 @@ def remove(
             on_blocker=None if on_blocker is OnBlocker.REFUSE else on_blocker,
             max_parallel=max_parallel,
             queue=False if no_queue else None,
+            power_off=power_off or None,
+            fall_back_to_off=or_off or None,
             dry_run=dry_run or None,
         )
         look = f"hostler operation show removal {host}"

@@ -1,6 +1,9 @@
 """Power of a host, as its BMC (baseboard management controller) switches and tells it."""
 
 from enum import StrEnum
+from typing import Protocol
+
+from pydantic_core import PydanticCustomError
 
 # The group of Python entry points that drivers come in by: a name, and a callable without arguments
 # that makes a drivers.protocols.PowerDriver.
@@ -35,3 +38,18 @@ class BmcPrivilege(StrEnum):
     USER = "user"
     OPERATOR = "operator"
     ADMINISTRATOR = "administrator"
+
+
+class SwitchesOff(Protocol):
+    """The field of a request to switch a host off in good order."""
+
+    @property
+    def fall_back_to_off(self) -> bool: ...
+
+
+def check_fall_back(asked: SwitchesOff, option: str, *, chosen: bool) -> None:
+    """Raises PydanticCustomError. `option`: the field that `fall_back_to_off` goes with."""
+    if asked.fall_back_to_off and not chosen:
+        raise PydanticCustomError(
+            "fall_back", "fall_back_to_off goes with {option} only", {"option": option}
+        )

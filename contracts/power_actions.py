@@ -68,6 +68,9 @@ SHOULD_BE = {
 BOOTS = frozenset({Action.RESET, Action.CYCLE})
 """The power says nothing about whether these have happened: it is on before and after."""
 
+MAY_BOOT = BOOTS | {Action.ON}
+"""The host boots."""
+
 STOPS = frozenset({Action.OFF, Action.SOFT, Action.RESET, Action.CYCLE})
 """What runs on the host ends."""
 
@@ -100,9 +103,22 @@ class PowerChoices(Contract):
 
 
 class PowerActionInput(PowerChoices):
-    """Input of PowerAction."""
+    """Input of PowerAction.
+
+    Attributes:
+        network_boot: with `on`, `reset` and `cycle`: it boots from the network, this once.
+    """
 
     host: Name
+    network_boot: StrictBool = False
+
+    @model_validator(mode="after")
+    def _check_network_boot(self) -> "PowerActionInput":
+        if self.network_boot and self.action not in MAY_BOOT:
+            raise PydanticCustomError(
+                "network_boot", "network_boot goes with on, reset and cycle only"
+            )
+        return self
 
 
 class PowerOutcome(StrEnum):
@@ -287,6 +303,23 @@ class FinishPowerInput(Contract):
     command: PowerCommandRef
     outcome: CommandOutcome
     message: str
+
+
+# --- other operations that switch power -----------------------------------------------------------
+
+
+class RequirePowerInput(Contract):
+    """An operation is to switch the host's power. `option`: the field that asks for that."""
+
+    host: Name
+    option: str
+    network_boot: bool = False
+
+
+class PowerUse(Contract):
+    """What such an operation goes by. `boot_timeout`: seconds that the host has to come back."""
+
+    boot_timeout: int
 
 
 # --- PowerSync ----------------------------------------------------------------------------------

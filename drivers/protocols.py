@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
@@ -537,3 +537,16 @@ class PowerDriver(Protocol):
 
     async def close(self) -> None:
         """End all sessions, and what the driver has running."""
+
+
+@runtime_checkable
+class NetworkBooter(Protocol):
+    """What a PowerDriver may be able to do besides. Both raise what its other methods raise."""
+
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Look whether the BMC can do it; nothing changes. Raises BmcCommandRejected."""
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """The next boot, and no other, is from the network; proven by reading it back. It boots
+        when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13). May be
+        called many times. Raises BmcCommandRejected: also if the BMC says yes, and does not."""

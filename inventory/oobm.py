@@ -1,6 +1,6 @@
 """Out-of-band management: how hosts' BMCs are reached, where it is enabled, and their passwords."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -122,6 +122,32 @@ class OobmConfigurations:
         async with self._database.reading() as session:
             found = (await session.exec(_with_switches(col(OobmRow.host) == host))).first()
             return login_of(*found) if found is not None else _not_configured(host)
+
+    async def require(self, hosts: Sequence[str], option: str) -> None:
+        """Raises Conflict, which names the field `option` that needs it, unless all of these hosts
+        have out-of-band management, enabled."""
+        query = _with_switches(col(OobmRow.host).in_(hosts))
+        async with self._database.reading() as session:
+            found = {
+                row.host: switches_of(row, cluster, zone).disabled_by
+                for row, cluster, zone in await session.exec(query)
+            }
+        without = [host for host in hosts if host not in found]
+        if without:
+            raise Conflict(
+                f"{option}: power is switched by out-of-band management, and there is none of "
+                f"{', '.join(without)}.",
+                remedy=f"Configure it with `hostler oobm configure {without[0]}`, or ask without "
+                f"{option}.",
+            )
+        disabled = [f"of {host} (by {', '.join(found[host])})" for host in hosts if found[host]]
+        if disabled:
+            raise Conflict(
+                f"{option}: power is switched by out-of-band management, and it is disabled: "
+                f"{', '.join(disabled)}.",
+                remedy="Enable it, for example with `hostler oobm enable HOST`, or ask without "
+                f"{option}.",
+            )
 
     async def configure(
         self,

@@ -26,7 +26,8 @@ class FakeBmc:
         command_fails: what `set_power` raises; `after_effect`: when it has done it.
         lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
         late_by: so many logins after it has taken a password, it goes by it.
-        boots: how often the machine has booted.
+        boots: how often the machine has booted, and `network_boots` of these from the network.
+        network_fails: what both methods of NetworkBooter raise.
     """
 
     state: PowerState = PowerState.ON
@@ -41,6 +42,9 @@ class FakeBmc:
     staged_password: str | None = None
     password_fails: HostlerError | None = None
     boots: int = 1
+    network_next: bool = False
+    network_boots: int = 0
+    network_fails: HostlerError | None = None
     asked: int = 0
     commands: list[PowerCommand] = field(default_factory=list)
     refused_logins: int = 0
@@ -95,10 +99,22 @@ class FakeBmcs:
         bmc.commands.append(command)
         if not bmc.lies:
             booted = command in (PowerCommand.RESET, PowerCommand.CYCLE)
-            bmc.boots += booted or (command is PowerCommand.ON and bmc.state is PowerState.OFF)
+            booted |= command is PowerCommand.ON and bmc.state is PowerState.OFF
+            bmc.boots += booted
+            bmc.network_boots += booted and bmc.network_next
+            bmc.network_next &= not booted
             bmc.state = _ENDS[command]
         if bmc.command_fails is not None:
             raise bmc.command_fails
+
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        fails = self._log_in(access).network_fails
+        if fails is not None:
+            raise fails
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        await self.check_network_boot(access, timeout=timeout)
+        self.of[access.name].network_next = True
 
     async def change_password(
         self,

@@ -69,6 +69,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.vms import MigrationState
     from workflows import policies
     from workflows.failures import as_application_error, explain, is_absence
+    from workflows.maintenance_power import MaintenancePower
     from workflows.maintenance_state import Leaving, MaintenanceState
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
     from workflows.vm_board import VmBoard
@@ -90,6 +91,7 @@ class HostMaintenance:
     def __init__(self) -> None:
         self._state = MaintenanceState()
         self._evacuation = VmEvacuation(self._state)
+        self._power = MaintenancePower(self._state)
         self._touched = False
         self._must_be_sound = False
         self._canceled = False
@@ -124,6 +126,7 @@ class HostMaintenance:
         return await self._finish(failure)
 
     async def _dry_run(self) -> HostMaintenanceResult:
+        await self._power.require()
         await self._look()
         self._evacuation.plan(await self._first_survey())
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -131,6 +134,7 @@ class HostMaintenance:
 
     async def _take_out(self) -> None:
         """Prepare and evacuate."""
+        await self._power.require()
         await self._take_lease()
         await self._look()
         adopted = self._state.host.resource_state in MAINTENANCE_STATES
@@ -153,6 +157,7 @@ class HostMaintenance:
             await self._plan_and_begin()
         await self._put_up_fence()
         await self._empty()
+        await self._power.switch_off()
 
     async def _empty(self) -> None:
         """Until the host is `Maintenance`: no VM is active on it."""
@@ -451,6 +456,7 @@ class HostMaintenance:
         elsewhere."""
         state = self._state
         self._touched = state.down = True
+        self._power.found_off()
         confirmed = "its BMC says that it is off" if self._is_off else _CONFIRMED
         reason = f"{confirmed}, and it does not answer"
         if state.host.status is not HostStatus.DOWN:
@@ -548,7 +554,8 @@ class HostMaintenance:
         state = self._state
         kept = [status for status in state.vms.statuses if state.vms.is_kept(status.vm)]
         names = ", ".join(status.vm for status in kept)
-        state.enter(Phase.QUESTION, f"Fenced, with VMs kept on purpose: {names}")
+        on = "; it stays on as long" if state.asked.power_off_when_ready else ""
+        state.enter(Phase.QUESTION, f"Fenced, with VMs kept on purpose: {names}{on}")
         await state.change_state(
             MAINTENANCE_STATES, ResourceState.ERROR_IN_MAINTENANCE, f"VMs kept on purpose: {names}"
         )
@@ -613,6 +620,7 @@ class HostMaintenance:
                         settings=state.settings,
                         environment=state.environment,
                         down=state.down,
+                        power=self._power.carried,
                     )
                 }
             )
@@ -635,9 +643,10 @@ class HostMaintenance:
         state.read_settings = carried.settings
         state.environment = carried.environment
         state.down = carried.down
+        self._power.resume(carried.power)
         self._evacuation = VmEvacuation(state)
         self._touched = True
-        state.enter(Phase.READY, "Ready for maintenance")
+        state.enter(Phase.READY, self._power.ready)
 
     async def _stand_by(self) -> None:
         """Wait for `leave`, for Temporal's cancel, which means the same, or for `hand_over`."""
@@ -683,8 +692,8 @@ class HostMaintenance:
                 self._canceled = True
         try:
             back.result()
-        except ActivityError as error:
-            problem = as_application_error(error)
+        except (ActivityError, ApplicationError) as error:
+            problem = as_application_error(error) if isinstance(error, ActivityError) else error
             self._leave_error = problem
             state.leave_problem = problem.message
             state.leave_requested = False
@@ -705,6 +714,9 @@ class HostMaintenance:
         if state.held is None:
             return
         if self._touched:
+            phase = Phase.ROLLING_BACK if rolling_back else Phase.LEAVING
+            if await self._power.switch_on(phase, self._answers):
+                await self._set_status(HostStatus.UP, "is switched on, and answers")
             await self._make_fit(rolling_back)
         if self._touched or state.steps:
             await state.change_state(

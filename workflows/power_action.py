@@ -118,6 +118,8 @@ class PowerAction:
             return self._result(
                 PowerOutcome.THERE_ALREADY, survey.state, survey, "nothing was sent"
             )
+        if asked.network_boot:
+            await self._set_network_boot()
         seen, proof = await self._do(asked.action, survey, seconds)
         return self._result(PowerOutcome.DONE, seen.state, seen, proof)
 
@@ -176,6 +178,18 @@ class PowerAction:
         check(self._asked, survey)
         self._warnings = warnings(self._asked, survey)
         return survey
+
+    async def _set_network_boot(self) -> None:
+        """Under the lease, right before it boots."""
+        self._enter(Phase.SWITCHING, f"{self._asked.host} is to boot from the network, once")
+        # Taken for done while it runs: whoever cancels must not leave that behind.
+        self._final = True
+        await workflow.execute_activity_method(
+            PowerActivities.set_network_boot,
+            self._held,
+            summary="The next boot is from the network",
+            **policies.FIRST_LOOK,
+        )
 
     async def _do(self, action: Action, survey: PowerSurvey, seconds: int) -> tuple[PowerSeen, str]:
         """Send, watch, judge; what was seen, and by what it is known that it is done."""

@@ -42,6 +42,8 @@ from pyghmi.ipmi.private.serversession import ServerSession
 UNAUTHORIZED_ROLE, UNAUTHORIZED_NAME, NO_CIPHER_SUITE = 0x0A, 0x0D, 0x11
 HMAC_SHA1 = 1  # an authentication algorithm (table 13-17)
 OPEN_SESSION = 0x10  # a type of payload
+BOOT_FLAGS = 5  # a parameter of the boot options (table 28-14)
+NETWORK = 0x04
 ACCOUNTS = 4
 USER, OPERATOR, ADMINISTRATOR = 2, 3, 4  # levels of privilege
 
@@ -59,6 +61,7 @@ class Switches:
         reject_guid: the one that it answers when it is asked for its GUID.
         lie: it accepts what switches power, and does nothing.
         swallow: it does what switches power, and does not answer.
+        no_boot_options: it does not know what a machine boots from.
     """
 
     mute: bool = False
@@ -69,6 +72,7 @@ class Switches:
     reject_guid: int = 0
     lie: bool = False
     swallow: bool = False
+    no_boot_options: bool = False
 
 
 class LoginSession(ServerSession):  # type: ignore[misc] # pyghmi has no types
@@ -119,6 +123,8 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         self.switches = Switches()
         self.on = True
         self.boots = 1
+        self.boot_flags = bytes(5)
+        self.network_boots = 0
         self.logins = 0
         self.requests = 0
         self.commands: list[str] = []
@@ -144,6 +150,8 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
             "guid": str(self.uuid),
             "on": self.on,
             "boots": self.boots,
+            "boot_flags": self.boot_flags.hex(),
+            "network_boots": self.network_boots,
             "logins": self.logins,
             "sessions": len(self.sessions),
             "requests": self.requests,
@@ -184,6 +192,16 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
                 session.send_ipmi_response(code=0xD4)
             case (6, 0x47) if session.clientpriv < ADMINISTRATOR:
                 session.send_ipmi_response(code=0xD4)
+            case (0, 8) | (0, 9) if self.switches.no_boot_options:
+                session.send_ipmi_response(code=0xC1)
+            case (0, 8) if session.clientpriv < OPERATOR:
+                session.send_ipmi_response(code=0xD4)
+            case 0, 8 if data[0] == BOOT_FLAGS:
+                if not self.switches.lie:
+                    self.boot_flags = bytes(data[1:6])
+                session.send_ipmi_response()
+            case 0, 9 if data[0] == BOOT_FLAGS:
+                session.send_ipmi_response(data=[1, BOOT_FLAGS, *self.boot_flags])
             case 0, 2 if self.switches.swallow:
                 self.control_chassis(request, Silent())
             case 6, 0x44:
@@ -233,7 +251,16 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         self.commands.append(command)
         if not self.switches.lie:
             self.on = on
-            self.boots += boots
+            if boots:
+                self.boot()
+
+    def boot(self) -> None:
+        """From the network, if it was told to."""
+        self.boots += 1
+        valid, persistent = self.boot_flags[0] & 0x80, self.boot_flags[0] & 0x40
+        self.network_boots += bool(valid and self.boot_flags[1] & 0x3C == NETWORK)
+        if not persistent:
+            self.boot_flags = bytes(5)
 
 
 class Servers:
@@ -312,7 +339,8 @@ class Servers:
         for bmc in chosen:
             bmc.switches = replace(bmc.switches, **message.get("set", {}))
             if "power" in message:
-                bmc.boots += message["power"] and not bmc.on
+                if message["power"] and not bmc.on:
+                    bmc.boot()
                 bmc.on = message["power"]
             if "password" in message:
                 bmc.passwords.update(dict.fromkeys(bmc.passwords, message["password"]))

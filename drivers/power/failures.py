@@ -92,6 +92,15 @@ def wrong_bmc(access: BmcAccess, shown: str) -> WrongBmc:
     )
 
 
+def boots_as_before(access: BmcAccess) -> BmcCommandRejected:
+    """It was told to boot from the network once."""
+    return BmcCommandRejected(
+        f"The BMC of {access.name} has accepted to boot it from the network once, and does not "
+        "show that it does.",
+        remedy="Boot it from the network by its console, or by its BMC's own means.",
+    )
+
+
 def outcome_unknown(access: BmcAccess, what: str) -> PowerOutcomeUnknown:
     """`what`: the command that was sent."""
     return PowerOutcomeUnknown(

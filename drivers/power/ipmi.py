@@ -93,6 +93,25 @@ class IpmiDriver:
         )
         ipmi_commands.check(access.name, f"switch power {command.value}", answer["code"])
 
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        await self._boot_flags(access, _deadline(timeout))
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        deadline = _deadline(timeout)
+        before = await self._boot_flags(access, deadline)
+        answer = await self._ask(access, ipmi_commands.boot_from_network_once(before), deadline)
+        ipmi_commands.check(access.name, "boot it from the network", answer["code"])
+        if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            raise failures.boots_as_before(access)
+
+    async def _boot_flags(self, access: BmcAccess, deadline: float) -> Sequence[int]:
+        answer = await self._ask(access, ipmi_commands.BOOT_FLAGS, deadline)
+        ipmi_commands.check(access.name, "tell what it boots from", answer["code"])
+        flags: Sequence[int] = answer["data"]
+        return flags
+
     async def change_password(
         self,
         access: BmcAccess,

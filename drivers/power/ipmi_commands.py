@@ -47,7 +47,11 @@ class Ask:
 
 CHASSIS_STATUS = Ask(0x00, 0x01)
 GET_DEVICE_ID = Ask(0x06, 0x01)
+BOOT_FLAGS = Ask(0x00, 0x09, (0x05, 0x00, 0x00))
 SYSTEM_GUID = Ask(0x06, 0x37)
+# Of the boot flags (table 28-14).
+_VALID, _PERSISTENT, _UEFI = 0x80, 0x40, 0x20
+_DEVICE, _NETWORK = 0x3C, 0x04
 # The channel that the request itself comes by.
 THIS_CHANNEL = 0x0E
 
@@ -55,6 +59,20 @@ THIS_CHANNEL = 0x0E
 def chassis_control(command: PowerCommand) -> Ask:
     """Switch power (28.3)."""
     return Ask(0x00, 0x02, (_CHASSIS_CONTROL[command],))
+
+
+def boot_from_network_once(data: Sequence[int]) -> Ask:
+    """Set the boot flags (28.12), by what BOOT_FLAGS was answered: whether firmware boots by BIOS
+    or UEFI stays as it is. The BMC forgets them after 60 seconds without a boot, and so do we mean
+    it: what is left behind must not install a host by surprise."""
+    flags = data[2] if len(data) > 2 else 0
+    return Ask(0x00, 0x08, (0x05, _VALID | flags & _UEFI, _NETWORK, 0x00, 0x00, 0x00))
+
+
+def boots_from_network_once(data: Sequence[int]) -> bool:
+    """Of BOOT_FLAGS's answer. There are BMCs (ipmi_sim is one) that do not show the flags as
+    valid, though they are."""
+    return len(data) >= 4 and not data[2] & _PERSISTENT and data[3] & _DEVICE == _NETWORK
 
 
 def session_privilege(level: int) -> Ask:

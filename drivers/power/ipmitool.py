@@ -149,6 +149,29 @@ class IpmitoolDriver:
         output = await self._run(access, [_raw(ask)], _left(deadline), once=(command.value, ask))
         ipmi_commands.check(access.name, f"switch power {command.value}", output.code or 0)
 
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        if access.guid is not None:
+            await self.examine(access, timeout=timeout)
+        await self._boot_flags(access, deadline)
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        if access.guid is not None:
+            await self.examine(access, timeout=timeout)
+        ask = ipmi_commands.boot_from_network_once(await self._boot_flags(access, deadline))
+        output = await self._run(access, [_raw(ask)], _left(deadline))
+        ipmi_commands.check(access.name, "boot it from the network", output.code or 0)
+        if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            raise failures.boots_as_before(access)
+
+    async def _boot_flags(self, access: BmcAccess, deadline: float) -> Sequence[int]:
+        output = await self._run(access, [_raw(ipmi_commands.BOOT_FLAGS)], _left(deadline))
+        ipmi_commands.check(access.name, "tell what it boots from", output.code or 0)
+        return next(iter(output.raw_answers), ())
+
     async def change_password(
         self,
         access: BmcAccess,

@@ -37,6 +37,7 @@ _RESET_TYPES = {
     PowerCommand.CYCLE: "PowerCycle",
     PowerCommand.SOFT: "GracefulShutdown",
 }
+_PXE_ONCE = {"BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe"}
 _STATES = {"On": PowerState.ON, "Off": PowerState.OFF}
 # Of a command: the service broke down over it, or something between did.
 _UNDECIDED = frozenset({500, 502, 503, 504})
@@ -130,6 +131,32 @@ class RedfishDriver:
         if response.status_code in _UNDECIDED:
             raise failures.outcome_unknown(access, command.value)
         _check(access, f"switch power {command.value}", response)
+
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        self.validate(access)
+        async with _deadline(access, timeout), self._clients.use(access) as client:
+            _require_pxe(access, await self._system(access, client.http))
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        self.validate(access)
+        async with _deadline(access, timeout), self._clients.use(access) as client:
+            system = await self._system(access, client.http)
+            _require_pxe(access, system)
+            tag = system.get("@odata.etag")
+            response = await _send(
+                access,
+                client.http.patch(
+                    _path(access, system),
+                    json={"Boot": _PXE_ONCE},
+                    headers={"If-Match": tag} if tag else {},
+                ),
+            )
+            _check(access, "boot it from the network", response)
+            shown = (await self._system(access, client.http)).get("Boot")
+            if not isinstance(shown, dict) or not shown.items() >= _PXE_ONCE.items():
+                raise failures.boots_as_before(access)
 
     async def change_password(
         self,
@@ -340,6 +367,22 @@ def _several_systems(access: BmcAccess, shown: Mapping[str, str | None]) -> BmcC
         f"tells which of them is the host: {listed}.",
         remedy="Give the address of a BMC that manages this host alone.",
     )
+
+
+def _require_pxe(access: BmcAccess, system: Mapping[str, Any]) -> None:
+    """Raises BmcCommandRejected unless it can boot from the network once, as far as it tells."""
+    boot = system.get("Boot")
+    offered = (
+        boot.get("BootSourceOverrideTarget@Redfish.AllowableValues", ["Pxe"])
+        if isinstance(boot, dict)
+        else []
+    )
+    if "Pxe" not in offered:
+        raise BmcCommandRejected(
+            f"The BMC of {access.name} does not offer to boot it from the network: only "
+            f"{', '.join(map(str, offered)) or 'what it boots from anyway'}.",
+            remedy="Boot it from the network by its console.",
+        )
 
 
 def _not_connected(access: BmcAccess, error: httpx.TransportError) -> HostlerError:

@@ -162,3 +162,17 @@ async def test_the_password_of_a_bmc_is_changed(system: System, lab: Lab) -> Non
 async def _until_it_answers(system: System) -> None:
     while (await system.hostler("host", "check", HOST)).status != 0:
         await asyncio.sleep(_PAUSE_S)
+
+
+async def test_a_maintenance_switches_off_and_on(system: System, lab: Lab) -> None:
+    before = (await row_of(lab))["boot_id"]
+    await system.done("maintenance", "enter", HOST, "--power-off-when-ready", "--watch")
+    assert not await is_on(system, lab)
+    shown = await system.shown("maintenance", "status", HOST)
+    assert shown["message"] == "Ready for maintenance: it is switched off"
+    await system.done("maintenance", "leave", HOST)
+    assert await is_on(system, lab)
+    row = await row_of(lab)
+    assert row["boot_id"] != before
+    host = await system.shown("host", "show", HOST)
+    assert (host["resource_state"], host["status"]) == ("Enabled", "Up")

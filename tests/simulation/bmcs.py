@@ -21,7 +21,7 @@ from typing import Any
 from contracts.power import PowerCommand
 from drivers.errors import HostUnreachable
 from drivers.power.registry import PowerDrivers
-from drivers.protocols import BmcAccess, Boot, HostAccess, PowerDriver
+from drivers.protocols import BmcAccess, Boot, HostAccess, NetworkBooter, PowerDriver
 
 ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "operator-7", "canary-of-bmcs"
@@ -129,7 +129,7 @@ class SimulatedBoots:
 class MortalDrivers(PowerDrivers):
     """The worker is killed once `calls` commands have come as far as `at`: "before" they are sent,
     or "after" their BMCs have accepted them and nobody has heard of it; or, "password", when so
-    many BMCs have taken another password."""
+    many BMCs have taken another password; or, "boot", are to boot from the network."""
 
     def __init__(self, at: str, calls: int) -> None:
         super().__init__()
@@ -167,6 +167,18 @@ class _Mortal:
         await self._deaths.reached("before")
         await self._driver.set_power(access, command, timeout=timeout)
         await self._deaths.reached("after")
+
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        await self._booter.check_network_boot(access, timeout=timeout)
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        await self._booter.set_network_boot(access, timeout=timeout)
+        await self._deaths.reached("boot")
+
+    @property
+    def _booter(self) -> NetworkBooter:
+        assert isinstance(self._driver, NetworkBooter)
+        return self._driver
 
     async def change_password(
         self,

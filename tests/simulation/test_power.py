@@ -19,6 +19,7 @@ from temporalio.exceptions import ApplicationError
 
 from contracts.access import Role
 from contracts.hosts import Host
+from contracts.maintenance import HostMaintenanceInput, LeaveInput
 from contracts.oobm import HostPower, PowerProblem
 from contracts.operations import DEFAULT_TASK_QUEUE
 from contracts.power import PowerState
@@ -339,6 +340,57 @@ async def test_a_worker_killed_while_it_watches_goes_on_watching(build: Build) -
         assert plant.bmcs.state(host)["commands"] == [action]
         await plant.system.record(f"power/{host}", f"power_{action}_unchanged")
         assert (await plant.messages(host))[-1].startswith(f"{action}: ")
+
+
+@pytest.mark.timeout(300)
+async def test_a_worker_killed_between_boot_flags_and_cycle_cycles_once(build: Build) -> None:
+    plant = await build(2)
+    mortal = await plant.worker(at="boot", calls=1)
+    handle = await plant.act(Action.CYCLE, "sim-2", network_boot=True, force=True, reason="new")
+    await asyncio.to_thread(mortal.wait)
+    assert plant.bmcs.state("sim-2")["commands"] == []
+    await plant.worker()
+    assert (await handle.result())["outcome"] == "done"
+    state = plant.bmcs.state("sim-2")
+    assert (state["commands"], state["network_boots"]) == (["cycle"], 1)
+    # The next boot is as ever.
+    await (await plant.act(Action.RESET, "sim-2", force=True, reason="again")).result()
+    assert plant.bmcs.state("sim-2")["network_boots"] == 1
+    await plant.system.record("power/sim-2", "power_reset_after_network_boot")
+
+
+@pytest.mark.timeout(300)
+async def test_a_maintenance_whose_workers_die_switches_off_and_on_once(build: Build) -> None:
+    plant = await build(3)
+    mortal = await plant.worker(at="after", calls=1)
+    maintenance: WorkflowHandle[Any, Any] = await plant.client.start_workflow(
+        "HostMaintenance",
+        HostMaintenanceInput(host="sim-2", power_off_when_ready=True, reason="new fan"),
+        id="maintenance/sim-2",
+        task_queue=DEFAULT_TASK_QUEUE,
+    )
+    await asyncio.to_thread(mortal.wait)
+    assert plant.bmcs.state("sim-2")["commands"] == ["soft"]
+    second = await plant.worker()
+    maintenance = plant.client.get_workflow_handle("maintenance/sim-2")
+    while (await maintenance.query("status"))["phase"] != "Ready":
+        await asyncio.sleep(0.2)
+    status = await maintenance.query("status")
+    assert status["message"] == "Ready for maintenance: it is switched off"
+    assert not plant.bmcs.state("sim-2")["on"]
+    assert (await plant.power("sim-2")).state is PowerState.OFF
+
+    plant.system.kill(second)
+    mortal = await plant.worker(at="after", calls=1)
+    leaving = asyncio.create_task(maintenance.execute_update("leave", LeaveInput()))
+    await asyncio.to_thread(mortal.wait)
+    await plant.worker()
+    await leaving
+    state = plant.bmcs.state("sim-2")
+    assert (state["commands"], state["on"]) == (["soft", "on"], True)
+    host = await plant.inventory.hosts.get("sim-2")
+    assert (host.resource_state, host.status) == (ResourceState.ENABLED, HostStatus.UP)
+    await plant.system.record("maintenance/sim-2", "maintenance_power_workers_killed")
 
 
 @pytest.mark.timeout(300)

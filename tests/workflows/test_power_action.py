@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
 from activities.bmc_accounts import BmcAccountActivities
@@ -20,6 +21,7 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.power import PowerActivities
+from contracts.errors import HostlerError
 from contracts.leases import LeaseScope, Owner
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -32,6 +34,7 @@ from contracts.power_actions import (
     PowerActionInput,
     PowerActionResult,
     PowerOutcome,
+    RequirePowerInput,
 )
 from contracts.states import MAINTENANCE_STATES, ResourceState
 from contracts.vms import Vm
@@ -835,3 +838,124 @@ async def test_one_that_takes_neither_keeps_both(power: Site) -> None:
 
 async def pause() -> None:
     await asyncio.sleep(0.05)
+
+
+# --- booted from the network --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", [Action.CYCLE, Action.RESET, Action.ON])
+async def test_it_boots_from_the_network_once(power: Site, action: Action) -> None:
+    power.bmc.state = PowerState.OFF if action is Action.ON else PowerState.ON
+    await power.act(action, network_boot=True)
+    assert (power.bmc.boots, power.bmc.network_boots) == (2, 1)
+    await power.act(Action.CYCLE)
+    assert (power.bmc.boots, power.bmc.network_boots) == (3, 1)
+
+
+async def test_what_is_not_to_boot_from_the_network_is_not_switched(power: Site) -> None:
+    power.bmc.network_fails = rejected()
+    error = await power.failure(Action.CYCLE, network_boot=True)
+    assert error.type == "BmcCommandRejected"
+    assert power.bmc.commands == []
+
+
+async def test_what_is_on_does_not_boot(power: Site) -> None:
+    result = await power.act(Action.ON, network_boot=True)
+    assert result.outcome is PowerOutcome.THERE_ALREADY
+    assert not power.bmc.network_next
+
+
+@pytest.mark.parametrize("action", [Action.OFF, Action.SOFT, Action.STATUS])
+async def test_only_what_boots_boots_from_the_network(action: Action) -> None:
+    with pytest.raises(ValueError, match="network_boot goes with on, reset and cycle only"):
+        PowerActionInput(host="kvm-1", action=action, network_boot=True)
+
+
+# --- what other operations ask first ------------------------------------------------------------
+
+
+class NoNetworkBoots:
+    """A driver that somebody has made before there was such a thing."""
+
+    def __init__(self, driver: FakeBmcs) -> None:
+        self.examine, self.power_state = driver.examine, driver.power_state
+
+
+async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
+    activities = PowerActivities(
+        power.inventory,
+        BmcDirectory(power.inventory, power.bmcs),
+        HostDirectory(power.inventory),
+        cast(Hypervisor, power.machine),
+        cast(ServiceManager, power.machine),
+        LeaseActivities(power.inventory, Holders(power.inventory, power.client)),
+    )
+    request = RequirePowerInput(host="kvm-1", option="an_option", network_boot=network_boot)
+    try:
+        use = await ActivityEnvironment().run(activities.require_power, request)
+    except HostlerError as error:
+        return str(error)
+    assert use.boot_timeout == 900
+    return None
+
+
+async def test_what_has_a_bmc_can_be_switched(power: Site) -> None:
+    assert await refusal_of(power) is None
+    assert await refusal_of(power, network_boot=True) is None
+    assert not power.bmc.network_next
+    assert power.bmc.commands == []
+
+
+async def test_a_bmc_that_is_disabled_is_named_with_the_way_out(power: Site) -> None:
+    await power.inventory.oobm.set_zone_switch("zone-1", False, actor="test")
+    said = await refusal_of(power)
+    assert said is not None
+    assert said.startswith("an_option: power is switched by out-of-band management, and it is ")
+    assert "disabled: of kvm-1 (by zone zone-1). Enable it" in said
+
+
+async def test_a_host_without_a_bmc_is_named_with_the_way_out(power: Site) -> None:
+    await power.inventory.oobm.forget("kvm-1", actor="test")
+    said = await refusal_of(power)
+    assert said == (
+        "an_option: power is switched by out-of-band management, and there is none of kvm-1. "
+        "Configure it with `hostler oobm configure kvm-1`, or ask without an_option."
+    )
+
+
+async def test_a_driver_that_can_not_says_so(power: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = NoNetworkBoots(power.bmcs)
+    monkeypatch.setattr(power.bmcs, "get", lambda _name: driver)
+    assert await refusal_of(power) is None
+    said = await refusal_of(power, network_boot=True)
+    assert said is not None
+    assert "The driver ipmi of the BMC of kvm-1 can't have it boot from the network" in said
+    assert "without network_boot" in said
+    error = await power.failure(Action.CYCLE, network_boot=True)
+    assert error.type == "Conflict"
+
+
+async def test_a_bmc_that_can_not_says_so(power: Site) -> None:
+    power.bmc.network_fails = rejected()
+    said = await refusal_of(power, network_boot=True)
+    assert said is not None
+    assert "not supported" in said
+
+
+@pytest.mark.parametrize("state", [ResourceState.MAINTENANCE, ResourceState.REMOVED])
+async def test_a_silent_host_that_was_emptied_is_switched(
+    power: Site, state: ResourceState
+) -> None:
+    await power.put_into(ResourceState.MAINTENANCE)
+    if state is ResourceState.REMOVED:
+        await power.inventory.hosts.change_state(
+            "kvm-1",
+            expected=MAINTENANCE_STATES,
+            target=state,
+            operation="removal/kvm-1",
+            step="begin",
+            actor="test",
+            reason="test",
+        )
+    power.machine.silent = True
+    assert (await power.act(Action.SOFT)).state is PowerState.OFF

@@ -3,9 +3,10 @@ may only read, and a log of what its machines were told.
 
     python -m tests.drivers.power.redfish_emulator DIRECTORY PORT [CERTIFICATE KEY]
 
-Its machines, SYSTEMS, do what they are told at once. If the file `swallow` is in DIRECTORY, they do
-it, and nobody gets an answer; with `overload` the answer is that it is busy; with `nameless` they
-have no UUID.
+Its machines, SYSTEMS, do what they are told at once. What they boot from may be changed for once.
+Files in DIRECTORY: with `swallow` they do it, and nobody gets an answer; with `overload` the answer
+is that it is busy; with `nameless` they have no UUID; with `forgetful` they keep booting from what
+they do; with `no_pxe` they have no network.
 """
 
 import ssl
@@ -101,6 +102,34 @@ def log_commands(directory: Path) -> None:
         return response
 
 
+def boot_once(directory: Path) -> None:
+    """The emulator knows no boot that is another one only once."""
+    once: set[str] = set()
+
+    def shown(boot: dict[str, Any], path: str) -> dict[str, Any]:
+        kinds = "BootSourceOverrideTarget@Redfish.AllowableValues"
+        if (directory / "no_pxe").exists():
+            boot = {**boot, kinds: [kind for kind in boot[kinds] if kind != "Pxe"]}
+        return {**boot, "BootSourceOverrideEnabled": "Once" if path in once else "Disabled"}
+
+    @app.after_request
+    def change(response: flask.Response) -> flask.Response:
+        request, path = flask.request, flask.request.path.rstrip("/")
+        if request.method == "PATCH" and response.status_code == 204 and "Boot" in request.json:
+            if not (directory / "forgetful").exists():
+                once.add(path)
+            with (directory / "commands").open("a") as commands:
+                boot = request.json["Boot"]
+                said = f"{boot['BootSourceOverrideEnabled']}:{boot['BootSourceOverrideTarget']}"
+                commands.write(f"{said}\n")
+        elif request.method == "POST" and path.endswith("ComputerSystem.Reset"):
+            once.discard(path.removesuffix("/Actions/ComputerSystem.Reset"))
+        elif request.method == "GET" and response.json and "Boot" in response.json:
+            system = {**response.json, "Boot": shown(response.json["Boot"], path)}
+            response.data = flask.json.dumps(system)
+        return response
+
+
 def main() -> None:
     directory, port, *tls = sys.argv[1:]
     accounts = Accounts(Path(directory))
@@ -115,6 +144,7 @@ def main() -> None:
     )
     add_accounts(accounts)
     log_commands(Path(directory))
+    boot_once(Path(directory))
     context = None
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

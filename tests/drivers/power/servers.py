@@ -24,13 +24,15 @@ SYSTEMS = ("6f1f9a3e-4c1b-4f61-9d5a-1b6b6a000001", "6f1f9a3e-4c1b-4f61-9d5a-1b6b
 _SIMULATED = Path(__file__).parents[3] / "deploy/lab/simulated_bmcs.py"
 _FIRST = ipaddress.ip_address("127.4.0.1")
 _CHASSIS = """#!/bin/sh
-# What ipmi_sim calls: get power; set power 0|1; set reset 1; set shutdown 1.
+# What ipmi_sim calls: get power; set power 0|1, reset 1, shutdown 1; get boot; set boot pxe.
 cd "$(dirname "$0")"
 case "$*" in
     *"get power") echo "power:$(cat power)" ;;
     *"set power 0") echo off >>commands; echo 0 >power ;;
     *"set power 1") echo on >>commands; echo 1 >power ;;
     *"set reset 1") echo reset >>commands ;;
+    *"get boot") echo "boot:$(cat boot)" ;;
+    *"set boot "*) for device; do :; done; echo "$device" | tee boot >>commands ;;
     *"set shutdown 1") echo soft >>commands; echo 0 >power ;;
 esac
 """
@@ -119,6 +121,7 @@ class IpmiSim:
         chassis.write_text(_CHASSIS)
         chassis.chmod(0o755)
         (self.directory / "power").write_text("1\n")
+        (self.directory / "boot").write_text("default\n")
         (self.directory / "state").mkdir()
         (self.directory / "lan.conf").write_text(
             "\n".join(

@@ -51,6 +51,26 @@ def test_power_is_one_bit(data: list[int], state: PowerState) -> None:
     assert ipmi_commands.power_state(data) is state
 
 
+@pytest.mark.parametrize(
+    ("answered", "flags"),
+    [([], 0x80), ([1, 5, 0, 0, 0, 0, 0], 0x80), ([1, 5, 0xE0, 8, 0, 0, 0], 0xA0)],
+)
+def test_the_next_boot_alone_is_from_the_network_and_stays_bios_or_uefi(
+    answered: list[int], flags: int
+) -> None:
+    ask = ipmi_commands.boot_from_network_once(answered)
+    assert (ask.netfn, ask.command, ask.data) == (0, 8, (5, flags, 4, 0, 0, 0))
+    assert ipmi_commands.boots_from_network_once([1, *ask.data])
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [[], [1, 5, 0x80], [1, 5, 0, 8, 0, 0, 0], [1, 5, 0xC0, 4, 0, 0, 0], [1, 5, 0x80, 8, 0, 0, 0]],
+)
+def test_what_is_not_the_network_once(answered: list[int]) -> None:
+    assert not ipmi_commands.boots_from_network_once(answered)
+
+
 def test_completion_codes() -> None:
     ipmi_commands.check("kvm-1", "switch power off", 0)
     with pytest.raises(InsufficientPrivilege):

@@ -24,7 +24,7 @@ from drivers.errors import (
 )
 from drivers.power.ipmi import IpmiDriver
 from drivers.power.ipmitool import IpmitoolDriver
-from drivers.protocols import BmcAccess, PowerDriver
+from drivers.protocols import BmcAccess, NetworkBooter, PowerDriver
 from tests.drivers.power.servers import (
     OPERATOR,
     IpmiSim,
@@ -57,6 +57,46 @@ async def test_a_cycle_is_one(driver: PowerDriver, bmc: SimulatedBmc) -> None:
     await driver.set_power(bmc.access(), PowerCommand.CYCLE, timeout=ENOUGH)
     state = await bmc.state()
     assert (state["commands"], state["boots"], state["on"]) == (["cycle"], 2, True)
+
+
+async def test_it_boots_from_the_network_once(driver: PowerDriver, bmc: SimulatedBmc) -> None:
+    assert isinstance(driver, NetworkBooter)
+    access = bmc.access(guid=bmc.guid)
+    await driver.check_network_boot(access, timeout=ENOUGH)
+    assert (await bmc.state())["boot_flags"] == bytes(5).hex()
+    await driver.set_network_boot(access, timeout=ENOUGH)
+    await driver.set_network_boot(access, timeout=ENOUGH)
+    await driver.set_power(access, PowerCommand.CYCLE, timeout=ENOUGH)
+    await driver.set_power(access, PowerCommand.RESET, timeout=ENOUGH)
+    state = await bmc.state()
+    assert (state["commands"], state["network_boots"]) == (["cycle", "reset"], 1)
+
+
+async def test_a_bmc_that_has_no_boot_options_says_so(
+    driver: PowerDriver, bmc: SimulatedBmc
+) -> None:
+    assert isinstance(driver, NetworkBooter)
+    await bmc.switch(no_boot_options=True)
+    for call in (driver.check_network_boot, driver.set_network_boot):
+        with pytest.raises(BmcCommandRejected, match="0xc1"):
+            await call(bmc.access(), timeout=ENOUGH)
+
+
+async def test_a_bmc_that_says_yes_and_boots_as_before(
+    driver: PowerDriver, bmc: SimulatedBmc
+) -> None:
+    assert isinstance(driver, NetworkBooter)
+    await bmc.switch(lie=True)
+    with pytest.raises(BmcCommandRejected, match="does not show that it does"):
+        await driver.set_network_boot(bmc.access(), timeout=ENOUGH)
+
+
+async def test_ipmi_sim_is_told_too(driver: PowerDriver, openipmi: IpmiSim) -> None:
+    assert isinstance(driver, NetworkBooter)
+    await driver.check_network_boot(openipmi.access(), timeout=ENOUGH)
+    assert await openipmi.commands() == []
+    await driver.set_network_boot(openipmi.access(), timeout=ENOUGH)
+    assert await openipmi.commands() == ["pxe"]
 
 
 async def test_ipmi_sim_cycles_too(driver: PowerDriver, openipmi: IpmiSim) -> None:
@@ -156,6 +196,9 @@ async def test_another_machines_bmc_is_told_nothing(driver: PowerDriver, machine
         await driver.set_power(stranger, PowerCommand.OFF, timeout=ENOUGH)
     with pytest.raises(WrongBmc):
         await driver.change_password(stranger, "a-new-password", timeout=ENOUGH)
+    assert isinstance(driver, NetworkBooter)
+    with pytest.raises(WrongBmc):
+        await driver.set_network_boot(stranger, timeout=ENOUGH)
     assert await machine.commands() == []
     assert await driver.power_state(machine.access(), timeout=ENOUGH) is PowerState.ON
 

@@ -29,7 +29,7 @@ from drivers.errors import (
     WrongBmc,
 )
 from drivers.power.redfish import RedfishDriver
-from drivers.protocols import BmcAccess
+from drivers.protocols import BmcAccess, NetworkBooter
 from tests.drivers.power.servers import (
     PASSWORD,
     READER,
@@ -144,6 +144,33 @@ async def test_what_a_bmc_does_not_offer_is_refused(redfish: RedfishDriver, bmc:
     assert bmc.commands() == []
 
 
+async def test_it_boots_from_the_network_once(redfish: RedfishDriver, bmc: Emulator) -> None:
+    assert isinstance(redfish, NetworkBooter)
+    await redfish.check_network_boot(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == []
+    await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+    await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == ["Once:Pxe", "Once:Pxe"]
+
+
+async def test_a_bmc_that_says_yes_and_boots_as_before(
+    redfish: RedfishDriver, bmc: Emulator
+) -> None:
+    (bmc.directory / "forgetful").touch()
+    with pytest.raises(BmcCommandRejected, match="does not show that it does"):
+        await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+
+
+async def test_a_machine_that_has_no_network_to_boot_from(
+    redfish: RedfishDriver, bmc: Emulator
+) -> None:
+    (bmc.directory / "no_pxe").touch()
+    for call in (redfish.check_network_boot, redfish.set_network_boot):
+        with pytest.raises(BmcCommandRejected, match="does not offer to boot it from the network"):
+            await call(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == []
+
+
 async def test_a_bmc_tells_who_it_is(redfish: RedfishDriver, bmc: Emulator) -> None:
     report = await redfish.examine(bmc.access(), timeout=ENOUGH)
     assert (report.guid, report.state) == (SYSTEMS[0], PowerState.ON)
@@ -155,6 +182,8 @@ async def test_another_machines_bmc_is_told_nothing(redfish: RedfishDriver, bmc:
         redfish.power_state(stranger, timeout=ENOUGH),
         redfish.set_power(stranger, PowerCommand.OFF, timeout=ENOUGH),
         redfish.change_password(stranger, "another", timeout=ENOUGH),
+        redfish.check_network_boot(stranger, timeout=ENOUGH),
+        redfish.set_network_boot(stranger, timeout=ENOUGH),
     ):
         with pytest.raises(WrongBmc):
             await call
@@ -178,6 +207,8 @@ async def test_who_only_reads_does_not_switch(redfish: RedfishDriver, bmc: Emula
         await redfish.set_power(reader, PowerCommand.OFF, timeout=ENOUGH)
     with pytest.raises(InsufficientPrivilege):
         await redfish.change_password(reader, "another", timeout=ENOUGH)
+    with pytest.raises(InsufficientPrivilege):
+        await redfish.set_network_boot(reader, timeout=ENOUGH)
     assert bmc.commands() == []
 
 
