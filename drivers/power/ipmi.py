@@ -59,10 +59,12 @@ class IpmiDriver:
 
     async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
         """See PowerDriver."""
-        answer = await self._ask(
-            access, ipmi_commands.CHASSIS_STATUS, _deadline(timeout), fresh=True
-        )
-        return BmcReport(answer["guid"], access.privilege, _state(access, answer))
+        deadline = _deadline(timeout)
+        answer = await self._ask(access, ipmi_commands.CHASSIS_STATUS, deadline, fresh=True)
+        state, guid = _state(access, answer), answer["guid"]
+        if access.guid is None and guid is not None:
+            self._identify(access.name, await self._key(access, deadline), guid)
+        return BmcReport(guid, access.privilege, state)
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         """See PowerDriver."""
@@ -113,6 +115,14 @@ class IpmiDriver:
         else:
             await self._prove(renewed, deadline)
         self._forget_key(access.name, former)
+
+    def _identify(self, host: str, key: BmcKey, guid: str) -> None:
+        """Whoever asks for the BMC with that GUID from now on gets the session that has shown it:
+        a fleet is not logged in to twice."""
+        known = key._replace(guid=guid)
+        used = self._used.get(host, {})
+        if self._process is not None and key in used and self._process.rename(key, known):
+            used[known] = used.pop(key)
 
     async def _account(self, access: BmcAccess, deadline: float) -> int:
         """The number of the user's account on the BMC."""

@@ -3,7 +3,8 @@
 Both directions are lines of JSON. To the process, a list of any of
 
     {"bmc": 7, "key": ["192.0.2.1", 623, "USER", "PASSWORD", 4, 3, null]}
-                                        a BMC, before it is asked: the fields of BmcKey
+                                        a BMC, before it is asked, or with another key from now
+                                        on: the fields of BmcKey
     {"id": 1, "bmc": 7, "ask": [NETFN, COMMAND, [DATA, ...]], "once": false, "fresh": false,
      "seconds": 9.5}                    a request; "ask" null: log in, if there is no session
     {"forget": 7}                       end its session

@@ -278,8 +278,8 @@ class Loop:
             )
             self._guarded(bmc, self._next)
         else:
-            number = message["bmc"]
-            self._bmcs[number] = Bmc(number, BmcKey(*message["key"]))
+            number, key = message["bmc"], BmcKey(*message["key"])
+            self._bmcs.setdefault(number, Bmc(number, key)).key = key
 
     # One BMC.
 

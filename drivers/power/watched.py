@@ -105,6 +105,15 @@ class WatchedProcess:
         finally:
             self._answers.pop(request, None)
 
+    def rename(self, key: BmcKey, new: BmcKey) -> bool:
+        """Let a BMC, with its session, have another key from now on; not if there is one that has
+        it already. Whether that was done."""
+        if self.ended or key not in self._numbers or new in self._numbers:
+            return False
+        number = self._numbers[new] = self._numbers.pop(key)
+        self._send({"bmc": number, "key": new})
+        return True
+
     def forget(self, key: BmcKey) -> None:
         """End its session, if there is one."""
         number = self._numbers.pop(key, None)
