@@ -40,7 +40,7 @@ _FIRST_PAUSE_S = 0.01
 # From then on a BMC is a silent one: it is waited for beside the others, not in the place of one.
 # Where BMCs usually answer sooner, twice as long as they take is enough.
 _PROMPT_S = 0.5
-_PROMPT_AT_LEAST_S = 0.1
+_PROMPT_AT_LEAST_S = 0.05
 _SILENT_AT_A_TIME = 1000
 # Of those that are known to be silent, at a time; a round does not wait for all of them.
 _TRIED_AGAIN_AT_MOST = 500
