@@ -32,11 +32,11 @@ from inventory.oobm import BmcLogin
 from inventory.power import PowerFleet
 
 # Sightings are written several at a time, and soon: a retry asks again who is not written. They are
-# written as well when no more come, since the rest may be silent; each such pause must be twice as
-# long as the one before it, or a slow fleet would be written one by one.
+# written as well when there is a pause, of a seventh of the time so far: the rest may be silent.
 _WRITE_EVERY_S = 0.5
 _WRITE_AT_MOST = 250
-_FIRST_PAUSE_S = 0.01
+_PAUSE = 0.15
+_PAUSE_AT_LEAST_S = 0.005
 # From then on a BMC is a silent one: it is waited for beside the others, not in the place of one.
 # Where BMCs usually answer sooner, twice as long as they take is enough.
 _PROMPT_S = 0.5
@@ -158,12 +158,14 @@ async def _sightings(
     for task in tasks:
         task.add_done_callback(ended.put_nowait)
     ready: list[PowerSighting] = []
-    left, written, pause = len(tasks), time.monotonic(), _FIRST_PAUSE_S
+    left, began = len(tasks), time.monotonic()
+    written = began
     try:
         while left or ready:
             paused = False
+            pause = max(_PAUSE * (time.monotonic() - began), _PAUSE_AT_LEAST_S)
             try:
-                async with asyncio.timeout(pause if ready else None):
+                async with asyncio.timeout(min(pause, _WRITE_EVERY_S) if ready else None):
                     several = [await ended.get()]
             except TimeoutError:
                 several, paused = [], True
@@ -175,7 +177,6 @@ async def _sightings(
             if paused or late or len(ready) >= _WRITE_AT_MOST or not left:
                 yield ready
                 ready, written = [], time.monotonic()
-                pause = min(2 * pause, _WRITE_EVERY_S) if paused else pause
     finally:
         for task in tasks:
             task.cancel()
