@@ -10,14 +10,14 @@ _MIB = 2**20
 
 
 def family(pid: int) -> list[int]:
-    """The process and all that descend from it, as far as they still run."""
+    """The process and all that descend from it, as far as they still run; each must have been
+    started by the first thread of its parent."""
     found, to_do = [], [pid]
     while to_do:
         one = to_do.pop()
         found.append(one)
         with suppress(OSError):
-            for thread in Path(f"/proc/{one}/task").iterdir():
-                to_do += map(int, (thread / "children").read_text().split())
+            to_do += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
     return found
 
 
