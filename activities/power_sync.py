@@ -44,6 +44,8 @@ _PROMPT_AT_LEAST_S = 0.05
 _SILENT_AT_A_TIME = 1000
 # Of those that are known to be silent, at a time; a round does not wait for all of them.
 _TRIED_AGAIN_AT_MOST = 500
+# So much later than the others, since logins, which they need, are most of the work.
+_TRIED_AGAIN_AFTER_S = 1.0
 
 
 class PowerSyncActivities:
@@ -79,6 +81,8 @@ class PowerSyncActivities:
         """Ask those that did not answer before and whose time has come; five hundred at the most,
         the longest due first: the others come in a later round."""
         logins = await self._inventory.power.to_try_again(plan.started_at, _TRIED_AGAIN_AT_MOST)
+        if logins:
+            await asyncio.sleep(_TRIED_AGAIN_AFTER_S)
         return await self._sweep(logins, plan)
 
     @activity.defn(name="finish_power_sync")

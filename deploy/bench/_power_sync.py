@@ -7,13 +7,14 @@ mute, one after another:
     ipmipower --stat of FreeIPMI, all BMCs in one call, as it is and with `--fanout 100`
     pyghmi with a thread per BMC
     Hostler: activities, inventory (SQLite) and driver as a worker has them; the first round, in
-    which it logs in everywhere, and the median of the next ones
+    which it logs in everywhere, and next ones
 
-and then the round in which every tenth falls mute. Interval is 5 s, the least that can be set, so
-that BMCs that are known to be mute are due again in the rounds that are measured; all other
+Of ipmipower and of Hostler's next rounds, each figure is the median of `--rounds`. With all alive,
+there is a round more, in which every tenth falls mute. The interval is 5 s, the least that can be
+set, so that BMCs that are known to be mute are due again in rounds that are measured; all other
 settings have their defaults. CPU seconds and memory are those of all processes of a contender; the
-simulated BMCs are not counted, and go first. It takes root, and the addresses 127.40.0.1 and
-following at port 623. ipmitool and FreeIPMI come by apt if they are missing.
+simulated BMCs are not counted, and go first. It takes root, and the addresses from 127.40.0.1 on,
+port 623. ipmitool and FreeIPMI come by apt if they are missing.
 
 Exit code 1 if one of issue 6's demands is missed.
 """
@@ -144,7 +145,7 @@ class _Bench:
         contenders: dict[str, Callable[[Case], Taken]] = {
             _IPMITOOL: self._ipmitool,
             _IPMIPOWER[0]: self._ipmipower,
-            _IPMIPOWER[1]: lambda case: self._ipmipower(case, "--fanout", str(_FANOUT)),
+            _IPMIPOWER[1]: lambda case: self._ipmipower(case, f"--fanout={_FANOUT}"),
             _THREADS: self._threads,
         }
         for name, contender in contenders.items():
@@ -185,6 +186,10 @@ class _Bench:
         )
         hosts = ",".join(bmc.address for bmc in case.bmcs)
         command = ["ipmipower", f"--config-file={settings}", *options, "-h", hosts, "--stat"]
+        return _median([self._once(case, command) for _ in range(self._rounds)])
+
+    def _once(self, case: Case, command: Sequence[str]) -> Taken:
+        """ipmipower."""
         ran = _run(command, patience=self._patience)
         said = [
             (address, state) for address, _, state in (line.partition(": ") for line in ran.lines)
@@ -351,14 +356,16 @@ async def _fill(database: Database, key: str, bmcs: Sequence[SimulatedBmc]) -> N
     await database.close()
 
 
-def _median(rounds: Sequence[Taken]) -> Taken:
-    """Of each figure; of the answers, the fewest."""
+def _median(several: Sequence[Taken]) -> Taken:
+    """Of times and CPU; of the answers, the fewest."""
+    seen = [one.all_seen_s for one in several if one.all_seen_s is not None]
     return Taken(
-        seconds=statistics.median(one.seconds for one in rounds),
-        cpu_s=statistics.median(one.cpu_s for one in rounds),
-        mib=max(one.mib for one in rounds),
-        answers=min(one.answers for one in rounds),
-        all_seen_s=statistics.median(one.all_seen_s or 0.0 for one in rounds),
+        seconds=statistics.median(one.seconds for one in several),
+        cpu_s=statistics.median(one.cpu_s for one in several),
+        mib=max(one.mib for one in several),
+        answers=min(one.answers for one in several),
+        all_seen_s=statistics.median(seen) if seen else None,
+        killed=any(one.killed for one in several),
     )
 
 
@@ -433,7 +440,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=list(_SIZES), metavar="BMCS", help="(%(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="next ones of Hostler (3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of ipmipower, and next ones of Hostler (3)"
+    )
     parser.add_argument(
         "--patience", type=float, default=60.0, metavar="SECONDS", help="for a contender (60)"
     )
