@@ -31,14 +31,21 @@ from inventory import Inventory
 from inventory.oobm import BmcLogin
 from inventory.power import PowerFleet
 
-# Sightings are written several at a time, and soon: a retry asks again who is not written.
+# Sightings are written several at a time, and soon: a retry asks again who is not written. They are
+# written as well when there is a pause, of a seventh of the time so far: the rest may be silent.
 _WRITE_EVERY_S = 0.5
 _WRITE_AT_MOST = 250
+_PAUSE = 0.15
+_PAUSE_AT_LEAST_S = 0.005
 # From then on a BMC is a silent one: it is waited for beside the others, not in the place of one.
+# Where BMCs usually answer sooner, twice as long as they take is enough.
 _PROMPT_S = 0.5
+_PROMPT_AT_LEAST_S = 0.05
 _SILENT_AT_A_TIME = 1000
 # Of those that are known to be silent, at a time; a round does not wait for all of them.
 _TRIED_AGAIN_AT_MOST = 500
+# So much later than the others, since logins, which they need, are most of the work.
+_TRIED_AGAIN_AFTER_S = 1.0
 
 
 class PowerSyncActivities:
@@ -79,6 +86,8 @@ class PowerSyncActivities:
         """Ask those that did not answer before and whose time has come; five hundred at the most,
         the longest due first: the others come in a later round."""
         logins = await self._inventory.power.to_try_again(plan.started_at, _TRIED_AGAIN_AT_MOST)
+        if logins:
+            await asyncio.sleep(_TRIED_AGAIN_AFTER_S)
         return await self._sweep(logins, plan)
 
     @activity.defn(name="finish_power_sync")
@@ -131,39 +140,75 @@ async def _sightings(
 ) -> AsyncGenerator[list[PowerSighting], None]:
     """What they say, several at a time, as it comes."""
     slots, silent = asyncio.Semaphore(plan.concurrency), asyncio.Semaphore(_SILENT_AT_A_TIME)
+    usual = _UsualTime()
 
     async def one(login: BmcLogin, bmc: Bmc | HostlerError) -> PowerSighting:
         if isinstance(bmc, HostlerError):
             return sighting_of(login, datetime.now(UTC), bmc)
         async with silent:
             async with slots:
+                began = time.monotonic()
                 answer = asyncio.create_task(ask(bmc, plan.timeout))
                 try:
-                    await asyncio.wait([answer], timeout=_PROMPT_S)
+                    await asyncio.wait([answer], timeout=usual.prompt_s)
                 except asyncio.CancelledError:
                     answer.cancel()
                     raise
             try:
-                return await answer
+                seen = await answer
             finally:
                 answer.cancel()
+        if seen.state is not PowerState.UNKNOWN:
+            usual.note(time.monotonic() - began)
+        return seen
 
-    waiting = {asyncio.create_task(one(*entry)) for entry in bmcs}
+    ended: asyncio.Queue[asyncio.Task[PowerSighting]] = asyncio.Queue()
+    tasks = [asyncio.create_task(one(*entry)) for entry in bmcs]
+    for task in tasks:
+        task.add_done_callback(ended.put_nowait)
     ready: list[PowerSighting] = []
-    written = time.monotonic()
+    left, began = len(tasks), time.monotonic()
+    written = began
     try:
-        while waiting:
-            done, waiting = await asyncio.wait(
-                waiting, timeout=_WRITE_EVERY_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            ready += [task.result() for task in done]
+        while left or ready:
+            paused = False
+            pause = max(_PAUSE * (time.monotonic() - began), _PAUSE_AT_LEAST_S)
+            try:
+                async with asyncio.timeout(min(pause, _WRITE_EVERY_S) if ready else None):
+                    several = [await ended.get()]
+            except TimeoutError:
+                several, paused = [], True
+            while not ended.empty():
+                several.append(ended.get_nowait())
+            ready += [task.result() for task in several]
+            left -= len(several)
             late = time.monotonic() - written >= _WRITE_EVERY_S
-            if ready and (late or len(ready) >= _WRITE_AT_MOST or not waiting):
+            if paused or late or len(ready) >= _WRITE_AT_MOST or not left:
                 yield ready
                 ready, written = [], time.monotonic()
     finally:
-        for task in waiting:
+        for task in tasks:
             task.cancel()
+
+
+class _UsualTime:
+    """How long BMCs take that answer, on average, the latest ones the most."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+
+    def note(self, seconds: float) -> None:
+        """One more has answered."""
+        if self._seconds is None:
+            self._seconds = seconds
+        self._seconds += (seconds - self._seconds) / 16
+
+    @property
+    def prompt_s(self) -> float:
+        """Who takes longer is silent for now."""
+        if self._seconds is None:
+            return _PROMPT_S
+        return min(max(2 * self._seconds, _PROMPT_AT_LEAST_S), _PROMPT_S)
 
 
 def _count_errors(seen: Sequence[PowerSighting]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from temporalio.common import MetricMeter
 from temporalio.testing import ActivityEnvironment
 
+from activities import power_sync
 from activities.bmcs import BmcDirectory
 from activities.power_sync import PowerSyncActivities
 from contracts.oobm import PowerProblem
@@ -126,6 +127,38 @@ async def test_those_that_hang_hold_nobody_up(
         await asyncio.sleep(0.02)
     assert {*bmcs.answered} == {"kvm-3", "kvm-4", "kvm-5", "kvm-6"}
     assert not task.done()
+    bmcs.go.set()
+    assert (await task).answered == 6
+
+
+async def test_what_is_known_is_written_while_the_others_are_silent(
+    activities: PowerSyncActivities,
+    inventory: Inventory,
+    bmcs: SlowBmcs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(power_sync, "_WRITE_EVERY_S", 3600)
+    bmcs.hanging = {"kvm-6"}
+    task = asyncio.create_task(sweep(activities, await begin(activities)))
+    while [*(await states(inventory)).values()].count(PowerState.ON) < 5:
+        await asyncio.sleep(0.02)
+    bmcs.go.set()
+    assert (await task).answered == 6
+
+
+async def test_who_takes_much_longer_than_the_others_is_silent(
+    activities: PowerSyncActivities,
+    inventory: Inventory,
+    bmcs: SlowBmcs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(power_sync, "_PROMPT_S", 3600)
+    await inventory.settings.set("outofbandmanagement.sync.poolsize", 2, actor="test")
+    bmcs.hanging = {"kvm-3", "kvm-4"}
+    task = asyncio.create_task(sweep(activities, await begin(activities)))
+    while [*(await states(inventory)).values()].count(PowerState.ON) < 4:
+        await asyncio.sleep(0.02)
+    assert {*bmcs.answered} == {"kvm-1", "kvm-2", "kvm-5", "kvm-6"}
     bmcs.go.set()
     assert (await task).answered == 6
 

@@ -7,11 +7,18 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
-from drivers.errors import BmcUnreachable, LoginRefused, PowerDriverFailed, PowerOutcomeUnknown
+from drivers.errors import (
+    BmcUnreachable,
+    LoginRefused,
+    PowerDriverFailed,
+    PowerOutcomeUnknown,
+    WrongBmc,
+)
 from drivers.power.ipmi import IpmiDriver
 from tests.drivers.power.servers import SimulatedBmc, SimulatedBmcs, running, simulated_bmcs
 
@@ -156,6 +163,19 @@ async def test_neither_session_nor_password_is_kept_for_nothing(bmc: SimulatedBm
         assert await driver.power_state(bmc.access(), timeout=ENOUGH) is PowerState.ON
     finally:
         await driver.close()
+
+
+async def test_a_bmc_that_is_known_now_keeps_its_session(
+    ipmi: IpmiDriver, bmc: SimulatedBmc
+) -> None:
+    report = await ipmi.examine(bmc.access(), timeout=ENOUGH)
+    known = bmc.access(guid=report.guid)
+    assert await ipmi.power_state(known, timeout=ENOUGH) is PowerState.ON
+    assert (await bmc.state())["logins"] == 1
+    await bmc.all.control(bmc.number, forget=True)
+    assert await ipmi.power_state(known, timeout=ENOUGH) is PowerState.ON
+    with pytest.raises(WrongBmc):
+        await ipmi.power_state(bmc.access(guid=str(UUID(int=1))), timeout=ENOUGH)
 
 
 async def test_a_call_that_is_given_up_disturbs_nobody(
