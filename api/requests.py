@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
+    AwareDatetime,
     ConfigDict,
     Field,
     IPvAnyAddress,
@@ -19,6 +20,7 @@ from contracts.base import Contract, Name, Reason, VmName
 from contracts.cluster_maintenance import ClusterMaintenanceChoices
 from contracts.evacuation import AffinityKind
 from contracts.host_import import MAX_HOSTS, Parallel
+from contracts.hosts import Event
 from contracts.maintenance import OnBlocker, VmAction
 from contracts.operations import OperationKind
 from contracts.reinstallation import ReinstallationChoices
@@ -50,6 +52,13 @@ class Page(Items[T]):
     at the end."""
 
     next: Name | None = None
+
+
+class EventPage(Items[Event]):
+    """A part of the audit trail, the newest event first. `next`: the `before` of the part that
+    follows, None at the end."""
+
+    next: int | None = None
 
 
 class PageQuery(Contract):
@@ -339,9 +348,14 @@ class AnswerReinstallationRequest(OptionalCredential):
 
 
 class EventQuery(Contract):
-    """Which events to list; `before`: only older ones than the event of that id."""
+    """Which events to list; `since`, `until`: when they were written, with a time zone; `before`:
+    only older ones than the event of that id."""
 
     subject: SearchText | None = None
+    kind: SearchText | None = None
     operation: SearchText | None = None
+    actor: SearchText | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
     limit: Limit = 100
     before: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None

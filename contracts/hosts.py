@@ -145,12 +145,19 @@ class RemovedHost(Contract):
 
 
 class Event(Contract):
-    """One line of the audit trail: who did what to which subject, when, in which operation."""
+    """One line of the audit trail: who did what to which subject, when, in which operation.
+
+    `from_state`, `to_state` and `reason` say of a change of state what `message` says in words; a
+    subject that is new has no `from_state`. `actor`: `token:NAME`, or the operation that did it.
+    """
 
     id: int
     at: datetime
     kind: str
     subject: str
     message: str
+    from_state: str | None = None
+    to_state: str | None = None
+    reason: str | None = None
     operation: str | None
     actor: str

@@ -21,7 +21,13 @@ mypy deploy/demo.py
 MYPYPATH=deploy/lab mypy -p hostlerlab
 shellcheck -x deploy/quickstart.sh deploy/test.sh .ci/run
 
-trap 'deploy/lab/lab down >/dev/null 2>&1 || true' EXIT
+without_lab=
+# shellcheck disable=SC2317 # called by the trap
+at_the_end() {
+    [[ -z $without_lab ]] || kill "$without_lab" 2>/dev/null || true
+    deploy/lab/lab down >/dev/null 2>&1 || true
+}
+trap at_the_end EXIT
 say "What a newcomer runs first"
 deploy/quickstart.sh --once
 say "Lab"
@@ -32,4 +38,22 @@ say "Tests"
 if [[ ${1:-} == --matrix ]]; then
     set -- tests/matrix "$@"
 fi
-pytest --cov --cov-report=term "$@"
+if [[ $# -gt 0 ]]; then
+    pytest --cov --cov-report=term "$@"
+    exit
+fi
+
+# Those that work on the lab mostly wait: the others run beside them.
+output=$(mktemp)
+COVERAGE_FILE=.coverage.without-lab nice -n 10 pytest -m "not lab" --cov --cov-report= >"$output" 2>&1 &
+without_lab=$!
+failed=0
+COVERAGE_FILE=.coverage.lab pytest -m lab --cov --cov-report= || failed=$?
+say "Tests without the lab"
+wait "$without_lab" || failed=$?
+without_lab=
+cat "$output"
+rm "$output"
+coverage combine --quiet .coverage.lab .coverage.without-lab
+coverage report
+exit "$failed"

@@ -1,7 +1,7 @@
 """The audit trail."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import func
 from sqlmodel import col, select
@@ -10,8 +10,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from contracts.hosts import Event
 from inventory.database import Database
 from inventory.models import EventRow
-
-MAX_EVENTS = 1000
 
 
 def add_event(
@@ -29,6 +27,34 @@ def add_event(
     )
 
 
+def add_change(
+    session: AsyncSession,
+    kind: str,
+    subject: str,
+    *,
+    before: str | None,
+    after: str,
+    reason: str,
+    operation: str | None = None,
+    actor: str,
+) -> None:
+    """Write that a state has changed, in the transaction that changes it. `before`: None for what
+    is new."""
+    change = after if before is None else f"{before} -> {after}"
+    session.add(
+        EventRow(
+            kind=kind,
+            subject=subject,
+            message=f"{change}: {reason}" if reason else change,
+            from_state=before,
+            to_state=after,
+            reason=reason or None,
+            operation=operation,
+            actor=actor,
+        )
+    )
+
+
 class Events:
     """Reads the audit trail, and writes lines that stand for themselves."""
 
@@ -39,17 +65,29 @@ class Events:
         self,
         *,
         subject: str | None = None,
+        kind: str | None = None,
         operation: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         limit: int = 100,
         before: int | None = None,
     ) -> list[Event]:
-        """The newest first, at most `limit` (1,000 at the most); `before`: only older than that
-        id."""
-        query = select(EventRow).order_by(col(EventRow.id).desc()).limit(min(limit, MAX_EVENTS))
-        if subject is not None:
-            query = query.where(col(EventRow.subject) == subject)
-        if operation is not None:
-            query = query.where(col(EventRow.operation) == operation)
+        """The newest first, at most `limit`; `since` and `until`: when they were written, both
+        included; `before`: only older than that id."""
+        query = select(EventRow).order_by(col(EventRow.id).desc()).limit(limit)
+        for column, wanted in (
+            (EventRow.subject, subject),
+            (EventRow.kind, kind),
+            (EventRow.operation, operation),
+            (EventRow.actor, actor),
+        ):
+            if wanted is not None:
+                query = query.where(col(column) == wanted)
+        if since is not None:
+            query = query.where(col(EventRow.at) >= since.astimezone(UTC))
+        if until is not None:
+            query = query.where(col(EventRow.at) <= until.astimezone(UTC))
         if before is not None:
             query = query.where(col(EventRow.id) < before)
         async with self._database.reading() as session:
@@ -93,6 +131,9 @@ def _event(row: EventRow) -> Event:
         kind=row.kind,
         subject=row.subject,
         message=row.message,
+        from_state=row.from_state,
+        to_state=row.to_state,
+        reason=row.reason,
         operation=row.operation,
         actor=row.actor,
     )

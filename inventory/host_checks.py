@@ -14,7 +14,7 @@ from contracts.host_status import MISSED, PeerWord, Reach, Seen, Standing, judge
 from contracts.hosts import Host, HostFacts
 from contracts.states import HOST_STATUS_TRANSITIONS, HostStatus, ResourceState
 from inventory.database import Database
-from inventory.events import add_event
+from inventory.events import add_change, add_event
 from inventory.host_keys import being_reinstalled
 from inventory.hosts import host_row, select_hosts
 from inventory.models import HostRow, now
@@ -190,14 +190,19 @@ def _write(
             raise AssertionError(f"the rules made {after.status} of {before.status}")
         row.status, row.status_since = after.status, now()
         row.updated_at = row.status_since
-    if changed or (tell_reason and before.reason != after.reason):
-        _tell(
+        add_change(
             session,
-            row,
             "host.status",
-            f"{before.status} -> {after.status}: {after.reason}",
-            operation,
+            f"host/{row.name}",
+            before=before.status,
+            after=after.status,
+            reason=after.reason,
+            operation=operation,
+            actor=operation,
         )
+    elif tell_reason and before.reason != after.reason:
+        message = f"still {after.status}: {after.reason}"
+        _tell(session, row, "host.status", message, operation)
     return [Change(row.name, after.status)] if changed else []
 
 

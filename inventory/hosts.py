@@ -21,7 +21,7 @@ from contracts.states import (
 )
 from inventory.closings import untold
 from inventory.database import Database
-from inventory.events import add_event
+from inventory.events import add_change, add_event
 from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
@@ -190,11 +190,13 @@ class Hosts:
                     values |= {"secret_id": secret_id, "password_secret_id": None}
                 session.add(row.sqlmodel_update(values) if row else HostRow(name=name, **values))
                 await session.flush()
-                add_event(
+                add_change(
                     session,
                     "host.state",
                     _subject(name),
-                    f"{ResourceState.CREATING}: at {address} port {ssh_port}",
+                    before=None,
+                    after=ResourceState.CREATING,
+                    reason=f"at {address} port {ssh_port}",
                     operation=operation,
                     actor=actor,
                 )
@@ -290,11 +292,13 @@ class Hosts:
                     # What it missed before is over: its next miss is a first one.
                     row.missed_checks = 0
                 session.add(row)
-                add_event(
+                add_change(
                     session,
                     "host.status",
                     _subject(name),
-                    f"{current} -> {status}: {reason}",
+                    before=current,
+                    after=status,
+                    reason=reason,
                     operation=operation,
                     actor=actor,
                 )
@@ -379,11 +383,13 @@ async def change_state(
     )
     if written.rowcount == 0:
         return False
-    add_event(
+    add_change(
         session,
         "host.state",
         _subject(name),
-        f"{current} -> {target}: {reason}",
+        before=current,
+        after=target,
+        reason=reason,
         operation=operation,
         actor=actor,
     )

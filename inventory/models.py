@@ -159,7 +159,8 @@ class RemovedHostRow(SQLModel, table=True):
 
 
 class EventRow(SQLModel, table=True):
-    """One line of the audit trail; never changed, never deleted."""
+    """One line of the audit trail; never changed, never deleted. `from_state`, `to_state` and
+    `reason`: of a change of state."""
 
     __tablename__ = "event"
 
@@ -168,6 +169,9 @@ class EventRow(SQLModel, table=True):
     kind: str
     subject: str = Field(index=True)
     message: str
+    from_state: str | None = None
+    to_state: str | None = None
+    reason: str | None = None
     operation: str | None = Field(default=None, index=True)
     actor: str
 

@@ -15,7 +15,7 @@ from contracts.leases import LeaseRef
 from contracts.removal import HostRemoved
 from contracts.states import HostStatus, ResourceState
 from inventory.database import Database
-from inventory.events import add_event
+from inventory.events import add_change, add_event
 from inventory.host_keys import key_of
 from inventory.hosts import Login
 from inventory.leases import verify_lease
@@ -404,11 +404,13 @@ def _add_removal_events(
 ) -> None:
     subject, reason = f"host/{row.name}", tombstone.reason or "no reason given"
     if row.resource_state != ResourceState.REMOVED:
-        add_event(
+        add_change(
             session,
             "host.state",
             subject,
-            f"{row.resource_state} -> {ResourceState.REMOVED}: {reason}",
+            before=row.resource_state,
+            after=ResourceState.REMOVED,
+            reason=reason,
             operation=operation,
             actor=operation,
         )

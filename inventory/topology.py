@@ -14,7 +14,7 @@ from contracts.hosts import Cluster, Pod, Zone
 from contracts.leases import Owner
 from contracts.states import AllocationState
 from inventory.database import Database
-from inventory.events import add_event
+from inventory.events import add_change, add_event
 from inventory.models import ClusterRow, HostRow, PodRow, ZoneRow
 from inventory.pages import page
 from inventory.references import (
@@ -365,11 +365,13 @@ async def _set_state(
     if written.rowcount == 0:
         return
     (former,) = (other for other in AllocationState if other is not state)
-    add_event(
+    add_change(
         session,
         f"{kind}.state",
         f"{kind}/{place.name}",
-        f"{former} -> {state}" + (f": {reason}" if reason else ""),
+        before=former,
+        after=state,
+        reason=reason,
         operation=operation,
         actor=actor,
     )

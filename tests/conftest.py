@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run all cells of the fault matrix, and write docs/fault-matrix.md",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what works on the lab, by its fixture, or as one of those that start and stop it."""
+    starts_it = {Path(__file__).parent / "deploy", Path(__file__).parent / "matrix"}
+    for item in items:
+        if "lab" in getattr(item, "fixturenames", ()) or item.path.parent in starts_it:
+            item.add_marker("lab")
 
 
 @pytest.fixture(scope="session")

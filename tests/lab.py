@@ -93,6 +93,10 @@ class Lab:
         """Re-install a host: a new disk, new keys, another password, the same machine."""
         await self._lab("rebuild", host)
 
+    async def remove(self, host: str) -> None:
+        """Take a host away."""
+        await self._lab("remove", host)
+
     async def power_on(self) -> None:
         """Boot all hosts that are off, mend all cables, and wait until all answer."""
         await self._lab("up", "--guests", "0")

@@ -1,7 +1,7 @@
 """Operations as Temporal shows them, the audit trail, and what happens when systems are away."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import httpx
@@ -109,12 +109,41 @@ async def test_events_are_filtered_and_paged(api: Api, host: str) -> None:
     assert ids == sorted(ids, reverse=True)
     assert listed[0]["kind"] == "maintenance.requested"
     assert (listed[0]["message"], listed[0]["actor"]) == ("disk", "token:olga")
-    page = (await api.viewer.get(f"/v1/events?limit=2&before={ids[1]}")).json()["items"]
-    assert [event["id"] for event in page] == ids[2:4]
+    page = (await api.viewer.get(f"/v1/events?limit=2&before={ids[1]}")).json()
+    assert [event["id"] for event in page["items"]] == ids[2:4]
+    assert page["next"] == ids[3]
+    last = (await api.viewer.get("/v1/events", params={"before": ids[-2]})).json()
+    assert ([event["id"] for event in last["items"]], last["next"]) == (ids[-1:], None)
     of_host = (await api.viewer.get(f"/v1/events?subject=host/{host}")).json()["items"]
     assert {event["subject"] for event in of_host} == {f"host/{host}"}
     of_operation = await api.viewer.get(f"/v1/events?operation=maintenance/{host}")
     assert of_operation.json()["items"] == listed[:1]
+
+    async def found(**query: str) -> list[int]:
+        answer = await api.viewer.get("/v1/events", params=query)
+        return [event["id"] for event in answer.json()["items"]]
+
+    assert await found(actor="token:olga", kind="maintenance.requested") == ids[:1]
+    assert await found(actor="token:oskar") == []
+    at = datetime.fromisoformat(listed[1]["at"])
+    before = [event["id"] for event in listed if datetime.fromisoformat(event["at"]) <= at]
+    # A moment is the same in any zone.
+    assert await found(until=at.astimezone(timezone(timedelta(hours=9))).isoformat()) == before
+    assert set(await found(since=at.isoformat())) >= {*ids[:2]}
+    assert await found(since=(at + timedelta(days=1)).isoformat()) == []
+
+
+async def test_a_change_of_state_says_from_what_to_what_and_why(api: Api, host: str) -> None:
+    answer = await api.viewer.get("/v1/events", params={"kind": "host.state"})
+    changes = [
+        (event["from_state"], event["to_state"], event["subject"])
+        for event in reversed(answer.json()["items"])
+        if event["subject"] == f"host/{host}"
+    ]
+    assert changes[0][:2] == (None, "Creating")
+    assert [change[0] for change in changes[1:]] == [change[1] for change in changes[:-1]]
+    assert changes[-1][1] == (await api.inventory.hosts.get(host)).resource_state
+    assert all(event["reason"] for event in answer.json()["items"])
 
 
 async def test_without_a_worker_an_operation_is_still_shown(

@@ -317,6 +317,8 @@ async def test_a_body_that_is_no_json_is_refused(
         ("/v1/events?limit=0", "limit"),
         ("/v1/events?limit=x", "limit"),
         ("/v1/events?subject=%00", "subject"),
+        ("/v1/events?since=yesterday", "since"),
+        ("/v1/events?until=2026-11-24T08:00:00", "until"),
         ("/v1/events?before=99999999999999999999", "before"),
         ("/v1/operations?kind=moving", "kind"),
         ("/v1/operations?status=running", "status"),

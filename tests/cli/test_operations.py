@@ -64,10 +64,24 @@ def test_events(api: FakeApi) -> None:
     api.on("GET /v1/events?subject=host%2Fkvm-1&limit=5", items(event))
     arguments = ("event", "list", "--subject", "host/kvm-1", "--limit", "5")
     _, row = hostler(*arguments).stdout.splitlines()
-    assert row.startswith("2026-11-24 09:30:00 UTC")
+    assert row.startswith("7   2026-11-24 09:30:00 UTC")
     assert "Enabled -> PrepareForMaintenance: new RAM" in row
     shown = json.loads(hostler(*arguments, "--json").stdout)
     assert shown == [event.model_dump(mode="json")]
+
+
+def test_events_that_are_sought(api: FakeApi) -> None:
+    api.on(
+        "GET /v1/events?kind=host.state&operation=maintenance%2Fkvm-1&actor=token%3Aolga"
+        "&since=2026-11-24T08%3A00%3A00Z&until=2026-11-25T00%3A00%3A00%2B01%3A00&before=9",
+        items(),
+    )
+    done = hostler(
+        *("event", "list", "--kind", "host.state", "--operation", "maintenance/kvm-1"),
+        *("--actor", "token:olga", "--since", "2026-11-24T08:00:00Z"),
+        *("--until", "2026-11-25T00:00:00+01:00", "--before", "9"),
+    )
+    assert done.exit_code == 0
 
 
 def test_an_operation_under_a_workflow_id_of_its_own(api: FakeApi) -> None:

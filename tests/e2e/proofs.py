@@ -2,15 +2,27 @@
 
 import itertools
 
-from tests.e2e.conftest import GUESTS, HOSTS
+from tests.e2e.conftest import GUESTS
+from tests.e2e.system import System
 from tests.lab import Lab
+
+_NEW = (
+    "<domain type='qemu'><name>e2e-new</name><memory unit='MiB'>16</memory>"
+    "<os><type arch='x86_64'>hvm</type></os></domain>"
+)
+_TRACES = (
+    "/etc/hostler",
+    "/etc/libvirt/hooks/qemu.d",
+    "/var/lib/hostler",
+    "/run/hostler-disks.lock",
+)
 
 
 async def places(lab: Lab) -> dict[str, str]:
     """Guest to its host, each active on exactly one and defined persistently on that one alone."""
     active: dict[str, list[str]] = {guest: [] for guest in GUESTS}
     defined: dict[str, list[str]] = {guest: [] for guest in GUESTS}
-    for host in HOSTS:
+    for host in [row["name"] for row in (await lab.status())["hosts"]]:
         for found, which in ((active, ()), (defined, ("--all", "--persistent"))):
             for guest in (await lab.virsh(host, "list", "--name", *which)).stdout.split():
                 if guest in found:
@@ -37,3 +49,43 @@ async def assert_in_service(lab: Lab, name: str, host: dict[str, object]) -> Non
     assert host["fence"] is None
     assert host["state_before_maintenance"] is None
     assert (await lab.exec(name, "test", "-s", "/etc/hostler/fence", check=False)).exit_status == 1
+
+
+async def start_new(lab: Lab, host: str) -> tuple[int, str]:
+    """Define a VM that was not there before, and try to start it; it is gone afterwards."""
+    await lab.exec(host, "virsh", "define", "/dev/stdin", stdin=_NEW)
+    try:
+        started = await lab.virsh(host, "start", "e2e-new", "--paused", check=False)
+        return started.exit_status, started.stderr
+    finally:
+        await lab.virsh(host, "destroy", "e2e-new", check=False)
+        await lab.virsh(host, "undefine", "e2e-new")
+
+
+async def assert_nothing_left(lab: Lab, host: str) -> None:
+    """By the word of the host itself, asked past Hostler: ls, systemctl, grep, virsh."""
+    for trace in _TRACES:
+        there = await lab.exec(host, "ls", "-d", trace, check=False)
+        assert there.exit_status != 0, there.stdout
+    units = await lab.exec(host, "systemctl", "list-units", "--all", "--plain", "hostler-*")
+    assert "hostler-" not in units.stdout
+    keys = await lab.exec(host, "cat", "/root/.ssh/authorized_keys", check=False)
+    assert "hostler:" not in keys.stdout
+    status, why = await start_new(lab, host)
+    assert status == 0, why
+
+
+async def assert_audited(system: System, host: str) -> None:
+    """Each change of the host's state and status has one event, without a gap: the last ends where
+    the host is now."""
+    shown = await system.host(host)
+    for kind, now in (("host.state", shown["resource_state"]), ("host.status", shown["status"])):
+        query = {"subject": f"host/{host}", "kind": kind}
+        events = (await system.request("GET", "/v1/events", params=query)).json()["items"]
+        changes = [event for event in reversed(events) if event["to_state"] is not None]
+        for former, later in itertools.pairwise(changes):
+            # What was removed and came back begins anew.
+            assert later["from_state"] in (former["to_state"], None), (former, later)
+            assert later["to_state"] != later["from_state"]
+        assert changes[-1]["to_state"] == now
+        assert all(event["reason"] and event["actor"] for event in changes)

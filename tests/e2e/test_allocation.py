@@ -11,17 +11,13 @@ from drivers.libvirt import LibvirtHypervisor
 from drivers.protocols import MigrationOptions
 from drivers.ssh import AsyncSshShell
 from tests.e2e.conftest import GUESTS, HOSTS, add_hosts
-from tests.e2e.proofs import assert_ticks, places
+from tests.e2e.proofs import assert_ticks, places, start_new
 from tests.e2e.system import System
 from tests.lab import Lab
 
 pytestmark = pytest.mark.timeout(400)
 
 BECAUSE = "cluster cluster-1 is Disabled"
-NEW = (
-    "<domain type='qemu'><name>e2e-new</name><memory unit='MiB'>16</memory>"
-    "<os><type arch='x86_64'>hvm</type></os></domain>"
-)
 
 
 @pytest_asyncio.fixture
@@ -32,17 +28,6 @@ async def stranger() -> AsyncIterator[LibvirtHypervisor]:
     yield hypervisor
     await hypervisor.close()
     await shell.close()
-
-
-async def start_new(lab: Lab, host: str) -> tuple[int, str]:
-    """Define a VM that was not there before, and try to start it; it is gone afterwards."""
-    await lab.exec(host, "virsh", "define", "/dev/stdin", stdin=NEW)
-    try:
-        started = await lab.virsh(host, "start", "e2e-new", "--paused", check=False)
-        return started.exit_status, started.stderr
-    finally:
-        await lab.virsh(host, "destroy", "e2e-new", check=False)
-        await lab.virsh(host, "undefine", "e2e-new")
 
 
 async def closed(lab: Lab, host: str) -> str:

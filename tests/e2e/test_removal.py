@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from tests.e2e.conftest import add_hosts
 from tests.e2e.killing import MortalWorker
-from tests.e2e.proofs import assert_ticks, places
+from tests.e2e.proofs import assert_nothing_left, assert_ticks, places
 from tests.e2e.system import System
 from tests.lab import Lab
 from tests.matrix.failpoints import Moment
@@ -18,27 +18,6 @@ pytestmark = pytest.mark.timeout(600)
 
 HOST = "kvm-1"
 ID = f"removal/{HOST}"
-TRACES = (
-    "/etc/hostler",
-    "/etc/libvirt/hooks/qemu.d",
-    "/var/lib/hostler",
-    "/run/hostler-disks.lock",
-)
-PROBE = """<domain type='qemu'><name>e2e-probe</name><memory unit='MiB'>16</memory>
-<os><type>hvm</type></os></domain>"""
-
-
-async def assert_nothing_left(lab: Lab, host: str = HOST) -> None:
-    """By the word of the host itself, asked past Hostler: ls, systemctl, grep, virsh."""
-    for trace in TRACES:
-        there = await lab.exec(host, "ls", "-d", trace, check=False)
-        assert there.exit_status != 0, there.stdout
-    units = await lab.exec(host, "systemctl", "list-units", "--all", "--plain", "hostler-*")
-    assert "hostler-" not in units.stdout
-    keys = await lab.exec(host, "cat", "/root/.ssh/authorized_keys", check=False)
-    assert "hostler:" not in keys.stdout
-    await lab.virsh(host, "create", "--paused", "/dev/stdin", stdin=PROBE)
-    await lab.virsh(host, "destroy", "e2e-probe")
 
 
 async def put_key(lab: Lab, host: str, path: Path) -> asyncssh.SSHKey:
@@ -95,7 +74,7 @@ async def test_removed_after_maintenance_nothing_is_left(
 
     told = await system.done("host", "remove", HOST, "--after-maintenance", "--reason", "sold")
     assert f"{HOST} is removed." in told
-    await assert_nothing_left(lab)
+    await assert_nothing_left(lab, HOST)
     assert not await lets_in(lab, HOST, key)
     assert HOST not in (await places(lab)).values()
     await assert_ticks(lab)
@@ -121,7 +100,7 @@ async def test_a_maintenance_that_is_open_is_taken_over_and_a_shut_off_vm_is_nam
     assert (await system.maintenance(HOST))["phase"] == "Ready"
     told = await system.done("host", "remove", HOST, "--leave-vms")
     assert "left: VM vm-3" in told
-    await assert_nothing_left(lab)
+    await assert_nothing_left(lab, HOST)
     assert (await lab.virsh(HOST, "domstate", "vm-3")).stdout.strip() == "shut off"
     ended = await (await system.workflow(f"maintenance/{HOST}")).result()
     assert ended["handed_over_to"] == ID
@@ -150,7 +129,7 @@ async def test_a_worker_killed_at_each_step(
     removing = asyncio.create_task(split.done("host", "remove", HOST))
     await worker.die_at(armed, removing)
     assert f"{HOST} is removed." in await removing
-    await assert_nothing_left(lab)
+    await assert_nothing_left(lab, HOST)
     assert len(await split.shown("host", "removed")) == 1
     removed = [line for line in await split.events(f"host/{HOST}") if line.startswith("removed (")]
     assert len(removed) == 1
@@ -173,6 +152,6 @@ async def test_a_lost_host_that_boots_again_is_cleaned_and_not_taken_back(
     # By the schedule that watches hosts.
     while (await system.shown("host", "removed"))[0]["cleaned_at"] is None:
         await asyncio.sleep(1)
-    await assert_nothing_left(lab)
+    await assert_nothing_left(lab, HOST)
     assert (await system.request("GET", f"/v1/hosts/{HOST}")).status_code == 404
     assert any("was cleaned" in line for line in await system.events(f"host/{HOST}"))

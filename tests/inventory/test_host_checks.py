@@ -93,7 +93,7 @@ async def test_another_reason_for_an_alert_is_told_if_it_is_a_definite_one(
     assert host.status_reason == "SSH answers, libvirt does not: Permission denied"
     assert await told(inventory) == [
         "Up -> Alert: it does not let Hostler in: Permission denied",
-        "Alert -> Alert: it may be another machine: Permission denied",
+        "still Alert: it may be another machine: Permission denied",
     ]
 
 

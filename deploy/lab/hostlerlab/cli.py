@@ -212,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         ("reboot", Host.reboot, "reboot a host in good order, and wait until it answers"),
         ("kill", _kill, "hard power loss of a host; it stays off until up"),
         ("rebuild", _rebuild, "re-install a host: a new disk with new keys and password"),
+        ("remove", Host.remove, "take a host away; up makes a new one"),
         ("cut", Host.cut, "cut a host's cable"),
         ("heal", Host.heal, "mend a host's cable"),
     ):

@@ -56,3 +56,5 @@ def upgrade() -> None:
     op.add_column("host", sa.Column("read_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("host", sa.Column("peers_reach", sa.Boolean(), nullable=True))
     op.add_column("host", sa.Column("environment", sa.JSON(), nullable=True))
+    for column in ("from_state", "to_state", "reason"):
+        op.add_column("event", sa.Column(column, sa.String(), nullable=True))
