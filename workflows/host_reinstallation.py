@@ -126,7 +126,9 @@ class HostReinstallation:
         if isinstance(failure, ActivityError):
             failure = as_application_error(failure)
         if failure is not None:
-            raise self._with_remains(failure)
+            host = request.host
+            again = f"hostler host reinstall {host}" if self._begun else None
+            raise self._takeover.with_remains(failure, host, again)
         return work.result()
 
     async def _reinstall(self) -> HostReinstallationResult:
@@ -573,26 +575,6 @@ class HostReinstallation:
     def _result(self, outcome: ReinstallationOutcome, **more: Any) -> HostReinstallationResult:
         return HostReinstallationResult(
             host=self._asked.host, outcome=outcome, effects=self._effects, **more
-        )
-
-    def _with_remains(self, failure: BaseException) -> BaseException:
-        """A maintenance that was taken over is open no more, and one that was started goes on."""
-        host = self._asked.host
-        if not isinstance(failure, ApplicationError):
-            return failure
-        if self._begun:
-            more = f"Start the re-installation again: hostler host reinstall {host}"
-        elif self._takeover.lease is not None:
-            more = f"{host} stays as it is. Put it back: hostler maintenance leave {host}"
-        elif self._takeover.maintenance is not None:
-            more = f"Its maintenance goes on: hostler maintenance status {host}"
-        else:
-            return failure
-        return ApplicationError(
-            f"{failure.message} {more}",
-            *failure.details,
-            type=failure.type,
-            non_retryable=failure.non_retryable,
         )
 
     def _enter(self, phase: Phase, message: str) -> None:
