@@ -92,6 +92,8 @@ class HostReinstallation:
         self._key: HostKeyResult | None = None
         self._accepted: str | None = None
         self._secret = ""
+        self._settling = 0
+        self._takes_credentials = True
         self._findings: tuple[Finding, ...] = ()
         self._installs_packages = False
         self._skips_command = False
@@ -126,7 +128,9 @@ class HostReinstallation:
         if isinstance(failure, ActivityError):
             failure = as_application_error(failure)
         if failure is not None:
-            raise self._with_remains(failure)
+            host = request.host
+            again = f"hostler host reinstall {host}" if self._begun else None
+            raise self._takeover.with_remains(failure, host, again)
         return work.result()
 
     async def _reinstall(self) -> HostReinstallationResult:
@@ -309,6 +313,9 @@ class HostReinstallation:
         while True:
             try:
                 key = await self._accepted_key(host)
+                # One that is settled later takes the place of what provisioning has put there.
+                await workflow.wait_condition(lambda: not self._settling)
+                self._takes_credentials = False
                 looked = await self._preflight(host, key)
                 errors = errors_among(self._findings)
                 if not errors:
@@ -316,6 +323,7 @@ class HostReinstallation:
                     if not looked.lacks_packages:
                         return await self._provision()
                     await self._install_packages()
+                    self._takes_credentials = True
                     continue
                 problem = f"{host.name} can't be provisioned: {summary(self._findings)}"
             except (ActivityError, ApplicationError) as error:
@@ -323,6 +331,7 @@ class HostReinstallation:
                 if failure.type in _HOPELESS:
                     raise
                 problem = failure.message
+            self._takes_credentials = True
             await self._ask(Question.FINDINGS, problem, await self._retry_interval())
 
     async def _accepted_key(self, host: Host) -> HostKeyResult:
@@ -515,7 +524,11 @@ class HostReinstallation:
     async def answer(self, said: AnswerReinstallationInput) -> None:
         """Answer a question, or say in advance what will be asked."""
         if said.secret is not None:
-            await self._settle(said.secret)
+            self._settling += 1
+            try:
+                await self._settle(said.secret)
+            finally:
+                self._settling -= 1
         self._accepted = said.host_key_sha256 or self._accepted
         self._installs_packages = self._installs_packages or said.install_packages
         self._skips_command = self._skips_command or said.skip_command
@@ -532,6 +545,12 @@ class HostReinstallation:
         if said.secret is not None and not self._secret:
             raise ApplicationError(
                 "The credential of the new installation is taken once trust is withdrawn.",
+                type="Conflict",
+            )
+        if said.secret is not None and not self._takes_credentials:
+            raise ApplicationError(
+                "The host is provisioned with the credential that it has. If that is refused, "
+                "another one is asked for.",
                 type="Conflict",
             )
         key = self._key if self._question is Question.HOST_KEY else None
@@ -582,26 +601,6 @@ class HostReinstallation:
     def _result(self, outcome: ReinstallationOutcome, **more: Any) -> HostReinstallationResult:
         return HostReinstallationResult(
             host=self._asked.host, outcome=outcome, effects=self._effects, **more
-        )
-
-    def _with_remains(self, failure: BaseException) -> BaseException:
-        """A maintenance that was taken over is open no more, and one that was started goes on."""
-        host = self._asked.host
-        if not isinstance(failure, ApplicationError):
-            return failure
-        if self._begun:
-            more = f"Start the re-installation again: hostler host reinstall {host}"
-        elif self._takeover.lease is not None:
-            more = f"{host} stays as it is. Put it back: hostler maintenance leave {host}"
-        elif self._takeover.maintenance is not None:
-            more = f"Its maintenance goes on: hostler maintenance status {host}"
-        else:
-            return failure
-        return ApplicationError(
-            f"{failure.message} {more}",
-            *failure.details,
-            type=failure.type,
-            non_retryable=failure.non_retryable,
         )
 
     def _enter(self, phase: Phase, message: str) -> None:

@@ -90,7 +90,9 @@ class HostRemoval:
         if isinstance(failure, ActivityError):
             failure = as_application_error(failure)
         if failure is not None:
-            raise self._with_remains(failure)
+            host = request.host
+            again = f"hostler host remove {host}" if self._begun else None
+            raise self._takeover.with_remains(failure, host, again)
         return work.result()
 
     async def _remove(self) -> HostRemovalResult:
@@ -351,26 +353,6 @@ class HostRemoval:
     def _result(self, outcome: RemovalOutcome, **more: Any) -> HostRemovalResult:
         return HostRemovalResult(
             host=self._asked.host, outcome=outcome, effects=self._effects, **more
-        )
-
-    def _with_remains(self, failure: BaseException) -> BaseException:
-        """A maintenance that was taken over is open no more, and one that was started goes on."""
-        host = self._asked.host
-        if not isinstance(failure, ApplicationError):
-            return failure
-        if self._begun:
-            more = f"Start the removal again: hostler host remove {host}"
-        elif self._takeover.lease is not None:
-            more = f"{host} stays as it is. Put it back: hostler maintenance leave {host}"
-        elif self._takeover.maintenance is not None:
-            more = f"Its maintenance goes on: hostler maintenance status {host}"
-        else:
-            return failure
-        return ApplicationError(
-            f"{failure.message} {more}",
-            *failure.details,
-            type=failure.type,
-            non_retryable=failure.non_retryable,
         )
 
     def _enter(self, phase: Phase, message: str) -> None:

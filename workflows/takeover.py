@@ -134,6 +134,32 @@ class Takeover:
         )
         return outcome.handed_over
 
+    def with_remains(self, failure: BaseException, host: str, again: str | None) -> BaseException:
+        """The failure, and what to do about what is left: a maintenance that was taken over is open
+        no more, and one that was started goes on.
+
+        Args:
+            failure: why the operation ends; only an ApplicationError is told more.
+            host: the one it worked on.
+            again: the command that goes on with what can't be taken back; None: nothing has begun.
+        """
+        if not isinstance(failure, ApplicationError):
+            return failure
+        if again is not None:
+            more = f"Start the {self._kind} again: {again}"
+        elif self.lease is not None:
+            more = f"{host} stays as it is. Put it back: hostler maintenance leave {host}"
+        elif self.maintenance is not None:
+            more = f"Its maintenance goes on: hostler maintenance status {host}"
+        else:
+            return failure
+        return ApplicationError(
+            f"{failure.message} {more}",
+            *failure.details,
+            type=failure.type,
+            non_retryable=failure.non_retryable,
+        )
+
     async def release(self) -> None:
         """Nobody holds the host."""
         await workflow.execute_activity_method(

@@ -9,11 +9,19 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from tests.e2e.killing import choices_of_moments
 from tests.e2e.system import System
 from tests.lab import Lab
 
 HOSTS = ("kvm-1", "kvm-2", "kvm-3")
 GUESTS = ("vm-1", "vm-2", "vm-3")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """For tests that kill a worker at each step: when, of each."""
+    if "moments" in metafunc.fixturenames:
+        choices = choices_of_moments(all_of_them=metafunc.config.getoption("--matrix"))
+        metafunc.parametrize("moments", choices.values(), ids=list(choices))
 
 
 @pytest_asyncio.fixture

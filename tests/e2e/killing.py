@@ -1,14 +1,40 @@
-"""A worker that is killed at each step of an operation, and replaced."""
+"""A worker that is killed at each step of an operation, and replaced.
+
+With `--matrix`, an operation for each moment. Without, one whose steps have a moment each by a seed
+(MATRIX_SEED, or the day).
+"""
 
 import asyncio
+import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.system import ROOT, System
 from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
+from tests.seed import seed_of_the_day
+
+Moments = Callable[[str], Moment]
+"""When, of each step."""
+
+
+def choices_of_moments(*, all_of_them: bool) -> dict[str, Moments]:
+    """Those to be tried, by name."""
+    if all_of_them:
+        return {moment.name.lower(): partial(_always, moment) for moment in Moment}
+    seed = seed_of_the_day()
+    return {f"seed-{seed}": partial(_by_chance, seed)}
+
+
+def _always(moment: Moment, step: str) -> Moment:
+    return moment
+
+
+def _by_chance(seed: str, step: str) -> Moment:
+    return random.Random(f"{seed} {step}").choice(list(Moment))  # noqa: S311 - no secret comes of it
 
 
 class MortalWorker:
@@ -28,9 +54,9 @@ class MortalWorker:
             **{FOLDER_VARIABLE: str(self._failpoints.folder)},
         )
 
-    def arm(self, steps: Sequence[str], moment: Moment) -> set[str]:
+    def arm(self, steps: Sequence[str], moments: Moments) -> set[str]:
         """From now on the next call of each of these activities waits. Returns the failpoints."""
-        return {self._failpoints.arm(Place(step), moment) for step in steps}
+        return {self._failpoints.arm(Place(step), moments(step)) for step in steps}
 
     async def die_at(self, armed: set[str], operation: asyncio.Task[Any]) -> None:
         """Kill the worker wherever it waits, until it did at each failpoint. Fails if the

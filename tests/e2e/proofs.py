@@ -1,6 +1,7 @@
 """What must be true of the lab after an operation, by the word of libvirt and of the guests."""
 
 import itertools
+from typing import Any
 
 from tests.e2e.conftest import GUESTS
 from tests.e2e.system import System
@@ -76,16 +77,23 @@ async def assert_nothing_left(lab: Lab, host: str) -> None:
 
 
 async def assert_audited(system: System, host: str) -> None:
-    """Each change of the host's state and status has one event, without a gap: the last ends where
-    the host is now."""
+    """Since the host was added last, each change of its state and status has one event, without a
+    gap: the last ends where the host is now."""
     shown = await system.host(host)
-    for kind, now in (("host.state", shown["resource_state"]), ("host.status", shown["status"])):
-        query = {"subject": f"host/{host}", "kind": kind}
-        events = (await system.request("GET", "/v1/events", params=query)).json()["items"]
-        changes = [event for event in reversed(events) if event["to_state"] is not None]
+    states = await _changes(system, host, "host.state")
+    added = max(event["id"] for event in states if event["from_state"] is None)
+    statuses = await _changes(system, host, "host.status")
+    for events, now in ((states, shown["resource_state"]), (statuses, shown["status"])):
+        changes = [event for event in events if event["id"] >= added]
         for former, later in itertools.pairwise(changes):
-            # What was removed and came back begins anew.
-            assert later["from_state"] in (former["to_state"], None), (former, later)
+            assert later["from_state"] == former["to_state"], (former, later)
             assert later["to_state"] != later["from_state"]
         assert changes[-1]["to_state"] == now
         assert all(event["reason"] and event["actor"] for event in changes)
+
+
+async def _changes(system: System, host: str, kind: str) -> list[dict[str, Any]]:
+    """The oldest first."""
+    query = {"subject": f"host/{host}", "kind": kind}
+    events = (await system.request("GET", "/v1/events", params=query)).json()["items"]
+    return [event for event in reversed(events) if event["to_state"] is not None]

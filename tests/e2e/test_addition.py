@@ -8,11 +8,10 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import add_host, add_topology
-from tests.e2e.killing import MortalWorker
+from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_in_service
 from tests.e2e.system import Said, System
 from tests.lab import Lab
-from tests.matrix.failpoints import Moment
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -161,14 +160,13 @@ async def test_a_host_whose_sshd_takes_no_keys(embedded: System, lab: Lab, clean
     assert any("own-key-refused" in event for event in await system.events(f"host/{HOST}"))
 
 
-@pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, clean: str, tmp_path: Path, moment: Moment
+    split: System, lab: Lab, clean: str, tmp_path: Path, moments: Moments
 ) -> None:
     worker = MortalWorker(split, tmp_path / "failpoints")
     await worker.start()
     await add_topology(split)
-    armed = worker.arm(STEPS, moment)
+    armed = worker.arm(STEPS, moments)
     adding = asyncio.create_task(add_host(split, await row_of(lab, HOST)))
     await worker.die_at(armed, adding)
     await adding

@@ -8,11 +8,10 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import add_hosts
-from tests.e2e.killing import MortalWorker
+from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_nothing_left, assert_ticks, places
 from tests.e2e.system import System
 from tests.lab import Lab
-from tests.matrix.failpoints import Moment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -117,15 +116,14 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, tmp_path: Path, moment: Moment
+    split: System, lab: Lab, tmp_path: Path, moments: Moments
 ) -> None:
     worker = MortalWorker(split, tmp_path / "failpoints")
     await worker.start()
     await add_hosts(split, lab)
     await split.done("maintenance", "enter", HOST, "--watch")
-    armed = worker.arm(STEPS, moment)
+    armed = worker.arm(STEPS, moments)
     removing = asyncio.create_task(split.done("host", "remove", HOST))
     await worker.die_at(armed, removing)
     assert f"{HOST} is removed." in await removing

@@ -7,10 +7,8 @@ several in one maintenance.
 
 import asyncio
 import itertools
-import os
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import pytest
 
@@ -19,6 +17,7 @@ from tests.matrix import report
 from tests.matrix.bench import Benches
 from tests.matrix.cells import CELLS, Cell, Maintenance
 from tests.matrix.steps import STEPS, Stage
+from tests.seed import seed_of_the_day
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -32,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.config.getoption("--matrix"):
         chains = [("+".join(cell.key for cell in chain), chain) for chain in _all()]
     else:
-        seed = os.environ.get("MATRIX_SEED", f"{datetime.now(UTC):%Y%m%d}")
+        seed = seed_of_the_day()
         chosen = _chosen(random.Random(seed))  # noqa: S311 - no secret comes of it
         chains = [(f"seed-{seed}-{number}", chain) for number, chain in enumerate(chosen, start=1)]
     metafunc.parametrize("cells", [chain for _, chain in chains], ids=[name for name, _ in chains])

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
@@ -77,6 +82,7 @@ class Site(World):
         takes_no_key: its sshd lets no key in.
         lost_secret: the credential that was given is gone.
         environment: what the old installation offered, as it is stored.
+        held_up: what the installation of the own key waits for.
     """
 
     installed: bool = True
@@ -90,6 +96,7 @@ class Site(World):
     pinned: str = FINGERPRINT
     secret: str = "the password"
     environment: HostEnvironment | None = None
+    held_up: asyncio.Event | None = None
     calls: list[str] = field(default_factory=list)
     preflights: list[PreflightInput] = field(default_factory=list)
 
@@ -190,6 +197,9 @@ class Site(World):
 
     @activity.defn(name="install_own_key")
     async def install_own_key(self, lease: LeaseRef) -> OwnKeyResult:
+        if self.held_up is not None:
+            self.calls.append("install_own_key")
+            await self.held_up.wait()
         return OwnKeyResult(proven=not self.takes_no_key, problem="no keys")
 
     @activity.defn(name="promote_own_key")
@@ -459,6 +469,21 @@ async def test_a_server_that_takes_no_keys_is_told(reinstall: Begin) -> None:
     assert [finding.code for finding in result.findings] == ["own-key-refused"]
     assert "drop_own_key" in site.calls
     assert "reinstallation.warning" in kinds(site)
+
+
+async def test_a_credential_that_comes_too_late_is_refused(reinstall: Begin) -> None:
+    site = in_maintenance(held_up=asyncio.Event())
+    handle = await reinstall(site)
+    while "install_own_key" not in site.calls:
+        await asyncio.sleep(0.05)
+    with pytest.raises(WorkflowUpdateFailedError) as refused:
+        await handle.execute_update("answer", AnswerReinstallationInput(secret="another"))
+    assert "provisioned with the credential that it has" in str(refused.value.cause)
+    assert site.held_up is not None
+    site.held_up.set()
+    await handle.result()
+    assert site.secret == "the password"
+    assert site.calls.count("promote_own_key") == 1
 
 
 async def test_a_credential_that_is_gone_is_told(reinstall: Begin) -> None:
