@@ -26,6 +26,7 @@ from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
+    HostPasswordRow,
     HostRow,
     HostTagRow,
     PodRow,
@@ -216,6 +217,7 @@ class Hosts:
                 return
             secret_ids = (row.secret_id, row.staged_key_id, row.password_secret_id)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
+            await session.exec(delete(HostPasswordRow).where(col(HostPasswordRow.host) == name))
             await session.delete(row)
             await session.flush()
             await session.exec(

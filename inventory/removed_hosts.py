@@ -22,6 +22,7 @@ from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
     EventRow,
+    HostPasswordRow,
     HostRow,
     HostTagRow,
     MaintenanceTicketRow,
@@ -117,7 +118,7 @@ class RemovedHosts:
                 cleaning_problem=problem[:_MAX_PROBLEM_CHARS],
             )
             session.add(tombstone)
-            secret_ids = _secret_ids(row)
+            secret_ids = _secret_ids(row) | await _password_ids(session, row.name)
             if cleaned:
                 secret_ids |= await _settle_earlier(session, row)
             elif await is_leaving(session, row.name):
@@ -331,6 +332,7 @@ _BELONGINGS = (
         ),
     ),
     _Belongings("tags", HostTagRow, (col(HostTagRow.host),)),
+    _Belongings("notes of its password", HostPasswordRow, (col(HostPasswordRow.host),)),
     _Belongings(
         "places in the queue for maintenance",
         MaintenanceTicketRow,
@@ -354,6 +356,13 @@ async def _belongings(session: AsyncSession, host: str) -> tuple[str, ...]:
 
 def _secret_ids(row: HostRow) -> set[str]:
     ids = (row.secret_id, row.staged_key_id, row.password_secret_id)
+    return {secret_id for secret_id in ids if secret_id is not None}
+
+
+async def _password_ids(session: AsyncSession, host: str) -> set[str]:
+    """Of its accounts, whose notes go with it."""
+    rows = await session.exec(select(HostPasswordRow).where(col(HostPasswordRow.host) == host))
+    ids = {secret_id for row in rows for secret_id in (row.secret_id, row.former_secret_id)}
     return {secret_id for secret_id in ids if secret_id is not None}
 
 
