@@ -430,3 +430,15 @@ class OwnKeys(Protocol):
 
     async def remove(self, access: HostAccess, epoch: int) -> None:
         """Let no own key in any more; all others stay as they are. Raises CommandFailed."""
+
+
+class KeyService(Protocol):
+    """Wraps master keys with a key that it keeps to itself. `origin` says which one it is."""
+
+    origin: str
+
+    async def wrap(self, secret: str) -> str:
+        """What `unwrap` makes `secret` of, in one word. Raises Unavailable, Failed."""
+
+    async def unwrap(self, wrapped: str) -> str:
+        """The secret. Raises Unavailable, Failed (made by another key, or refused)."""
