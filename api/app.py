@@ -21,6 +21,7 @@ from api.routes import (
     placement,
     reinstallation,
     removal,
+    secrets,
     settings,
     topology,
 )
@@ -63,6 +64,7 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
         maintenance,
         cluster_maintenance,
         operations,
+        secrets,
         settings,
         events,
         health,
