@@ -1,5 +1,6 @@
 """`hostler secret`: stored credentials, as far as they may be told; and one in clear, in need."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -68,7 +69,8 @@ def show(
         answer = api.post("secrets", wanted, "disclosure", body={"reason": reason})
         disclosed = api.read(DisclosedSecret, answer)
     note(f"The {disclosed.kind} {disclosed.id}; that it was shown is in the audit trail.")
-    typer.echo(disclosed.plaintext)
+    # typer's echo would leave out what steers a terminal, and so change it.
+    sys.stdout.write(f"{disclosed.plaintext}\n")
 
 
 def _items(api: Api, host: str | None, cluster: str | None) -> list[Any]:

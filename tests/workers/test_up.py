@@ -1,6 +1,7 @@
 """`hostler up` as a person runs it: a real process, real ports, a real home."""
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -431,6 +432,35 @@ def test_a_key_is_changed_while_up_runs_and_the_old_one_goes(machine: Machine) -
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0
     assert "canary-51f0" not in machine.stderr()
+
+
+def test_what_was_shown_is_in_the_answer_and_nowhere_else(machine: Machine) -> None:
+    canary = "canary-5b1e-very-secret-indeed"
+    verbose = {"HOSTLER_LOG_LEVEL": "debug", "OTEL_TRACES_EXPORTER": "console"}
+    process = machine.start("up", **verbose)
+    machine.said(process, "Admin token")
+    (secret,) = store(machine, canary)
+    token = (machine.home / "admin-token").read_text().strip()
+    shown = httpx.post(
+        f"http://127.0.0.1:{machine.api_port}/v1/secrets/{secret}/disclosure",
+        headers={"Authorization": f"Bearer {token}"},
+        json={"reason": "test"},
+    )
+    assert shown.json()["plaintext"] == canary
+    assert "canary" not in "".join(machine.processes().values())
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    said = process.stdout.read() + machine.stderr()
+    assert process.wait() == 0
+    # The traces are there, so their silence means something.
+    assert f"/v1/secrets/{secret}/disclosure" in said
+    key = (machine.home / "master-key").read_text().strip()
+    texts = [said.encode(), *(path.read_bytes() for path in machine.home.iterdir())]
+    for hidden in (canary, key):
+        inner = base64.b64encode(hidden.encode())[:-4]
+        for form in (hidden.encode(), inner, hidden.encode().hex().encode()):
+            found = sum(form in text for text in texts)
+            assert found == (1 if form == key.encode() else 0), form
 
 
 def test_a_lost_key_is_given_up_on_purpose_alone(machine: Machine) -> None:
