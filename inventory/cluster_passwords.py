@@ -27,7 +27,7 @@ from inventory.models import (
     now,
 )
 from inventory.secret_box import SecretBox, key_id_of
-from inventory.secrets import add_secret, unclaimed
+from inventory.secrets import add_secrets, unclaimed
 from inventory.topology import cluster_row
 
 _KIND = "password"
@@ -56,7 +56,9 @@ class ClusterPasswords:
                     await _require_unused(session, staged)
                     await _retire(session, [staged])
                 number = max((row.version for row in rows), default=0) + 1
-                secret_id = await add_secret(session, self._box, _KIND, plaintext, actor=actor)
+                (secret_id,) = await add_secrets(
+                    session, self._box, [(_KIND, plaintext)], actor=actor
+                )
                 session.add(
                     ClusterPasswordRow(
                         cluster_id=place.id or 0,

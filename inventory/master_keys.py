@@ -14,7 +14,7 @@ from inventory.errors import MasterKeyMissing, SecretUnreadable
 from inventory.events import add_event
 from inventory.models import KeyringRow, SecretVersionRow, now
 from inventory.secret_box import KEY_ID_BYTES, KEY_ID_START, SecretBox
-from inventory.secrets import identity
+from inventory.secrets import encrypting_key, identity
 from inventory.upsert import insert_if_absent
 
 _SUBJECT = "master-key"
@@ -88,6 +88,7 @@ class MasterKeys:
         From its first step on, every process encrypts with that key or not at all. What is done
         stays done, whenever it is cut off; a repetition goes on with the rest. Others may read,
         store and delete meanwhile. `progress` is told how many are done, and how many are left.
+        Raises Conflict if somebody else changes to yet another key.
         """
         target = self._box.key_ids[0]
         await self._switch(target, actor)
@@ -171,6 +172,12 @@ class MasterKeys:
             .with_for_update(skip_locked=True, key_share=True)
         )
         async with self._database.writing() as session:
+            if (encrypts := await encrypting_key(session, self._box)) != target:
+                raise Conflict(
+                    f"Credentials are encrypted with the master key {encrypts} since a moment ago.",
+                    remedy="Somebody else changes it, too: give all machines the same keys, in the "
+                    "same order, and try again.",
+                )
             rows = (await session.exec(query)).all()
             count = 0
             for row in rows:

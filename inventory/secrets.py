@@ -63,10 +63,7 @@ class Secrets:
                         col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER, unclaimed()
                     )
                 )
-                return [
-                    await add_secret(session, self._box, kind, plaintext, actor=actor)
-                    for kind, plaintext in credentials
-                ]
+                return await add_secrets(session, self._box, credentials, actor=actor)
 
         return await self._box.reloading(work)
 
@@ -133,17 +130,21 @@ class Secrets:
         return Credential(kind=row.kind, plaintext=plaintext)
 
 
-async def add_secret(
-    session: AsyncSession, box: SecretBox, kind: str, plaintext: str, *, actor: str
-) -> str:
-    """A new version, in a transaction; its id. Raises MasterKeyMissing."""
+async def add_secrets(
+    session: AsyncSession, box: SecretBox, credentials: Sequence[tuple[str, str]], *, actor: str
+) -> list[str]:
+    """New versions, of kind and plaintext each, in a transaction; their ids. Raises
+    MasterKeyMissing."""
     key_id = await encrypting_key(session, box)
-    secret_id = str(uuid.uuid4())
-    ciphertext = box.seal(plaintext, identity(secret_id, kind), key_id=key_id)
-    session.add(SecretVersionRow(id=secret_id, kind=kind, ciphertext=ciphertext))
-    add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
+    secret_ids = []
+    for kind, plaintext in credentials:
+        secret_id = str(uuid.uuid4())
+        ciphertext = box.seal(plaintext, identity(secret_id, kind), key_id=key_id)
+        session.add(SecretVersionRow(id=secret_id, kind=kind, ciphertext=ciphertext))
+        add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
+        secret_ids.append(secret_id)
     await session.flush()
-    return secret_id
+    return secret_ids
 
 
 async def encrypting_key(session: AsyncSession, box: SecretBox) -> str:

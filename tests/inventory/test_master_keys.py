@@ -142,6 +142,21 @@ async def test_what_does_not_decrypt_is_named_and_stays_as_it_is(database: Datab
     assert not uses[key_id(OLD)].may_go
 
 
+async def test_two_changes_to_different_keys_do_not_go_on_for_ever(database: Database) -> None:
+    old = Secrets(database, SecretBox(OLD))
+    await old.store_all([("password", f"pw-{n}") for n in range(1000)], actor="test")
+    mine, theirs = with_keys(database, NEW, OLD, THIRD), with_keys(database, THIRD, OLD, NEW)
+    ended = await asyncio.gather(
+        mine.master_keys.rekey(actor="test", progress=silent),
+        theirs.master_keys.rekey(actor="test", progress=silent),
+        return_exceptions=True,
+    )
+    (refused,) = [end for end in ended if isinstance(end, Conflict)]
+    assert "since a moment ago" in str(refused)
+    (use,) = [use for use in await mine.master_keys.uses() if use.secrets]
+    assert use.encrypts
+
+
 async def test_a_lost_key_can_be_given_up(database: Database) -> None:
     old = with_keys(database, OLD)
     secret = await old.secrets.store("password", "pw", actor="test")
