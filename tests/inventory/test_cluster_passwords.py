@@ -6,9 +6,10 @@ from sqlmodel import select
 from contracts.errors import Conflict, LeaseLost, NotFound
 from contracts.leases import LeaseRef
 from contracts.secrets import SecretState
+from contracts.states import HostStatus, ResourceState
 from inventory import Database, Inventory
 from inventory.models import ClusterPasswordRow, SecretVersionRow
-from tests.inventory.conftest import OTHER, acquire, enabled, ref
+from tests.inventory.conftest import OTHER, acquire, enabled, ref, register
 
 ROOT_ACCOUNT = {"account": "root"}
 
@@ -282,3 +283,67 @@ async def test_passwords_go_with_their_cluster(inventory: Inventory, database: D
     await inventory.topology.delete_cluster("cluster-3", actor="test")
     async with database.reading() as session:
         assert (await session.exec(select(ClusterPasswordRow))).all() == []
+
+
+async def test_a_host_that_is_forgotten_takes_its_note_along(
+    inventory: Inventory, database: Database
+) -> None:
+    await register(inventory, 1)
+    lease = ref(await acquire(inventory))
+    _, secret = await stage(inventory, "new")
+    await inventory.cluster_passwords.record(secret, lease=lease, **ROOT_ACCOUNT)
+    await inventory.hosts.forget("kvm-1", operation="addition/x", actor="test", lease=lease)
+    assert await states(inventory) == [(1, SecretState.STAGED, ())]
+    # What it had before goes with the next look for what nobody claims.
+    assert await stored(database) == 2
+    assert (await inventory.secrets.reveal(secret)).plaintext == "new"
+
+
+async def test_a_removed_host_can_still_be_cleaned_when_its_cluster_is_gone(
+    inventory: Inventory, leases: list[LeaseRef], database: Database
+) -> None:
+    secret = await rotate(inventory, leases, "shared")
+    number, newer = await stage(inventory, "newer")
+    await inventory.cluster_passwords.record(newer, lease=leases[0], **ROOT_ACCOUNT)
+    await promote(inventory, number, leases, "kvm-2", "kvm-3")
+    for lease in leases:
+        await inventory.hosts.set_status(
+            lease.host, HostStatus.DISCONNECTED, actor="test", reason="burnt down"
+        )
+        removed = await inventory.removed_hosts.remove(
+            lease, reason="burnt", forced=True, vms=(), cleaned=False, problem="no answer"
+        )
+        assert "notes of its password: 1" in removed.deleted
+    await inventory.topology.delete_cluster("cluster-1", actor="test")
+    assert {(await inventory.secrets.reveal(one)).plaintext for one in (secret, newer)} == {
+        "shared",
+        "newer",
+    }
+    for tombstone in await inventory.removed_hosts.list():
+        await inventory.removed_hosts.settle(tombstone.id, reason="scrapped", actor="test")
+    assert await stored(database) == 0
+
+
+async def test_a_new_installation_has_no_password_of_the_old_one(
+    inventory: Inventory, leases: list[LeaseRef]
+) -> None:
+    shared = await rotate(inventory, leases, "shared")
+    for state in (ResourceState.PREPARE_FOR_MAINTENANCE, ResourceState.MAINTENANCE):
+        await inventory.hosts.change_state(
+            "kvm-1",
+            expected=frozenset(ResourceState),
+            target=state,
+            operation="test",
+            step=state,
+            actor="test",
+            reason="test",
+        )
+    await inventory.reinstallations.withdraw(leases[0], reason="disk broken")
+    own = await inventory.secrets.store("password", "of the installer", actor="test")
+    await inventory.reinstallations.settle_credential(leases[0], own)
+    (first, *others) = await inventory.cluster_passwords.holdings("cluster-1", **ROOT_ACCOUNT)
+    assert (first.secret, first.version, first.stale) == (own, None, True)
+    assert [one.stale for one in others] == [False, False]
+    assert await tried(inventory, "kvm-1") == ["of the installer", "shared"]
+    await inventory.cluster_passwords.record(shared, lease=leases[0], **ROOT_ACCOUNT)
+    assert await login_of(inventory, "kvm-1") == "shared"
