@@ -11,7 +11,14 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import InvalidInput
-from contracts.settings import SETTINGS, ResolvedSettings, Setting, SettingScope, SettingValue
+from contracts.settings import (
+    NO_SETTINGS,
+    SETTINGS,
+    ResolvedSettings,
+    Setting,
+    SettingScope,
+    SettingValue,
+)
 from contracts.validation import invalid_input
 from inventory.database import Database
 from inventory.events import add_event
@@ -130,6 +137,8 @@ class OperatorSettings:
 def _known(name: str) -> Setting[Any]:
     if name in SETTINGS:
         return SETTINGS[name]
+    if name in NO_SETTINGS:
+        raise UnknownSetting(f"{name} is not a setting.", remedy=NO_SETTINGS[name])
     alike = get_close_matches(name, SETTINGS, n=3)
     guess = f"Is {' or '.join(alike)} meant? " if alike else ""
     raise UnknownSetting(
