@@ -24,6 +24,9 @@ class OperationKind(StrEnum):
     ZONE_ALLOCATION = "zone-allocation"
     REMOVAL = "removal"
     REINSTALLATION = "reinstallation"
+    SIGNING = "signing"
+    REVOCATION = "revocation"
+    CA_SETUP = "ca-setup"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -38,6 +41,9 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.IMPORT: "HostImport",
     OperationKind.REMOVAL: "HostRemoval",
     OperationKind.REINSTALLATION: "HostReinstallation",
+    OperationKind.SIGNING: "CertificateSigning",
+    OperationKind.REVOCATION: "CertificateRevocation",
+    OperationKind.CA_SETUP: "AuthoritySetup",
 }
 
 ALLOCATION_KINDS = {
@@ -47,11 +53,14 @@ ALLOCATION_KINDS = {
     AllocationLevel.ZONE: OperationKind.ZONE_ALLOCATION,
 }
 
-# What is done to a cluster, pod or zone; an import has a name of its own; the subject of all others
-# is a host.
+# What is done to a cluster, pod or zone; an import has a name of its own; what concerns
+# certificates and their authority holds no host. The subject of all others is a host.
 SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
     OperationKind.IMPORT: "import",
+    OperationKind.SIGNING: "certificate",
+    OperationKind.REVOCATION: "certificate",
+    OperationKind.CA_SETUP: "ca",
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What holds a host's lease: one at a time on each.
 HOST_KINDS = tuple(kind for kind in OperationKind if kind not in SUBJECTS)
