@@ -1,0 +1,23 @@
+"""Issuing as workflows do it, without Temporal."""
+
+from activities.authorities import Directory
+from activities.certificates import CertificateActivities
+from contracts.certificates import CertificateSigningResult, IssueCertificateInput
+from drivers.authorities.protocols import Providers
+from drivers.authorities.providers import provider
+from inventory import Inventory
+from tests.authorities.samples import csr
+
+
+def activities(inventory: Inventory, providers: Providers = provider) -> CertificateActivities:
+    return CertificateActivities(inventory, Directory(inventory, providers))
+
+
+async def issue(
+    certificates: CertificateActivities, request: str = "signing/kvm-1/run-1", **fields: object
+) -> CertificateSigningResult:
+    """For kvm-1, unless `fields` say otherwise."""
+    values = {"csr": csr(), "host": "kvm-1", "operation": "signing/kvm-1", **fields}
+    return await certificates.issue_certificate(
+        IssueCertificateInput.model_validate({"request": request, **values})
+    )
