@@ -10,6 +10,8 @@ from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
+from activities.authorities import Directory
+from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
@@ -30,6 +32,7 @@ from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
@@ -98,6 +101,7 @@ def build_worker(
                 inventory, directory, hypervisor, ShellInspector(shell), neighbours
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
+            CertificateActivities(inventory, Directory(inventory, provider)),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),

@@ -1,6 +1,10 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
 from workflows.allocation_state import AllocationState
+from workflows.authority_setup import AuthoritySetup
+from workflows.authority_upkeep import AuthorityUpkeep
+from workflows.certificate_revocation import CertificateRevocation
+from workflows.certificate_signing import CertificateSigning
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
@@ -13,6 +17,10 @@ from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
     AllocationState,
+    AuthoritySetup,
+    AuthorityUpkeep,
+    CertificateRevocation,
+    CertificateSigning,
     ClusterMaintenance,
     HostAddition,
     HostCheck,
