@@ -11,6 +11,8 @@ from api import problems
 from api.authentication import Authentication
 from api.operations import Operations
 from api.routes import (
+    authority,
+    certificates,
     cluster_maintenance,
     events,
     health,
@@ -62,12 +64,15 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
         placement,
         maintenance,
         cluster_maintenance,
+        certificates,
+        authority,
         operations,
         settings,
         events,
         health,
     ):
         app.include_router(routes.router)
+    app.include_router(authority.public_router)
     return app
 
 
