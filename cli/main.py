@@ -5,7 +5,17 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cli import events, hosts, maintenance, operations, placement, processes, settings, topology
+from cli import (
+    certificates,
+    events,
+    hosts,
+    maintenance,
+    operations,
+    placement,
+    processes,
+    settings,
+    topology,
+)
 from cli.output import complain
 from contracts.errors import HostlerError, InvalidInput
 
@@ -37,6 +47,7 @@ topology.register(app)
 hosts.register(app)
 placement.register(app)
 maintenance.register(app)
+certificates.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

@@ -1,6 +1,7 @@
 """A real inventory with hosts, and providers on it."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from tests.samples import FACTS
 OPERATION = "signing/kvm-1"
 
 
-@pytest.fixture
-async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
+@asynccontextmanager
+async def prepared_inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """With kvm-1 and kvm-2 in cluster-1; migrations go by 198.18.1.0/24, where they have
     addresses, and kvm-1 says that it has kvm-2's, too."""
     database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
@@ -36,6 +37,12 @@ async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
         )
     yield inventory
     await database.close()
+
+
+@pytest.fixture
+async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
+    async with prepared_inventory(tmp_path) as inventory:
+        yield inventory
 
 
 async def root(inventory: Inventory, **settings: object) -> RootAuthority:

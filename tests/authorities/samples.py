@@ -137,3 +137,8 @@ def openssl(*arguments: str) -> subprocess.CompletedProcess[str]:
 def write(path: Path, text: str | bytes) -> Path:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def contents(directory: Path) -> bytes:
+    """Of all files in it."""
+    return b"".join(path.read_bytes() for path in directory.iterdir())

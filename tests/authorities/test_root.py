@@ -25,7 +25,18 @@ from inventory import Inventory
 from inventory.models import SecretVersionRow
 from tests.authorities.conftest import root
 from tests.authorities.issuing import activities, issue
-from tests.authorities.samples import KEYS, Ca, Key, ca, csr, key_pem, lint, openssl, write
+from tests.authorities.samples import (
+    KEYS,
+    Ca,
+    Key,
+    ca,
+    contents,
+    csr,
+    key_pem,
+    lint,
+    openssl,
+    write,
+)
 
 WEAK = rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
 TOP = ca("top", path_length=0)
@@ -298,10 +309,6 @@ async def test_the_private_key_is_nowhere_in_clear(inventory: Inventory, tmp_pat
     assert own.certificate.subject.rfc4514_string().encode() in content
     assert b"PRIVATE KEY" not in content
     assert body[10:60].encode() not in content
-
-
-def contents(directory: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in directory.iterdir())
 
 
 async def secrets_of(inventory: Inventory) -> dict[str, int]:

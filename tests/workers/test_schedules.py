@@ -22,6 +22,7 @@ from temporalio.client import (
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.schedules import ScheduleActivities
+from contracts.certificates import AUTHORITY_UPKEEP_SCHEDULE
 from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput, HostCheckInput
 from inventory import Database, Inventory, SecretBox
 from workers.schedules import ensure_schedules
@@ -39,9 +40,10 @@ async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def client(temporal: WorkflowEnvironment) -> AsyncIterator[Client]:
-    """Without the schedule, before and after."""
+    """Without the schedules, before and after."""
     yield temporal.client
-    await temporal.client.get_schedule_handle(HOST_CHECK_SCHEDULE).delete()
+    for name in (HOST_CHECK_SCHEDULE, AUTHORITY_UPKEEP_SCHEDULE):
+        await temporal.client.get_schedule_handle(name).delete()
 
 
 async def schedule(client: Client) -> Schedule:
