@@ -9,6 +9,8 @@ from contracts.settings import CA_PROVIDER, ResolvedSettings
 from drivers.authorities.protocols import (
     CertificateAuthority,
     CrlOrder,
+    ExternalAccess,
+    ProviderContext,
     Providers,
     RevokedSerial,
     StoredAuthority,
@@ -32,9 +34,10 @@ class Provider:
 class Directory:
     """Finds providers, and knows which authority each of them issues with."""
 
-    def __init__(self, inventory: Inventory, providers: Providers) -> None:
+    def __init__(self, inventory: Inventory, providers: Providers, access: ExternalAccess) -> None:
         self._inventory = inventory
         self._providers = providers
+        self._access = access
 
     async def chosen(self, operation: str) -> Provider:
         """The one that issues. Raises Conflict if it is not installed."""
@@ -60,7 +63,8 @@ class Directory:
 
     def _provider(self, name: str, settings: ResolvedSettings, operation: str) -> Provider:
         store = InventoryStore(self._inventory, name, operation)
-        return Provider(name, self._providers(name)(settings, store), settings)
+        context = ProviderContext(settings, store, self._access)
+        return Provider(name, self._providers(name)(context), settings)
 
 
 class InventoryStore:

@@ -70,11 +70,6 @@ Url = Annotated[
     StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2048),
     Field(examples=["http://ca.example.net:8480"]),
 ]
-File = Annotated[
-    str,
-    StringConstraints(pattern=r"^/[^\x00]*[^\x00/]$", max_length=4096),
-    Field(examples=["/etc/hostler/token"]),
-]
 PluginName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)
 ]
@@ -493,13 +488,6 @@ CA_ROOT_ISSUER_DN = Setting[str](
     "Subject of the root CA (RFC 4514); the CA is made once, with what is set by then.",
     scopes=_ONLY_GLOBAL,
 )
-CA_VAULT_URL = Setting[Url | None](
-    "ca.plugin.vault.url",
-    Url | None,
-    None,
-    "Where OpenBao or Vault is.",
-    scopes=_ONLY_GLOBAL,
-)
 CA_VAULT_MOUNT = Setting[str](
     "ca.plugin.vault.mount",
     MountPath,
@@ -512,21 +500,6 @@ CA_VAULT_ROLE = Setting[str](
     PluginName,
     "hostler",
     "Role of that engine by which certificates are signed.",
-    scopes=_ONLY_GLOBAL,
-)
-CA_VAULT_TOKEN_FILE = Setting[str | None](
-    "ca.plugin.vault.token.file",
-    File | None,
-    None,
-    "File on each worker's machine with the token, as the agent of OpenBao or Vault keeps it.",
-    scopes=_ONLY_GLOBAL,
-)
-CA_VAULT_CA_FILE = Setting[str | None](
-    "ca.plugin.vault.ca.file",
-    File | None,
-    None,
-    "File on each worker's machine with the CA (PEM) of its HTTPS; none: those that the machine "
-    "trusts.",
     scopes=_ONLY_GLOBAL,
 )
 

@@ -32,6 +32,7 @@ from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.protocols import ExternalAccess
 from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
@@ -87,6 +88,11 @@ def build_worker(
     keys = AuthorizedKeys(shell)
     cleaner = ScriptCleaner(shell)
     neighbours = ShellNeighbours(shell)
+    authorities = Directory(
+        inventory,
+        provider,
+        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
+    )
     directory = HostDirectory(inventory)
     holders = Holders(inventory, client)
     worker = Worker(
@@ -101,7 +107,7 @@ def build_worker(
                 inventory, directory, hypervisor, ShellInspector(shell), neighbours
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
-            CertificateActivities(inventory, Directory(inventory, provider)),
+            CertificateActivities(inventory, authorities),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),

@@ -12,6 +12,7 @@ answers is checked against them.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from contracts.certificates import (
@@ -108,5 +109,31 @@ class ImportsAuthority(Protocol):
         if certificates were issued with another one."""
 
 
-ProviderFactory = Callable[[ResolvedSettings, AuthorityStore], CertificateAuthority]
+@dataclass(frozen=True)
+class ExternalAccess:
+    """How this worker reaches an external CA, as its environment says (HOSTLER_CA_*).
+
+    It is no setting: who may change settings could have a worker send any of its files anywhere.
+
+    Attributes:
+        url: None: it is not said.
+        token_file: with what the worker shows there.
+        trust_file: CA (PEM) of its HTTPS; None: those that the machine trusts.
+    """
+
+    url: str | None = None
+    token_file: Path | None = None
+    trust_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class ProviderContext:
+    """What a provider works with: the settings in force, its store, and its way out."""
+
+    settings: ResolvedSettings
+    store: AuthorityStore
+    access: ExternalAccess
+
+
+ProviderFactory = Callable[[ProviderContext], CertificateAuthority]
 Providers = Callable[[str], ProviderFactory]

@@ -21,7 +21,6 @@ from contracts.settings import (
     CA_KEY_SIZE,
     CA_ROOT_ISSUER_DN,
     CA_SIGNATURE_ALGORITHM,
-    ResolvedSettings,
 )
 from drivers.authorities.profiles import (
     AuthorityKey,
@@ -32,7 +31,7 @@ from drivers.authorities.profiles import (
     revocation_list,
     root_certificate,
 )
-from drivers.authorities.protocols import AuthorityStore, CertificateOrder, StoredAuthority
+from drivers.authorities.protocols import CertificateOrder, ProviderContext, StoredAuthority
 from drivers.authorities.x509 import key_sha256, require_strong, split_chain
 
 _ROOT_VALIDITY = timedelta(days=30 * 365)
@@ -41,9 +40,9 @@ _ROOT_VALIDITY = timedelta(days=30 * 365)
 class RootAuthority:
     """CertificateAuthority and ImportsAuthority. It keeps nothing: the store has all of it."""
 
-    def __init__(self, settings: ResolvedSettings, store: AuthorityStore) -> None:
-        self._settings = settings
-        self._store = store
+    def __init__(self, context: ProviderContext) -> None:
+        self._settings = context.settings
+        self._store = context.store
 
     async def chain(self) -> tuple[str, ...]:
         """The stored one; else a new key pair and its self-signed certificate, made once."""

@@ -6,22 +6,14 @@ CSR: `use_csr_common_name=false use_csr_sans=false`. The token needs `update` on
 """
 
 import ssl
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from contracts.certificates import RevocationReason
 from contracts.errors import Conflict, Failed, Unavailable
-from contracts.settings import (
-    CA_VAULT_CA_FILE,
-    CA_VAULT_MOUNT,
-    CA_VAULT_ROLE,
-    CA_VAULT_TOKEN_FILE,
-    CA_VAULT_URL,
-    ResolvedSettings,
-)
-from drivers.authorities.protocols import AuthorityStore, CertificateOrder
+from contracts.settings import CA_VAULT_MOUNT, CA_VAULT_ROLE
+from drivers.authorities.protocols import CertificateOrder, ProviderContext
 
 _TIMEOUT_S = 20.0
 _ISSUER = "issuer/default"
@@ -31,8 +23,9 @@ class VaultAuthority:
     """CertificateAuthority. It keeps nothing: the token is read anew each time, since an agent
     replaces it."""
 
-    def __init__(self, settings: ResolvedSettings, _store: AuthorityStore) -> None:
-        self._settings = settings
+    def __init__(self, context: ProviderContext) -> None:
+        self._settings = context.settings
+        self._access = context.access
 
     async def chain(self) -> tuple[str, ...]:
         """The chain of the mount's default issuer."""
@@ -101,39 +94,39 @@ class VaultAuthority:
         raise Failed(said, remedy="Check its role and the policy of the token.")
 
     def _url(self) -> str:
-        url = self._settings[CA_VAULT_URL]
-        if url is None:
+        if self._access.url is None:
             raise Conflict(
-                "It is not said where the CA is.",
-                remedy=f"Set {CA_VAULT_URL.name} with `hostler setting set`.",
+                "It is not said where the CA is.", remedy="Set HOSTLER_CA_URL for every worker."
             )
-        return url.rstrip("/")
+        return self._access.url.rstrip("/")
 
     def _token(self) -> str:
-        name = self._settings[CA_VAULT_TOKEN_FILE]
-        if name is None:
+        path = self._access.token_file
+        if path is None:
             raise Conflict(
                 "It is not said where the token for the CA is.",
-                remedy=f"Set {CA_VAULT_TOKEN_FILE.name} with `hostler setting set`.",
+                remedy="Set HOSTLER_CA_TOKEN_FILE for every worker.",
             )
         try:
-            return Path(name).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            token, problem = path.read_text(encoding="utf-8", errors="replace").strip(), ""
+        except OSError as error:
+            token, problem = "", f"{error.strerror}"
+        # A header takes nothing else, and its error would show the token.
+        if not (token.isascii() and token.isprintable() and token and " " not in token):
             raise Failed(
-                f"The token for the CA can't be read from {name} on the worker's machine: "
-                f"{getattr(error, 'strerror', None) or 'it is no text in ASCII'}."
-            ) from None
+                f"The token for the CA can't be read from {path} on the worker's machine: "
+                f"{problem or 'what is there is no token'}."
+            )
+        return token
 
     def _trust(self, url: str) -> ssl.SSLContext | bool:
-        name = self._settings[CA_VAULT_CA_FILE]
-        if name is None or url.startswith("http://"):
+        path = self._access.trust_file
+        if path is None or url.startswith("http://"):
             return True
         try:
-            return ssl.create_default_context(cafile=name)
+            return ssl.create_default_context(cafile=path)
         except OSError as error:
-            raise Failed(
-                f"{CA_VAULT_CA_FILE.name}: {name} can't be used: {error.strerror or error}."
-            ) from error
+            raise Failed(f"{path} can't be used to trust the CA's HTTPS: {error}.") from error
 
     def _data(self, response: httpx.Response) -> dict[str, Any]:
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from activities.authorities import InventoryStore
 from contracts.states import AllocationState
+from drivers.authorities.protocols import ExternalAccess, ProviderContext
 from drivers.authorities.root import RootAuthority
 from inventory import Database, Inventory, SecretBox
 from tests.inventory.conftest import register
@@ -50,5 +51,9 @@ async def root(inventory: Inventory, **settings: object) -> RootAuthority:
     for name, value in settings.items():
         await inventory.settings.set(name.replace("_", "."), value, actor="test")
     return RootAuthority(
-        await inventory.settings.resolve(), InventoryStore(inventory, "root", OPERATION)
+        ProviderContext(
+            await inventory.settings.resolve(),
+            InventoryStore(inventory, "root", OPERATION),
+            ExternalAccess(),
+        )
     )

@@ -3,14 +3,18 @@
 from activities.authorities import Directory
 from activities.certificates import CertificateActivities
 from contracts.certificates import CertificateSigningResult, IssueCertificateInput
-from drivers.authorities.protocols import Providers
+from drivers.authorities.protocols import ExternalAccess, Providers
 from drivers.authorities.providers import provider
 from inventory import Inventory
 from tests.authorities.samples import csr
 
 
-def activities(inventory: Inventory, providers: Providers = provider) -> CertificateActivities:
-    return CertificateActivities(inventory, Directory(inventory, providers))
+def activities(
+    inventory: Inventory,
+    providers: Providers = provider,
+    access: ExternalAccess = ExternalAccess(),  # noqa: B008 - a frozen value
+) -> CertificateActivities:
+    return CertificateActivities(inventory, Directory(inventory, providers, access))
 
 
 async def issue(

@@ -16,12 +16,11 @@ from contracts.certificates import (
     SetUpAuthorityInput,
 )
 from contracts.errors import Conflict, Failed, InvalidInput, NotFound, Unavailable
-from contracts.settings import ResolvedSettings
 from drivers.authorities.profiles import Issuer, host_certificate
 from drivers.authorities.protocols import (
-    AuthorityStore,
     CertificateAuthority,
     CertificateOrder,
+    ProviderContext,
     ProviderFactory,
 )
 from drivers.authorities.root import RootAuthority
@@ -167,8 +166,8 @@ async def test_lists_are_due_when_half_of_their_time_is_over(inventory: Inventor
 class Foreign:
     """A package's provider: RootAuthority with something wrong."""
 
-    def __init__(self, settings: ResolvedSettings, store: AuthorityStore) -> None:
-        self._root = RootAuthority(settings, store)
+    def __init__(self, context: ProviderContext) -> None:
+        self._root = RootAuthority(context)
         self.revoked: list[str] = []
 
     async def chain(self) -> tuple[str, ...]:
@@ -249,8 +248,8 @@ async def test_what_a_provider_answers_is_checked_and_revoked(
     made: list[Foreign] = []
 
     def find(_name: str) -> ProviderFactory:
-        def make(settings: ResolvedSettings, store: AuthorityStore) -> CertificateAuthority:
-            made.append(kind(settings, store))
+        def make(context: ProviderContext) -> CertificateAuthority:
+            made.append(kind(context))
             return made[-1]
 
         return make

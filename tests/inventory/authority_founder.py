@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 from activities.authorities import InventoryStore
+from drivers.authorities.protocols import ExternalAccess, ProviderContext
 from drivers.authorities.root import RootAuthority
 from inventory import Database, Inventory, SecretBox
 from tests.inventory.contender import say
@@ -16,7 +17,11 @@ async def main(url: str, key: str) -> None:
     database = Database(url)
     inventory = Inventory(database, SecretBox(key))
     authority = RootAuthority(
-        await inventory.settings.resolve(), InventoryStore(inventory, "root", "test")
+        ProviderContext(
+            await inventory.settings.resolve(),
+            InventoryStore(inventory, "root", "test"),
+            ExternalAccess(),
+        )
     )
     await database.ping()
     say("ready")
