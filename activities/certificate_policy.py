@@ -12,6 +12,9 @@ from drivers.authorities.x509 import EXTENDED_KEY_USAGES, ORGANIZATION, CsrFacts
 # No host can be called so: a blank is in no name of the inventory.
 CONTROLLER_NAMES = CertificateNames(common_name="hostler controller")
 
+_MOST_NAMED = 20
+_MAX_CHARS = 200
+
 _DNS_NAME = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?", re.I)
 
 
@@ -45,6 +48,12 @@ def names_of(
 def beyond(csr: CsrFacts, names: CertificateNames, role: CertificateRole) -> tuple[str, ...]:
     """What it asks for that a certificate of these names in this role does not have, in words.
     Asking for less is fine: the certificate has all of them."""
+    found = [_printable(words) for words in _beyond(csr, names, role)]
+    more = len(found) - _MOST_NAMED
+    return (*found[:_MOST_NAMED], *([f"{more} more"] if more > 0 else []))
+
+
+def _beyond(csr: CsrFacts, names: CertificateNames, role: CertificateRole) -> tuple[str, ...]:
     subject = {("O", ORGANIZATION), ("OU", names.unit), ("CN", names.common_name)}
     usages = {usage.dotted_string for usage in EXTENDED_KEY_USAGES[role]}
     return (
@@ -55,6 +64,12 @@ def beyond(csr: CsrFacts, names: CertificateNames, role: CertificateRole) -> tup
         *(f"usage {usage}" for usage in csr.extended_key_usages if usage not in usages),
         *csr.extensions,
     )
+
+
+def _printable(words: str) -> str:
+    """What a stranger has sent goes into events and errors."""
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in words)
+    return shown if len(shown) <= _MAX_CHARS else f"{shown[:_MAX_CHARS]}..."
 
 
 def _others(asked: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -16,6 +16,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from contracts.certificates import CertificateNames, CertificateRole
 from contracts.errors import Failed, InvalidInput
 
+# What the library raises for bytes that it can't read, each on another occasion.
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 # NIST SP 800-131A rev. 2: 112 bits of security and more.
 _MIN_RSA_BITS = 2048
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -87,7 +96,7 @@ def read_csr(pem: str) -> CsrFacts:
     try:
         signed, key = csr.is_signature_valid, csr.public_key()
         extensions = [*csr.extensions]
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise InvalidInput(f"The signing request can't be read: {error}.") from error
     if not signed:
         raise InvalidInput("The signing request is not signed by the key that it is for.")
@@ -110,7 +119,7 @@ def load_csr(pem: str) -> x509.CertificateSigningRequest:
     """Raises InvalidInput."""
     try:
         return x509.load_pem_x509_csr(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise InvalidInput(
             "This is no signing request (PKCS #10 in PEM).",
             remedy="`openssl req -new -key KEY` makes one; the private key stays where it is.",
@@ -123,7 +132,7 @@ def read_certificate(pem: str) -> CertificateFacts:
         certificate = x509.load_pem_x509_certificate(pem.encode())
         extensions = [e.value for e in certificate.extensions]
         key = key_sha256(certificate.public_key())
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise Failed(f"The CA's answer is no certificate that can be read: {error}.") from error
     dns, ips, others = _names(extensions)
     return CertificateFacts(
@@ -191,7 +200,7 @@ def read_crl(der: bytes, issuer: str) -> CrlReading:
         key = x509.load_pem_x509_certificate(issuer.encode()).public_key()
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         valid = _signs(crl, key)
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+    except _UNREADABLE as error:
         raise Failed(f"The revocation list of the CA can't be read: {error}.") from error
     if not valid or crl.next_update_utc is None:
         raise Failed("The revocation list is not signed by the CA, or has no end.")

@@ -1,9 +1,11 @@
 """A real OpenBao server: its PKI engine is what the provider `vault` talks to."""
 
 import os
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +45,9 @@ class Bao:
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *("bao", "server", "-dev-tls", "-dev-root-token-id=root"),
-                    *("-dev-no-store-token", f"-dev-tls-cert-dir={self.directory}"),
+                    *(str(Path(sys.executable).with_name("bao")), "server"),
+                    *("-dev-tls", f"-dev-tls-cert-dir={self.directory}"),
+                    *("-dev-root-token-id=root", "-dev-no-store-token"),
                     f"-dev-listen-address={self.url.removeprefix('https://')}",
                 ],
                 stdout=log,
@@ -62,6 +65,10 @@ class Bao:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def write(self, path: str, **body: object) -> dict[str, Any]:
         """With the root token."""

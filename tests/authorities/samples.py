@@ -4,6 +4,7 @@ what was signed."""
 import csv
 import io
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -119,7 +120,16 @@ def ca(
 def lint(program: str, *files: Path, options: Sequence[str] = ()) -> list[str]:
     """Codes of what pkilint finds worse than a notice."""
     done = subprocess.run(
-        [program, "lint", *options, "-s", "WARNING", "-f", "CSV", *map(str, files)],
+        [
+            str(Path(sys.executable).with_name(program)),
+            "lint",
+            *options,
+            "-s",
+            "WARNING",
+            "-f",
+            "CSV",
+            *map(str, files),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -22,6 +22,7 @@ NAMES = CertificateNames(
     dns_names=("kvm-1",),
     ip_addresses=("198.18.0.11", "2001:db8::11"),
 )
+SAN = x509.SubjectAlternativeName.oid
 ADDRESSES = ("198.18.0.12", "198.18.1.11", "198.18.1.12", "2001:db8::11")
 
 
@@ -145,6 +146,22 @@ def test_a_host_can_not_pass_for_hostler() -> None:
     assert beyond(asked, CONTROLLER_NAMES, CertificateRole.CONTROLLER) == ()
 
 
+def test_what_a_stranger_has_sent_is_shown_printable_and_short() -> None:
+    many = [(NameOID.ORGANIZATIONAL_UNIT_NAME, f"unit {number}") for number in range(30)]
+    odd = [(NameOID.COMMON_NAME, "a\x00\x1b[2Jb")]
+    long = [(NameOID.COMMON_NAME, "x" * 64)] * 4
+    found = beyond(read_csr(csr(subject=[*odd, *many])), NAMES, CertificateRole.HOST)
+    assert found[0] == "CN=a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[2Jb"
+    assert (len(found), found[-1]) == (21, "11 more")
+    (uri,) = beyond(
+        read_csr(csr(names=[x509.UniformResourceIdentifier("x" * 5000)])),
+        NAMES,
+        CertificateRole.HOST,
+    )
+    assert len(uri) < 250
+    assert len(beyond(read_csr(csr(subject=long)), NAMES, CertificateRole.HOST)) == 4
+
+
 _LABELS = st.from_regex(r"[a-z0-9]{1,8}(\.[a-z0-9]{1,8})?", fullmatch=True)
 
 
@@ -164,6 +181,8 @@ def test_no_name_gets_in_unseen(names: list[str], addresses: list[str]) -> None:
         (csr(rsa.generate_private_key(65537, 1024)), "RSA of 1024 bits"),  # noqa: S505 - refused
         (csr(ec.generate_private_key(ec.SECP256K1())), "the curve secp256k1"),
         (csr(dsa.generate_private_key(2048)), "of the kind DSA"),
+        # An x400Address, which the library knows no class for.
+        (csr(extensions=[x509.UnrecognizedExtension(SAN, b"\x30\x02\xa3\x00")]), "can't be read"),
     ],
 )
 def test_what_is_no_request_of_a_good_key_is_refused(pem: str, says: str) -> None:
