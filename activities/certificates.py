@@ -69,7 +69,7 @@ class CertificateActivities:
     @activity.defn(name="revoke_certificates")
     async def revoke_certificates(self, request: RevokeCertificatesInput) -> RevokedCertificates:
         """Revoke one, or all valid ones of a host: at their CAs, then in the inventory. What
-        expired is left alone, unless it is named. Raises NotFound."""
+        expired is left alone, unless it is named; a host without any is fine. Raises NotFound."""
         found = await self._to_revoke(request)
         actor = request.requester or request.operation
         for certificate in found:
@@ -229,10 +229,7 @@ class CertificateActivities:
             return [await self._inventory.certificates.get(request.serial)]
         found = await self._inventory.certificates.list(host=request.host)
         now = datetime.now(UTC)
-        chosen = [one for one in found if one.state(now) is not CertificateState.EXPIRED]
-        if not chosen:
-            raise Conflict(f"There is no certificate of {request.host} that is valid.")
-        return chosen
+        return [one for one in found if one.state(now) is not CertificateState.EXPIRED]
 
 
 def _is_due(authority: Authority, now: datetime) -> bool:

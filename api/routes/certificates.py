@@ -18,8 +18,10 @@ from contracts.certificates import (
     Certificate,
     CertificateRevocationInput,
     CertificateSigningInput,
+    CertificateState,
     Serial,
 )
+from contracts.errors import NotFound
 from contracts.operations import Operation, OperationKind, workflow_id
 from inventory import Inventory
 
@@ -108,6 +110,11 @@ async def revoke_certificates_of_host(
     request: RevocationRequest = _NO_REASON,
 ) -> Operation:
     """Start a CertificateRevocation of all valid certificates of a host, which may be removed."""
+    if not await inventory.certificates.list(host=name, state=CertificateState.VALID, limit=1):
+        raise NotFound(
+            f"There is no certificate of {name} that is valid.",
+            remedy=f"See `hostler cert list --host {name}` for those that were issued.",
+        )
     return await _start(
         OperationKind.REVOCATION,
         name,

@@ -26,6 +26,7 @@ from contracts.certificates import (
     AUTHORITY_UPKEEP_SCHEDULE,
     AuthorityUpkeepInput,
     AuthorityUpkeepResult,
+    CertificateState,
 )
 from inventory import Inventory
 from inventory.models import CertificateAuthorityRow
@@ -181,6 +182,8 @@ async def test_a_certificate_from_request_to_revocation(system: System, tmp_path
     )
     assert "certificate revoked" in verified.stderr
     assert row.serial in await system.done("cert", "list", "--state", "revoked")
+    again = await system.hostler("cert", "revoke", "--host", "kvm-1")
+    assert (again.status, "no certificate of kvm-1 that is valid" in again.err) == (1, True)
     refused = await system.hostler("cert", "sign", "kvm-1", "--csr-file", str(request))
     assert refused.status == 1
     assert "others may have the key" in refused.err
@@ -313,6 +316,17 @@ async def test_a_wrong_request_names_the_field(
         answer = await admin.post("/v1/certificates", json=body)
     assert answer.status_code == 422
     assert field in answer.json()["detail"]
+
+
+async def test_all_of_a_host_are_revoked(system: System) -> None:
+    for host in ("kvm-1", "kvm-1", "kvm-2"):
+        await system.done("cert", "sign", host, "--csr-file", "-", stdin=csr())
+    said = await system.done(
+        *("cert", "revoke", "--host", "kvm-1", "--reason", "cessationOfOperation")
+    )
+    assert "has 2 entries" in said
+    (left,) = await system.inventory.certificates.list(state=CertificateState.VALID)
+    assert left.host == "kvm-2"
 
 
 async def test_lists_have_pages(system: System) -> None:
