@@ -59,12 +59,17 @@ class CertificateActivities:
         Raises NotFound (no such host), InvalidInput (the request, or what it asks for beyond),
         Conflict (settings), Unavailable and Failed (the CA).
         """
-        provider = await self._directory.chosen(request.operation)
-        authority = await self._directory.authority(provider, request.operation)
-        known = await self._inventory.certificates.find_request(request.request)
-        if known is None:
-            known = await uninterrupted(self._issue(request, provider, authority))
-        return CertificateSigningResult(certificate=known, chain=authority.chain)
+        certificate = await self._inventory.certificates.find_request(request.request)
+        if certificate is None:
+            provider = await self._directory.chosen(request.operation)
+            authority = await self._directory.authority(provider, request.operation)
+            certificate = await uninterrupted(self._issue(request, provider, authority))
+        return CertificateSigningResult(
+            certificate=certificate,
+            chain=await self._inventory.authorities.chain(
+                certificate.provider, certificate.generation
+            ),
+        )
 
     @activity.defn(name="revoke_certificates")
     async def revoke_certificates(self, request: RevokeCertificatesInput) -> RevokedCertificates:

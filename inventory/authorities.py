@@ -88,6 +88,14 @@ class Authorities:
             )
         return found.authority
 
+    async def chain(self, provider: str, generation: int) -> tuple[str, ...]:
+        """That of one generation, also of one that issues no more. Raises NotFound."""
+        async with self._database.reading() as session:
+            row = await session.get(CertificateAuthorityRow, (provider, generation))
+        if row is None:
+            raise NotFound(f"The provider {provider!r} has no CA of generation {generation}.")
+        return tuple(row.chain)
+
     async def add(
         self, new: NewAuthority, *, after: int, unused: bool, operation: str
     ) -> KeyedAuthority:
