@@ -393,7 +393,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--guests", type=int, default=16, help="on the host (16)")
     parser.add_argument("--busy", type=int, default=2, help="guests that rewrite memory (2)")
-    parser.add_argument("--dirty", type=int, default=2, metavar="MiB", help="that they rewrite (2)")
+    parser.add_argument("--dirty", type=int, default=1, metavar="MiB", help="that they rewrite (1)")
     parser.add_argument(
         "--bandwidth", type=int, default=11, metavar="MiB/s", help="of each migration (11)"
     )
