@@ -6,6 +6,7 @@ import typer
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from contracts.base import Name, VmName
+from contracts.maintenance import OnBlocker
 from contracts.validation import say_error
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -45,4 +46,33 @@ ClusterArgument = Annotated[
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, as the API gives it, for programs.")
+]
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done.")]
+
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+# Of commands that may begin with a maintenance:
+
+OnBlockerOption = Annotated[
+    OnBlocker,
+    typer.Option(help="With --after-maintenance: what to do with VMs that can't be live-migrated."),
+]
+
+MaxParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="With --after-maintenance: live migrations at a time. "
+        "[default: the cluster's setting]",
+    ),
+]
+
+NoQueueOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-queue",
+        help="With --after-maintenance: give up rather than wait while too many other hosts of the "
+        "cluster are out.",
+    ),
 ]

@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.arguments import HostArgument, JsonOption
+from cli.arguments import (
+    DryRunOption,
+    HostArgument,
+    JsonOption,
+    MaxParallelOption,
+    NoQueueOption,
+    OnBlockerOption,
+    YesOption,
+)
 from cli.client import Api, connect
 from cli.credentials import PasswordFileOption, PrivateKeyFileOption, from_files
 from cli.output import note, say, say_json, say_table
@@ -77,32 +85,11 @@ def reinstall(
         bool,
         typer.Option("--return-vms", help="Bring back what its last maintenance has moved."),
     ] = False,
-    on_blocker: Annotated[
-        OnBlocker,
-        typer.Option(
-            help="With --after-maintenance: what to do with VMs that can't be live-migrated."
-        ),
-    ] = OnBlocker.REFUSE,
-    max_parallel: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="With --after-maintenance: live migrations at a time. "
-            "[default: the cluster's setting]",
-        ),
-    ] = None,
-    no_queue: Annotated[
-        bool,
-        typer.Option(
-            "--no-queue",
-            help="With --after-maintenance: give up rather than wait while too many other hosts of "
-            "the cluster are out.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be done.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    on_blocker: OnBlockerOption = OnBlocker.REFUSE,
+    max_parallel: MaxParallelOption = None,
+    no_queue: NoQueueOption = False,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return as soon as the re-installation has started.")
     ] = False,

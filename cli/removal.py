@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from cli.arguments import HostArgument, JsonOption
+from cli.arguments import (
+    DryRunOption,
+    HostArgument,
+    JsonOption,
+    MaxParallelOption,
+    NoQueueOption,
+    OnBlockerOption,
+    YesOption,
+)
 from cli.client import Api, connect
 from cli.output import note, say, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
@@ -46,32 +54,11 @@ def remove(
         bool,
         typer.Option("--leave-vms", help="Also if VMs are defined there that are shut off."),
     ] = False,
-    on_blocker: Annotated[
-        OnBlocker,
-        typer.Option(
-            help="With --after-maintenance: what to do with VMs that can't be live-migrated."
-        ),
-    ] = OnBlocker.REFUSE,
-    max_parallel: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="With --after-maintenance: live migrations at a time. "
-            "[default: the cluster's setting]",
-        ),
-    ] = None,
-    no_queue: Annotated[
-        bool,
-        typer.Option(
-            "--no-queue",
-            help="With --after-maintenance: give up rather than wait while too many other hosts of "
-            "the cluster are out.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be done.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    on_blocker: OnBlockerOption = OnBlocker.REFUSE,
+    max_parallel: MaxParallelOption = None,
+    no_queue: NoQueueOption = False,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return as soon as the removal has started.")
     ] = False,
@@ -164,7 +151,7 @@ def settle_removed(
         typer.Argument(metavar="ID", min=1, help="Its number, as `hostler host removed` lists it."),
     ],
     reason: Annotated[str, typer.Option(help="Why; how it is known that it never comes back.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Give up cleaning a removed host that never comes back.
