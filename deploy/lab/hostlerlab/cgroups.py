@@ -8,9 +8,14 @@ of a host, recorded or not.
 
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from . import paths
+from .shell import LabError
+
+_EMPTY_WITHIN = 10  # seconds
 
 
 def _groups(name: str) -> list[Path]:
@@ -59,14 +64,24 @@ def leave(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove the groups of a host that does not run."""
-    for group in _groups(name):
-        for folder, _, _ in os.walk(group, topdown=False):
-            try:
-                Path(folder).rmdir()
-            except OSError:
-                continue
-        try:
-            group.parent.rmdir()
-        except OSError:
-            continue
+    """Remove the groups of a host that does not run.
+
+    Raises:
+        LabError: processes of the host are still in them after ten seconds.
+    """
+    deadline = time.monotonic() + _EMPTY_WITHIN
+    while held := [group for group in _groups(name) if not _removed(group)]:
+        # A killed process leaves its group at the end of its exit, which takes time under load.
+        if time.monotonic() > deadline:
+            raise LabError(f"{held[0]} is still in use, by {sorted(members(name)) or 'no process'}")
+        time.sleep(0.05)
+
+
+def _removed(group: Path) -> bool:
+    """Whether the group is gone now; the lab's own goes with the last host's."""
+    for folder, _, _ in os.walk(group, topdown=False):
+        with suppress(OSError):
+            Path(folder).rmdir()
+    with suppress(OSError):
+        group.parent.rmdir()
+    return not group.exists()
