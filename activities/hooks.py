@@ -47,7 +47,7 @@ class UnsafeHook(Failed):
 
 
 class RebootTimedOut(Failed):
-    """The host is not back from its reboot."""
+    """The host is not back from its reboot. `details`: whether it `answers`."""
 
 
 class HookActivities:
@@ -98,10 +98,12 @@ class HookActivities:
         has been started. Raises RebootTimedOut, Conflict (not ready in its maintenance)."""
         access = await self._directory.access(request.host)
         deadline = time.monotonic() + request.timeout
-        asked = False
+        asked = answers = False
         while True:
             try:
+                answers = False
                 boot = await self._services.boot(access)
+                answers = True
                 if boot.boot_id != request.boot_id and boot.complete:
                     return BootId(boot_id=boot.boot_id)
                 if boot.boot_id != request.boot_id:
@@ -122,6 +124,7 @@ class HookActivities:
                     f"{request.host} is not back from its reboot after {request.timeout} s: "
                     f"{trouble}",
                     remedy="Look at its console. The setting host.reboot.timeout is the bound.",
+                    details={"answers": answers},
                 )
             await asyncio.sleep(_LOOK_AGAIN_S)
 

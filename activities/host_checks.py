@@ -10,18 +10,21 @@ from zlib import crc32
 
 from temporalio import activity
 
+from activities.bmcs import BmcDirectory, ask
 from activities.directory import HostDirectory
 from activities.execution import surprises_of
-from contracts.errors import Conflict, Failed, NotFound, Unavailable
+from contracts.errors import Conflict, Failed, InvalidInput, NotFound, Unavailable
 from contracts.host_checks import HostSighting, Lane, Look, RoundPlan, SweepInput, Swept
 from contracts.host_status import PeerWord, Reach, Seen
 from contracts.hosts import Host, HostFacts
+from contracts.power import PowerState
 from contracts.settings import (
     HOST_CHECK_BATCH,
     HOST_CHECK_CONCURRENCY,
     HOST_CHECK_INTERVAL,
     HOST_CHECK_MISSED_MAX,
     HOST_CHECK_TIMEOUT,
+    OOBM_SYNC_INTERVAL,
 )
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import HostRef
@@ -51,6 +54,7 @@ class HostCheckActivities:
         shell: RemoteShell,
         fence: Fence,
         neighbours: Neighbours,
+        bmcs: BmcDirectory,
     ) -> None:
         self._inventory = inventory
         self._directory = directory
@@ -58,6 +62,7 @@ class HostCheckActivities:
         self._shell = shell
         self._fence = fence
         self._neighbours = neighbours
+        self._bmcs = bmcs
 
     @activity.defn(name="plan_host_check")
     async def plan_host_check(self) -> RoundPlan:
@@ -267,11 +272,34 @@ class HostCheckActivities:
         problem = await self._absence(access, plan.timeout)
         if problem is None:
             return []
-        words = await self._hear(host, peers, plan)
+        words, power = await asyncio.gather(
+            self._hear(host, peers, plan), self._ask_bmc(host, plan.timeout)
+        )
         changes = await self._inventory.host_checks.conclude(
-            host, problem, words, began_at=began_at, operation=_operation()
+            host, problem, words, began_at=began_at, operation=_operation(), power=power
         )
         return [change.host for change in changes]
+
+    async def _ask_bmc(self, host: Host, seconds: int) -> PowerState | None:
+        """What its BMC says at this moment; None: it has none, or that is left alone, or says
+        nothing."""
+        known = host.power
+        if known is None or known.state is PowerState.DISABLED:
+            return None
+        if known.next_try_at is not None and known.next_try_at > datetime.now(UTC):
+            return None
+        try:
+            seen = await ask(await self._bmcs.find(host.name), seconds)
+        except (NotFound, Failed, Conflict, InvalidInput) as error:
+            activity.logger.info("the BMC of %s can't be asked: %s", host.name, error)
+            return None
+        settings = await self._inventory.settings.resolve()
+        await self._inventory.power.record(
+            [seen],
+            interval=timedelta(seconds=settings[OOBM_SYNC_INTERVAL]),
+            operation=_operation(),
+        )
+        return seen.state if seen.problem is None else None
 
     async def _absence(self, access: HostAccess, seconds: int) -> str | None:
         """Why the host can't be reached; None: it answers, whatever it says."""

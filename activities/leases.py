@@ -4,7 +4,7 @@ from temporalio import activity
 
 from activities.holders import Holders
 from contracts.errors import LeaseHeld
-from contracts.leases import Lease, LeaseRef, Owner
+from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.steps import AcquireLeaseInput
 from inventory import Inventory
 
@@ -40,6 +40,8 @@ class LeaseActivities:
     async def release_lease(self, lease: LeaseRef) -> None:
         """Give the lease back with everything reserved under it, and the place in the queue; no
         effect if it is gone."""
-        await self._inventory.reservations.release_all(lease)
-        await self._inventory.maintenances.give_up_turn(lease.host, lease.owner)
+        # Reservations carry an epoch, of the lease that says where VMs may run.
+        if lease.scope is LeaseScope.PLACEMENT:
+            await self._inventory.reservations.release_all(lease)
+            await self._inventory.maintenances.give_up_turn(lease.host, lease.owner)
         await self._inventory.leases.release(lease)

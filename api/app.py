@@ -9,6 +9,7 @@ from temporalio.client import Client
 
 from api import problems
 from api.authentication import Authentication
+from api.dependencies import BmcChecker
 from api.operations import Operations
 from api.routes import (
     cluster_maintenance,
@@ -17,8 +18,10 @@ from api.routes import (
     hosts,
     imports,
     maintenance,
+    oobm,
     operations,
     placement,
+    power,
     reinstallation,
     removal,
     settings,
@@ -39,7 +42,9 @@ class _Application(FastAPI):
         return super().openapi()
 
 
-def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> FastAPI:
+def create_app(
+    client: Client, inventory: Inventory, bmcs: BmcChecker, *, task_queue: str
+) -> FastAPI:
     """The API. `task_queue` is where the operations that it starts find their workers."""
     app = _Application(
         title="Hostler",
@@ -50,6 +55,7 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
         generate_unique_id_function=_operation_id,
     )
     app.state.inventory = inventory
+    app.state.bmcs = bmcs
     app.state.operations = Operations(client, inventory, task_queue)
     app.add_middleware(Authentication, inventory=inventory)
     problems.install(app)
@@ -60,6 +66,8 @@ def create_app(client: Client, inventory: Inventory, *, task_queue: str) -> Fast
         removal,
         reinstallation,
         placement,
+        oobm,
+        power,
         maintenance,
         cluster_maintenance,
         operations,

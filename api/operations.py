@@ -1,6 +1,7 @@
 """Operations as Temporal runs them: found, started, steered, described."""
 
 import logging
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -35,16 +36,20 @@ from contracts.host_checks import HOST_CHECK, HostCheckInput, HostCheckResult, H
 from contracts.host_import import HostImportStatus
 from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
+from contracts.oobm import BmcLook
 from contracts.operations import (
     HOST_KINDS,
+    POWER_KINDS,
     SUBJECTS,
     WORKFLOW_TYPES,
     Operation,
     OperationKind,
     kind_of,
     kinds_of,
+    lease_scope,
     workflow_id,
 )
+from contracts.power_actions import BMC_TEST, BmcTestInput, BmcTestResult
 from contracts.states import Phase
 from inventory import Inventory
 
@@ -58,7 +63,7 @@ _ATTRIBUTES = {
 }
 _PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
 # libvirt and SSH one after the other, each with its time-out, and a worker that has much to do.
-_LONGEST_LOOK = timedelta(seconds=90)
+_LONGEST_LOOK = timedelta(seconds=100)
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -99,9 +104,9 @@ class Operations:
         The lease names its holder; one that has only just begun has no lease yet, and is found by
         the usual id.
         """
-        lease = await self._inventory.leases.find(host)
-        if lease is not None:
-            holder = await self._open_run(lease.owner)
+        for scope in {lease_scope(kind) for kind in kinds}:
+            lease = await self._inventory.leases.find(host, scope)
+            holder = await self._open_run(lease.owner) if lease is not None else None
             if holder is not None and any(kind in kinds for kind in kinds_of(holder.workflow_type)):
                 return holder
         for kind in kinds:
@@ -114,6 +119,12 @@ class Operations:
         """Raises LeaseHeld, with a link to the operation that is open on the host; one of the kind
         `but` may be."""
         holder = await self.running(host, *(kind for kind in HOST_KINDS if kind is not but))
+        if holder is not None:
+            raise _held(host, holder)
+
+    async def require_no_power_operation(self, host: str) -> None:
+        """Raises LeaseHeld, with a link, while something is done to the host's BMC."""
+        holder = await self.running(host, *POWER_KINDS)
         if holder is not None:
             raise _held(host, holder)
 
@@ -390,6 +401,29 @@ class Operations:
         if result.sighting is None:
             raise Failed(f"The check of {host} says nothing of it.")
         return result.sighting
+
+    async def test_bmc(self, request: BmcTestInput, caller: Principal) -> BmcLook:
+        """Have a worker log in to a BMC now, and look."""
+        handle: WorkflowHandle[Any, BmcTestResult]
+        with _translated():
+            handle = await self._client.start_workflow(
+                BMC_TEST,
+                request,
+                # What is tested may differ from call to call: nobody shares another one's answer.
+                id=f"bmc-test/{request.host}/{uuid.uuid4()}",
+                task_queue=self._task_queue,
+                result_type=BmcTestResult,
+                execution_timeout=_LONGEST_LOOK,
+                static_summary=f"Look at the BMC of {request.host} for {caller.name}",
+                memo=_memo(caller),
+                rpc_timeout=_PATIENCE,
+            )
+            try:
+                return (await handle.result(rpc_timeout=_LONGEST_LOOK)).look
+            except WorkflowFailureError as failure:
+                if isinstance(failure.cause, exceptions.TimeoutError):
+                    raise _no_worker() from failure
+                raise _refusal(failure.cause) from failure
 
     # --- steer ----------------------------------------------------------------------------------
 

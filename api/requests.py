@@ -21,8 +21,18 @@ from contracts.cluster_maintenance import ClusterMaintenanceChoices
 from contracts.evacuation import AffinityKind
 from contracts.host_import import MAX_HOSTS, Parallel
 from contracts.hosts import Event
-from contracts.maintenance import OnBlocker, VmAction
+from contracts.maintenance import OnBlocker, VmAction, check_power_off
+from contracts.oobm import (
+    DEFAULT_CIPHER_SUITE,
+    DEFAULT_DRIVER,
+    BmcAddress,
+    BmcUser,
+    Certificate,
+    CipherSuite,
+)
 from contracts.operations import OperationKind
+from contracts.power import BmcPrivilege
+from contracts.power_actions import PowerChoices
 from contracts.reinstallation import ReinstallationChoices
 from contracts.removal import check_choices
 from contracts.states import AllocationState, HostStatus, ResourceState
@@ -186,6 +196,13 @@ class HostMaintenanceRequest(Contract):
     return_vms: StrictBool = False
     queue: StrictBool = True
     host_is_down: StrictBool = False
+    power_off_when_ready: StrictBool = False
+    fall_back_to_off: StrictBool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "HostMaintenanceRequest":
+        check_power_off(self)
+        return self
 
 
 class LeaveQuery(Contract):
@@ -296,6 +313,8 @@ class RemovalQuery(Contract):
     on_blocker: OnBlocker = OnBlocker.REFUSE
     max_parallel: Annotated[int, Field(ge=1, le=64)] | None = None
     queue: bool = True
+    power_off: bool = False
+    fall_back_to_off: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "RemovalQuery":
@@ -344,7 +363,94 @@ class AnswerReinstallationRequest(OptionalCredential):
     host_key_sha256: Fingerprint | None = None
     install_packages: StrictBool = False
     skip_command: StrictBool = False
+    skip_network_boot: StrictBool = False
     force: StrictBool = False
+
+
+BmcPort = Annotated[StrictInt, Field(ge=1, le=65_535)]
+
+
+class OobmRequest(Contract):
+    """How a host's BMC is reached. `port`, `cipher_suite`: None: the driver chooses. `certificate`:
+    in PEM, for Redfish: one that has signed the BMC's, or is it."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    enabled: StrictBool = False
+    driver: Name = DEFAULT_DRIVER
+    address: BmcAddress
+    port: BmcPort | None = None
+    user: BmcUser
+    password: Password
+    privilege: BmcPrivilege = BmcPrivilege.ADMINISTRATOR
+    cipher_suite: CipherSuite | None = DEFAULT_CIPHER_SUITE
+    certificate: Certificate | None = None
+
+
+class OobmChangeRequest(Contract):
+    """What is to change of how a host's BMC is reached; what is left out stays."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    enabled: StrictBool | None = None
+    driver: Name | None = None
+    address: BmcAddress | None = None
+    port: BmcPort | None = None
+    user: BmcUser | None = None
+    password: Password | None = None
+    privilege: BmcPrivilege | None = None
+    cipher_suite: CipherSuite | None = None
+    certificate: Certificate | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "OobmChangeRequest":
+        given = self.model_fields_set
+        if not given:
+            raise PydanticCustomError("no_change", "there is nothing to change")
+        for name in ("enabled", "driver", "address", "user", "password", "privilege"):
+            if name in given and getattr(self, name) is None:
+                raise PydanticCustomError("no_null", "{name} must not be null", {"name": name})
+        return self
+
+
+class BmcTestRequest(Contract):
+    """What a look at a BMC takes in the place of what is configured."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    driver: Name | None = None
+    address: BmcAddress | None = None
+    port: BmcPort | None = None
+    user: BmcUser | None = None
+    password: Password | None = None
+    privilege: BmcPrivilege | None = None
+    cipher_suite: CipherSuite | None = None
+    certificate: Certificate | None = None
+
+
+class BmcPasswordRequest(Contract):
+    """BmcPasswordChangeInput with the password itself; None: a random one."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    password: Password | None = None
+    reason: Reason = ""
+
+
+class OobmSwitchRequest(Contract):
+    """Whether out-of-band management is enabled for a zone or cluster."""
+
+    enabled: StrictBool
+
+
+class PowerRequest(PowerChoices):
+    """PowerActionInput for the host that the path names."""
+
+
+class RoundsQuery(Contract):
+    """How many of the latest rounds to tell."""
+
+    rounds: Annotated[int, Field(ge=0, le=100)] = 10
 
 
 class EventQuery(Contract):

@@ -76,3 +76,11 @@ NoQueueOption = Annotated[
         "cluster are out.",
     ),
 ]
+
+OrOffOption = Annotated[
+    bool,
+    typer.Option(
+        "--or-off",
+        help="If it has not shut down in time, take the power away.",
+    ),
+]

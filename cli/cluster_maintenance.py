@@ -60,6 +60,14 @@ def maintain(
     parallel: Annotated[int, typer.Option(metavar="N", help="Hosts at a time.")] = 1,
     reason: Annotated[str, typer.Option(help="Why, for whoever finds a host out of service.")] = "",
     reboot: Annotated[bool, typer.Option("--reboot", help="Reboot each host.")] = False,
+    power_cycle_when_lost: Annotated[
+        bool,
+        typer.Option(
+            "--power-cycle-when-lost",
+            help="With --reboot: a host that does not come back in time is switched off and on by "
+            "its BMC, once.",
+        ),
+    ] = False,
     hook: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,6 +103,7 @@ def maintain(
         parallel=parallel,
         reason=reason,
         reboot=reboot,
+        power_cycle_when_lost=power_cycle_when_lost,
         hooks=_hooks(hook or [], apply_updates, hook_timeout),
         on_blocker=on_blocker,
         max_parallel=max_parallel,
@@ -328,7 +337,7 @@ def _in_words(host: HostProgress) -> str:
     if host.state in (HostWork.WORKING, HostWork.FAILED):
         words += f" at {host.step}" if host.state is HostWork.FAILED else f", {host.step}"
     if host.state is HostWork.DONE and host.boot_id_after is not None:
-        words += f", boot {_boots(host)}"
+        words += f", boot {_boots(host)}" + (", by its BMC" if host.power_cycled else "")
     trouble = host.error or host.question or host.queued
     return f"{words} ({trouble})" if trouble is not None else words
 

@@ -10,6 +10,7 @@ from cli.arguments import HostArgument, JsonOption, NameArgument
 from cli.client import Api, connect
 from cli.credentials import PasswordFileOption, PrivateKeyFileOption, from_files
 from cli.host_import import import_hosts
+from cli.oobm import fields_of, in_short
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.addition import HostAdditionResult, HostAdditionStatus
@@ -167,7 +168,7 @@ def list_all(
     say_table(
         [
             *("NAME", "CLUSTER", "ADDRESS", "STATE", "STATUS", "CPUS", "MEMORY MIB", "VMS"),
-            *("FENCED FOR", "WHY NOT UP"),
+            *("POWER", "FENCED FOR", "WHY NOT UP"),
         ],
         [
             [
@@ -179,6 +180,7 @@ def list_all(
                 host.facts.cpus if host.facts else None,
                 host.facts.memory_mib if host.facts else None,
                 host.usage.vms if host.usage else None,
+                in_short(host.power) if host.power else None,
                 host.fence,
                 None if host.status is HostStatus.UP else host.status_reason,
             ]
@@ -195,7 +197,7 @@ def show(name: HostArgument, as_json: JsonOption = False) -> None:
             say_json(answer)
             return
         host = api.read(Host, answer)
-    parts = ("facts", "usage")
+    parts = ("facts", "usage", "power")
     fields = [
         (field, value)
         for field, value in host
@@ -203,6 +205,7 @@ def show(name: HostArgument, as_json: JsonOption = False) -> None:
     ]
     fields += list(host.facts) if host.facts else []
     fields += _usage(host.usage) if host.usage else []
+    fields += fields_of(host.power) if host.power else []
     say_fields((field.replace("_", " "), value) for field, value in fields)
 
 

@@ -5,7 +5,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cli import events, hosts, maintenance, operations, placement, processes, settings, topology
+from cli import (
+    events,
+    hosts,
+    maintenance,
+    oobm,
+    operations,
+    placement,
+    power,
+    processes,
+    settings,
+    topology,
+)
 from cli.output import complain
 from contracts.errors import HostlerError, InvalidInput
 
@@ -37,6 +48,8 @@ topology.register(app)
 hosts.register(app)
 placement.register(app)
 maintenance.register(app)
+oobm.register(app)
+power.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from cli.arguments import HostArgument, JsonOption, check_vm_name
+from cli.arguments import HostArgument, JsonOption, OrOffOption, check_vm_name
 from cli.client import Api, connect
 from cli.output import console, note, one_line, say, say_fields, say_json, say_table
 from cli.progress import (
@@ -98,6 +98,15 @@ def enter(
             "ran on it is not started elsewhere.",
         ),
     ] = False,
+    power_off_when_ready: Annotated[
+        bool,
+        typer.Option(
+            "--power-off-when-ready",
+            help="Shut it down and switch it off by its BMC when no VM is active on it; `leave` "
+            "switches it on again.",
+        ),
+    ] = False,
+    or_off: OrOffOption = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show how it goes, until it is ready.")
     ] = False,
@@ -112,6 +121,8 @@ def enter(
         return_vms=return_vms,
         queue=not no_queue,
         host_is_down=host_is_down,
+        power_off_when_ready=power_off_when_ready,
+        fall_back_to_off=or_off,
     )
     with connect() as api:
         started = api.read(Operation, api.post("hosts", host, "maintenance", body=body))

@@ -80,6 +80,13 @@ def reinstall(
             "installer a minute later, say.",
         ),
     ] = None,
+    network_boot: Annotated[
+        bool,
+        typer.Option(
+            "--network-boot",
+            help="When its trust was withdrawn, have it boot once from the network, by its BMC.",
+        ),
+    ] = False,
     install_packages: InstallPackagesOption = False,
     return_vms: Annotated[
         bool,
@@ -109,6 +116,7 @@ def reinstall(
         "lose_vms": lose_vms,
         "host_key_sha256": accept_host_key,
         "command": _words(command),
+        "network_boot": network_boot,
         "install_packages": install_packages,
         "return_vms": return_vms,
         "dry_run": dry_run,
@@ -151,6 +159,13 @@ def answer(
     skip_command: Annotated[
         bool, typer.Option("--skip-command", help="Go on although the command has failed.")
     ] = False,
+    skip_network_boot: Annotated[
+        bool,
+        typer.Option(
+            "--skip-network-boot",
+            help="Go on although its BMC has not had it boot from the network: you do it.",
+        ),
+    ] = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -168,6 +183,7 @@ def answer(
         "host_key_sha256": accept_host_key,
         "install_packages": install_packages,
         "skip_command": skip_command,
+        "skip_network_boot": skip_network_boot,
         "force": force,
         **from_files(password_file, private_key_file),
     }

@@ -12,6 +12,7 @@ from cli.arguments import (
     MaxParallelOption,
     NoQueueOption,
     OnBlockerOption,
+    OrOffOption,
     YesOption,
 )
 from cli.client import Api, connect
@@ -57,6 +58,13 @@ def remove(
     on_blocker: OnBlockerOption = OnBlocker.REFUSE,
     max_parallel: MaxParallelOption = None,
     no_queue: NoQueueOption = False,
+    power_off: Annotated[
+        bool,
+        typer.Option(
+            "--power-off", help="Shut it down and switch it off by its BMC, once it is clean."
+        ),
+    ] = False,
+    or_off: OrOffOption = False,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     no_wait: Annotated[
@@ -84,6 +92,8 @@ def remove(
             on_blocker=None if on_blocker is OnBlocker.REFUSE else on_blocker,
             max_parallel=max_parallel,
             queue=False if no_queue else None,
+            power_off=power_off or None,
+            fall_back_to_off=or_off or None,
             dry_run=dry_run or None,
         )
         look = f"hostler operation show removal {host}"

@@ -123,6 +123,7 @@ class HostProgress(Contract):
         maintenance: its HostMaintenance, once that was started.
         boot_id_before: of the boot that the reboot has ended.
         boot_id_after: of the boot after it; it differs, or the reboot has failed.
+        power_cycled: it did not come back from the reboot, and its BMC was told to see to that.
     """
 
     host: Name
@@ -134,6 +135,7 @@ class HostProgress(Contract):
     maintenance: Owner | None = None
     boot_id_before: str | None = None
     boot_id_after: str | None = None
+    power_cycled: bool = False
     hooks: tuple[HookOutcome, ...] = ()
 
 
@@ -168,6 +170,8 @@ class ClusterMaintenanceChoices(Contract):
         on_blocker: what to do with VMs that can't be live-migrated.
         max_parallel: live migrations at a time from one host; None: the cluster's setting.
         reboot: reboot each host when its work is done.
+        power_cycle_when_lost: a host that does not answer when its time for the reboot is over is
+            switched off and on by its BMC, once.
         hooks: per stage, what runs on each host; a stage without one runs the host's own
             /etc/hostler/hooks/STAGE if there is one.
         return_vms: bring back what was moved, when a host is back in service.
@@ -179,8 +183,17 @@ class ClusterMaintenanceChoices(Contract):
     on_blocker: OnBlocker = OnBlocker.REFUSE
     max_parallel: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     reboot: StrictBool = False
+    power_cycle_when_lost: StrictBool = False
     hooks: dict[Stage, Hook] = Field(default_factory=dict)
     return_vms: StrictBool = False
+
+    @model_validator(mode="after")
+    def _loses_hosts_by_reboots_only(self) -> "ClusterMaintenanceChoices":
+        if self.power_cycle_when_lost and not self.reboot:
+            raise PydanticCustomError(
+                "power_cycle_without_reboot", "power_cycle_when_lost goes with reboot only"
+            )
+        return self
 
     @field_validator("on_blocker")
     @classmethod
@@ -300,11 +313,12 @@ class HookRun(Contract):
 
 
 class PlanClusterInput(Contract):
-    """Which hosts, how many at a time."""
+    """Which hosts, how many at a time. `power_cycle_when_lost`: all must have a BMC."""
 
     cluster: Name
     hosts: tuple[Name, ...] | None
     parallel: int
+    power_cycle_when_lost: bool = False
 
 
 class RunHookInput(Contract):

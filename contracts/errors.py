@@ -11,6 +11,8 @@
     ├── Refused                 token missing, wrong, or its role not sufficient
     ├── Unavailable             a system did not answer; trying again may help
     └── Failed                  a system answered with an error
+        ├── OutcomeUnknown      a command may have had its effect or not, and is not sent again
+        └── PowerUnchanged      a BMC took a command, and nothing came of it
 
 Drivers and the inventory derive from these. An error has a stable `type` (its class name, which is
 what Temporal stores as the ApplicationError's type), says whether trying again can help, and may
@@ -107,3 +109,12 @@ class Failed(HostlerError):
     """A system answered that it failed."""
 
     http_status = 502
+
+
+class OutcomeUnknown(Failed):
+    """A command was on its way when something died, or was accepted and left no trace. What became
+    of it can't be found out."""
+
+
+class PowerUnchanged(Failed):
+    """The BMC said that it did what it was told, and the host is as it was before."""

@@ -11,11 +11,14 @@
     + a peer reaches it                        Alert          Alert          Alert (1)
     + no peer reaches it                       Down           Disconnected   Down
     + no peer can tell                         Disconnected   Alert          Down
+    + its BMC says Off (4)                     Down           Down           Down
 
 1. A host in `Maintenance` that is Down was taken out as it was, with its VMs: it stays Down until
    it was seen fenced and without a VM. Others go by that before they take a VM for lost.
 2. From the second miss in a row; the first one is only counted.
 3. Disconnected at the second miss of a host that had answered SSH until then.
+4. Asked at that moment, and no peer reaches it: that is another path than the host's own address.
+   A BMC that says On, or nothing, changes nothing.
 
 Peers are asked when a host has missed `missed_max` checks in a row and does not answer at that
 moment. That they do not reach it tells something only if they did while it was Up: where a firewall
@@ -28,6 +31,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from contracts.base import Contract, Name
+from contracts.power import PowerState
 from contracts.states import HostStatus, ResourceState
 
 
@@ -117,11 +121,16 @@ def judge(now: Standing, seen: Seen, problem: str, *, emptied: bool = False) -> 
 
 
 def judge_absence(
-    now: Standing, problem: str, words: Sequence[PeerWord], *, peers_reach: bool
+    now: Standing,
+    problem: str,
+    words: Sequence[PeerWord],
+    *,
+    peers_reach: bool,
+    power: PowerState | None = None,
 ) -> Standing:
     """How a host stands that has missed enough checks and does not answer now, after what its
     peers say. `problem`: the words of our own path. `peers_reach`: they reached it while it was
-    Up."""
+    Up. `power`: what its BMC says at this moment; None: it has none, or that says nothing."""
     there = [word for word in words if word.reach in (Reach.CONNECTED, Reach.REFUSED)]
     if there:
         if now.status is HostStatus.DOWN and not _may_be_up(now, emptied=False):
@@ -131,6 +140,13 @@ def judge_absence(
         return now
     away = [word.peer for word in words if word.reach is Reach.NO_ANSWER]
     own = f"no answer to Hostler: {problem}"
+    if power is PowerState.OFF:
+        return Standing(
+            now.resource_state,
+            HostStatus.DOWN,
+            f"{own} in {now.missed_checks} checks; and its BMC says that it is off",
+            now.missed_checks,
+        )
     if not away or not peers_reach:
         if now.status is HostStatus.ALERT:
             return now

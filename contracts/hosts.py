@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from contracts.base import Contract, Name, SortedInJson
+from contracts.oobm import HostPower
 from contracts.states import AllocationState, HostStatus, ResourceState
 
 
@@ -14,6 +15,7 @@ class Zone(Contract):
 
     name: Name
     allocation_state: AllocationState
+    oobm_enabled: bool = True
 
 
 class Pod(Contract):
@@ -31,6 +33,7 @@ class Cluster(Contract):
     pod: Name
     zone: Name
     allocation_state: AllocationState
+    oobm_enabled: bool = True
 
 
 class HostFacts(Contract):
@@ -81,6 +84,7 @@ class Host(Contract):
             or zone is `Disabled`; says what the host was last told, not what is wanted. None: it is
             not sure what it was told.
         being_reinstalled: its trust was withdrawn, and it is not back in service yet.
+        power: what its BMC last said; None: it has no out-of-band management.
     """
 
     name: Name
@@ -103,6 +107,7 @@ class Host(Contract):
     peers_reach: bool | None = None
     closed: bool | None = None
     usage: HostUsage | None = None
+    power: HostPower | None = None
     fence: str | None
     fence_generation: int
     facts: HostFacts | None

@@ -10,6 +10,8 @@ class LeaseScope(StrEnum):
 
     PLACEMENT = "placement"
     """Where VMs may run: maintenance, addition, removal, re-installation."""
+    POWER = "power"
+    """What its BMC is told: power, and the BMC's own password."""
 
 
 class Owner(Contract):

@@ -2,13 +2,15 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Protocol
 
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name, Reason, VmName
 from contracts.evacuation import EvacuationPlan, HostEnvironment
 from contracts.leases import LeaseRef
+from contracts.power import check_fall_back
 from contracts.states import Phase, ResourceState
 from contracts.vms import MigrationState, VmMigration
 
@@ -82,6 +84,18 @@ class MaintenanceSettings(Contract):
     auto_converge: bool
 
 
+class CarriedPower(Contract):
+    """What a maintenance has done to the host's power.
+
+    Attributes:
+        begun: it was to be switched off: it is switched on before it goes back.
+        problem: why it is not off; "" if it is.
+    """
+
+    begun: bool
+    problem: str = ""
+
+
 class CarriedMaintenance(Contract):
     """What a HostMaintenance hands to itself when it continues as new."""
 
@@ -95,6 +109,37 @@ class CarriedMaintenance(Contract):
     settings: MaintenanceSettings
     environment: HostEnvironment | None
     down: bool = False
+    power: CarriedPower | None = None
+
+
+class PowerOffChoices(Protocol):
+    """The fields of a request that depend on each other."""
+
+    @property
+    def power_off_when_ready(self) -> bool: ...
+    @property
+    def fall_back_to_off(self) -> bool: ...
+    @property
+    def on_blocker(self) -> OnBlocker: ...
+    @property
+    def host_is_down(self) -> bool: ...
+
+
+def check_power_off(asked: PowerOffChoices) -> None:
+    """Raises PydanticCustomError."""
+    check_fall_back(asked, "power_off_when_ready", chosen=asked.power_off_when_ready)
+    if asked.power_off_when_ready and asked.on_blocker is OnBlocker.KEEP:
+        raise PydanticCustomError(
+            "power_off_kept_vms",
+            "power_off_when_ready: a host with VMs kept on it is not switched off: not with "
+            "on_blocker keep",
+        )
+    if asked.power_off_when_ready and asked.host_is_down:
+        raise PydanticCustomError(
+            "power_off_down",
+            "power_off_when_ready: a host that is off already is not switched off: not with "
+            "host_is_down",
+        )
 
 
 class HostMaintenanceInput(Contract):
@@ -109,6 +154,9 @@ class HostMaintenanceInput(Contract):
         queue: wait while other hosts of the cluster are out; False: be refused instead.
         host_is_down: the operator confirms that the host is off: it is taken out of service as it
             is, and what ran there is not started elsewhere.
+        power_off_when_ready: shut it down and switch it off, by its BMC, when no VM is active on
+            it any more; and switch it on again before it goes back into service.
+        fall_back_to_off: its power is taken away if it does not shut down in time.
         continued: set by Hostler alone, when the workflow continues as new.
     """
 
@@ -120,7 +168,14 @@ class HostMaintenanceInput(Contract):
     return_vms: StrictBool = False
     queue: StrictBool = True
     host_is_down: StrictBool = False
+    power_off_when_ready: StrictBool = False
+    fall_back_to_off: StrictBool = False
     continued: CarriedMaintenance | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "HostMaintenanceInput":
+        check_power_off(self)
+        return self
 
 
 class MaintenanceOutcome(StrEnum):

@@ -6,6 +6,7 @@ from typing import Any
 
 from contracts.allocation import AllocationLevel
 from contracts.base import Contract
+from contracts.leases import LeaseScope
 
 DEFAULT_TASK_QUEUE = "hostler"
 
@@ -24,6 +25,8 @@ class OperationKind(StrEnum):
     ZONE_ALLOCATION = "zone-allocation"
     REMOVAL = "removal"
     REINSTALLATION = "reinstallation"
+    POWER = "power"
+    BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -38,6 +41,8 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.IMPORT: "HostImport",
     OperationKind.REMOVAL: "HostRemoval",
     OperationKind.REINSTALLATION: "HostReinstallation",
+    OperationKind.POWER: "PowerAction",
+    OperationKind.BMC_PASSWORD: "BmcPasswordChange",
 }
 
 ALLOCATION_KINDS = {
@@ -53,8 +58,17 @@ SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
     OperationKind.IMPORT: "import",
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
+# What works on a host's BMC: its power, and the BMC's password. It goes beside all others.
+POWER_KINDS = (OperationKind.POWER, OperationKind.BMC_PASSWORD)
 # What holds a host's lease: one at a time on each.
-HOST_KINDS = tuple(kind for kind in OperationKind if kind not in SUBJECTS)
+HOST_KINDS = tuple(
+    kind for kind in OperationKind if kind not in SUBJECTS and kind not in POWER_KINDS
+)
+
+
+def lease_scope(kind: OperationKind) -> LeaseScope:
+    """Which of a host's leases an operation of that kind holds."""
+    return LeaseScope.POWER if kind in POWER_KINDS else LeaseScope.PLACEMENT
 
 
 def workflow_id(kind: OperationKind, subject: str) -> str:
@@ -83,6 +97,7 @@ class Operation(Contract):
         status: Temporal's word for it: RUNNING, COMPLETED, FAILED, CANCELED, TERMINATED, TIMED_OUT.
         details: the workflow's own `status` answer while it runs, its result afterwards.
         error: why it failed, in one line.
+        warnings: what whoever has just started it should know.
     """
 
     kind: OperationKind
@@ -95,3 +110,4 @@ class Operation(Contract):
     details: dict[str, Any] | None = None
     error: str | None = None
     error_type: str | None = None
+    warnings: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ class ReinstallationChoices(Contract):
         host_key_sha256: fingerprint of the new SSH host key, if it is known in advance.
         command: run on the host, as root, right before its trust is withdrawn: one that has it
             boot into an installer a minute later, say. It may run again if nobody knows its end.
+        network_boot: by its BMC, it boots once from the network, when its trust was withdrawn.
         install_packages: install libvirt's daemon and QEMU where they are missing.
         return_vms: bring back what its last maintenance has moved.
         dry_run: only list what would be done; nothing changes.
@@ -46,6 +47,7 @@ class ReinstallationChoices(Contract):
     lose_vms: StrictBool = False
     host_key_sha256: Fingerprint | None = None
     command: Command | None = None
+    network_boot: StrictBool = False
     install_packages: StrictBool = False
     return_vms: StrictBool = False
     dry_run: StrictBool = False
@@ -179,6 +181,7 @@ class AnswerReinstallationInput(Contract):
         secret: id of the stored credential that logs in there.
         install_packages: install libvirt's daemon and QEMU where they are missing.
         skip_command: go on although the command has failed.
+        skip_network_boot: go on although it was not booted from the network; somebody does it.
         force: go on although networks or storage that it had before are missing.
     """
 
@@ -186,6 +189,7 @@ class AnswerReinstallationInput(Contract):
     secret: str | None = None
     install_packages: StrictBool = False
     skip_command: StrictBool = False
+    skip_network_boot: StrictBool = False
     force: StrictBool = False
 
 
@@ -198,6 +202,8 @@ class Question(StrEnum):
     """That what stands in the way is put right; it looks again by itself too."""
     COMMAND = "command"
     """Whether the command is tried again, or skipped."""
+    NETWORK_BOOT = "network boot"
+    """Whether it is booted from the network again, or somebody does that."""
 
 
 class ReinstallationOutcome(StrEnum):

@@ -10,6 +10,7 @@ from contracts.base import Contract, Name, Reason, VmName
 from contracts.hosts import Host
 from contracts.leases import LeaseRef, Owner
 from contracts.maintenance import OnBlocker
+from contracts.power import check_fall_back
 from contracts.states import Phase
 
 
@@ -26,6 +27,10 @@ class RemovalChoices(Protocol):
     def leave_vms(self) -> bool: ...
     @property
     def on_blocker(self) -> OnBlocker: ...
+    @property
+    def power_off(self) -> bool: ...
+    @property
+    def fall_back_to_off(self) -> bool: ...
 
 
 def check_choices(asked: RemovalChoices) -> None:
@@ -42,6 +47,12 @@ def check_choices(asked: RemovalChoices) -> None:
             "shut_down_vms",
             "VMs that are shut down stay defined on the host: on_blocker shutdown needs leave_vms",
         )
+    check_fall_back(asked, "power_off", chosen=asked.power_off)
+    if asked.forced and asked.power_off:
+        raise PydanticCustomError(
+            "forced_power_off",
+            "power_off: a host is only switched off once it was cleaned: not with forced",
+        )
     if asked.on_blocker is OnBlocker.KEEP:
         raise PydanticCustomError(
             "kept_vms", "on_blocker can't be keep: a host is removed with no VM active on it"
@@ -57,6 +68,8 @@ class HostRemovalInput(Contract):
             `on_blocker`, `max_parallel` and `queue` are passed on to that.
         forced: also if the host does not answer: it is cleaned if it ever does again.
         leave_vms: also if VMs are defined there that are shut off; they stay as they are.
+        power_off: shut it down and switch it off, by its BMC, once it is clean, right before it is
+            deleted; `fall_back_to_off`: its power is taken away if it does not shut down in time.
         dry_run: only list what would be done; nothing changes.
     """
 
@@ -69,6 +82,8 @@ class HostRemovalInput(Contract):
     on_blocker: OnBlocker = OnBlocker.REFUSE
     max_parallel: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     queue: StrictBool = True
+    power_off: StrictBool = False
+    fall_back_to_off: StrictBool = False
 
     @model_validator(mode="after")
     def _check(self) -> "HostRemovalInput":
@@ -86,6 +101,7 @@ class EffectKind(StrEnum):
     TOMBSTONE = "tombstone"
     CONNECTIONS = "connections"
     VMS = "vms"
+    POWER = "power"
 
 
 class RemovalEffect(Contract):
@@ -203,7 +219,8 @@ class HostRemovalResult(Contract):
         effects: what a dry run would do, or what was done.
         removed_from_host: what of Hostler's was found on the host, and is gone.
         proof: how that is known; "" if the host was not cleaned.
-        left: what stays: VMs that are defined there, a host that has to be cleaned later.
+        left: what stays: VMs that are defined there, a host that has to be cleaned later, or that
+            is still on.
         vms: VMs that were left, or last seen there.
         tombstone: its number, see `hostler host removed`.
     """

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract
 from contracts.errors import Conflict
+from contracts.oobm import IPMITOOL_INTERFACES, IPMITOOL_RETRIES
 from contracts.validation import say_error
 
 T = TypeVar("T")
@@ -59,6 +60,9 @@ Directory = Annotated[
     StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096),
     Field(examples=["/srv/vms"]),
 ]
+LONGEST_BMC_ANSWER_S = 60
+# With less, the history of a round over thousands would grow long.
+SMALLEST_SHARD = 500
 Count = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_no_boolean)]
 Seconds = Annotated[int, Field(ge=1, le=30 * 86_400), BeforeValidator(_no_boolean)]
 
@@ -157,6 +161,21 @@ class ResolvedSettings:
                 f"The stored setting {setting.name} is not valid: {setting.problem(error)}.",
                 remedy="Set it again with `hostler setting set`, or unset it.",
             ) from None
+
+
+def contradiction(changed: Setting[Any], resolved: ResolvedSettings) -> str | None:
+    """With what the changed setting can't be in force together, in words."""
+    for less, more in _LESS_THAN:
+        if changed not in (less, more):
+            continue
+        try:
+            low, high = resolved[less], resolved[more]
+        except Conflict:
+            # The other one is refused wherever it is used, until it is set again.
+            continue
+        if low >= high:
+            return f"{less.name} ({low}) must be less than {more.name} ({high})"
+    return None
 
 
 class SettingValue(Contract):
@@ -384,6 +403,82 @@ HOST_REINSTALLATION_TIMEOUT = Setting[int](
     "How long a host that is being re-installed is waited for between two events that say that it "
     "is still not back.",
     "s",
+)
+
+OOBM_ACTION_TIMEOUT = Setting[int](
+    "outofbandmanagement.action.timeout",
+    Annotated[int, Field(ge=5, le=3_600), BeforeValidator(_no_boolean)],
+    60,
+    "How long a command to a BMC has until the power is as it should be; a host has to shut down "
+    "within it.",
+    "s",
+    effect=Effect.NEXT_OPERATION,
+)
+OOBM_SYNC_INTERVAL = Setting[int](
+    "outofbandmanagement.sync.interval",
+    Annotated[int, Field(ge=5, le=3_600), BeforeValidator(_no_boolean)],
+    30,
+    "Between two rounds in which all BMCs are asked; each round sets it for the next. A power "
+    "state that three rounds did not confirm is stale.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_SYNC_POOLSIZE = Setting[int](
+    "outofbandmanagement.sync.poolsize",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    50,
+    "BMCs of a shard that are asked at a time. A round takes at most BMCs in a shard x timeout / "
+    "poolsize; those that are known to be silent take none of it.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_SYNC_SHARD_SIZE = Setting[int](
+    "outofbandmanagement.sync.shard.size",
+    Annotated[int, Field(ge=SMALLEST_SHARD, le=2_000), BeforeValidator(_no_boolean)],
+    500,
+    "BMCs per step of a round. Steps go beside each other, on as many workers as there are.",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_SYNC_TIMEOUT = Setting[int](
+    "outofbandmanagement.sync.timeout",
+    Annotated[int, Field(ge=1, le=LONGEST_BMC_ANSWER_S), BeforeValidator(_no_boolean)],
+    10,
+    "How long a BMC has to answer when it is only asked; less than the interval.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+OOBM_IPMITOOL_INTERFACE = Setting[str](
+    "outofbandmanagement.ipmitool.interface",
+    Annotated[
+        str,
+        StringConstraints(pattern=f"^({'|'.join(IPMITOOL_INTERFACES)})$"),
+        Field(examples=[*IPMITOOL_INTERFACES]),
+    ],
+    "lanplus",
+    "Of the driver ipmitool: the program's own name for how it speaks with BMCs.",
+)
+OOBM_IPMITOOL_PATH = Setting[str](
+    "outofbandmanagement.ipmitool.path",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^/[^\x00]+$", max_length=4096),
+        Field(examples=["/usr/bin/ipmitool"]),
+    ],
+    "/usr/bin/ipmitool",
+    "Of the driver ipmitool: where the program is on the machines that run workers.",
+)
+OOBM_IPMITOOL_RETRIES = Setting[int](
+    "outofbandmanagement.ipmitool.retries",
+    Annotated[
+        int,
+        Field(ge=IPMITOOL_RETRIES[0], le=IPMITOOL_RETRIES[-1]),
+        BeforeValidator(_no_boolean),
+    ],
+    1,
+    "Of the driver ipmitool: how often the program sends a packet again that was not answered.",
+)
+
+_LESS_THAN: tuple[tuple[Setting[int], Setting[int]], ...] = (
+    (OOBM_SYNC_TIMEOUT, OOBM_SYNC_INTERVAL),
 )
 
 SETTINGS: Mapping[str, Setting[Any]] = {

@@ -51,6 +51,8 @@ class Phase(StrEnum):
     CLEANING = "Cleaning"
     REMOVING = "Removing"
     REINSTALLING = "Reinstalling"
+    SWITCHING = "Switching"
+    VERIFYING = "Verifying"
     DONE = "Done"
 
 

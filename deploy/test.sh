@@ -9,7 +9,7 @@ source "$(dirname "$0")/install.sh"
 require_debian_root
 cd "$REPO"
 forget_settings
-install_packages "${BUILD_PACKAGES[@]}" curl git postgresql shellcheck
+install_packages "${BUILD_PACKAGES[@]}" curl git ipmitool openipmi postgresql shellcheck
 install_python requirements-dev.lock
 export PATH="$VENV/bin:$PATH"
 
@@ -18,9 +18,9 @@ ruff format --check .
 ruff check .
 lint-imports --no-cache
 mypy
-mypy deploy/demo.py
+mypy deploy/demo.py deploy/lab/simulated_bmcs.py
 MYPYPATH=deploy/lab mypy -p hostlerlab
-shellcheck -x deploy/quickstart.sh deploy/test.sh .ci/run
+shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/chassis .ci/run
 
 without_lab=
 # shellcheck disable=SC2317 # called by the trap

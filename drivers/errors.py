@@ -3,7 +3,10 @@
 Unavailable
 ├── HostUnreachable         no TCP connection, or it broke
 │   └── ConnectionRefused   the machine answers: it refuses the connection, or hangs up at once
-└── CallTimedOut            the system took longer than the deadline
+├── CallTimedOut            the system took longer than the deadline
+├── BmcUnreachable          no answer from the BMC's address
+├── BmcUnidentified         the BMC did not tell its GUID, which is known; nothing else was asked
+└── PowerDriverFailed       a power driver's own means have failed: a program, a process
 Failed
 ├── CommandFailed           a command on the host ended with another status than 0
 ├── HypervisorFailed        libvirt answered with an error
@@ -12,6 +15,12 @@ Failed
 │   └── MigrationAborted    the job was aborted (by a cancel, or from outside)
 ├── HostKeyChanged          the host shows another SSH key than the pinned one
 ├── LoginRefused            user, password or key not accepted
+│   └── AccountRefused      the BMC does not look at the password: locked, or not there
+├── InsufficientPrivilege   the BMC's login may not do what was asked for
+├── WrongBmc                another machine's BMC answers at that address
+├── BmcCertificateRefused   the BMC's certificate is not one that is trusted
+├── BmcCommandRejected      the BMC answered that it does not do this
+├── PowerOutcomeUnknown     a BMC may have got a command, and has not answered
 ├── DiskInTheWay            a file is where a disk is to be copied to
 ├── DiskInUse               a process has the disk open that is to be removed or renamed
 └── FenceFailed             the fence is not in the state that was asked for
@@ -34,6 +43,18 @@ class ConnectionRefused(HostUnreachable):
 
 class CallTimedOut(Unavailable):
     """The host answered no call within its deadline; the connection was closed."""
+
+
+class BmcUnreachable(Unavailable):
+    """The BMC did not answer at all: no session was opened."""
+
+
+class BmcUnidentified(Unavailable):
+    """It may be another BMC, or be too busy to say. `details` has the GUID `expected`."""
+
+
+class PowerDriverFailed(Unavailable):
+    """The driver itself could not do it. No command was sent."""
 
 
 class CommandFailed(Failed):
@@ -61,7 +82,31 @@ class HostKeyChanged(Failed):
 
 
 class LoginRefused(Failed):
-    """The host is there and refuses the credential."""
+    """The host, or its BMC, is there and refuses the credential."""
+
+
+class AccountRefused(LoginRefused):
+    """Before it has looked at any password."""
+
+
+class InsufficientPrivilege(Failed):
+    """`details` has the level that was asked for (`privilege`), if one was."""
+
+
+class WrongBmc(Failed):
+    """`details` has both GUIDs, `expected` and `shown`."""
+
+
+class BmcCertificateRefused(Failed):
+    """Nothing was sent to it."""
+
+
+class BmcCommandRejected(Failed):
+    """`details` has the BMC's `code` (IPMI's completion code, HTTP's status), if it gave one."""
+
+
+class PowerOutcomeUnknown(Failed):
+    """Sending it again may do it twice: look first."""
 
 
 class DiskInTheWay(Failed):

@@ -6,13 +6,20 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from drivers.errors import HostUnreachable
-from drivers.protocols import HostAccess
 
 
 def look_at(done: asyncio.Future[Any]) -> None:
     """Tell asyncio that an exception of this future is of no interest if nobody awaits it."""
     if not done.cancelled():
         done.exception()
+
+
+class Access(Protocol):
+    """How to reach something: two that are equal reach it in the same way."""
+
+    @property
+    def name(self) -> str:
+        """The host's."""
 
 
 class Connection(Protocol):
@@ -26,22 +33,23 @@ class Connection(Protocol):
         """Close it, and break what still runs through it. May be called more than once."""
 
 
+A = TypeVar("A", bound=Access)
 C = TypeVar("C", bound=Connection)
 
 
-class Pool(Generic[C]):
+class Pool(Generic[A, C]):
     """Opens a connection when it is first wanted, and again when it is dead.
 
     A changed access (another password, another pinned key, another address) gets a connection of
     its own; the old one is closed when its last user is done, since that may be a migration.
     """
 
-    def __init__(self, open_connection: Callable[[HostAccess], Coroutine[None, None, C]]) -> None:
+    def __init__(self, open_connection: Callable[[A], Coroutine[None, None, C]]) -> None:
         self._open = open_connection
-        self._slots: dict[str, list[_Slot[C]]] = {}
+        self._slots: dict[str, list[_Slot[A, C]]] = {}
 
     @asynccontextmanager
-    async def use(self, access: HostAccess) -> AsyncIterator[C]:
+    async def use(self, access: A) -> AsyncIterator[C]:
         """The connection to a host. What opening it raises, every waiting caller gets."""
         slot = self._slot(access)
         slot.users += 1
@@ -62,7 +70,7 @@ class Pool(Generic[C]):
         for host in list(self._slots):
             await self.forget(host)
 
-    def _slot(self, access: HostAccess) -> "_Slot[C]":
+    def _slot(self, access: A) -> "_Slot[A, C]":
         slots = self._slots.setdefault(access.name, [])
         if not slots or slots[-1].access != access or slots[-1].useless:
             slots.append(_Slot(access, asyncio.create_task(self._open(access))))
@@ -78,10 +86,10 @@ class Pool(Generic[C]):
             await slot.close()
 
 
-class _Slot(Generic[C]):
+class _Slot(Generic[A, C]):
     """A connection that is open or being opened."""
 
-    def __init__(self, access: HostAccess, opening: asyncio.Task[C]) -> None:
+    def __init__(self, access: A, opening: asyncio.Task[C]) -> None:
         self.access = access
         self.opening = opening
         self.users = 0

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from contracts.preflight import HostReport
 from contracts.vms import Vm
 
@@ -430,3 +431,122 @@ class OwnKeys(Protocol):
 
     async def remove(self, access: HostAccess, epoch: int) -> None:
         """Let no own key in any more; all others stay as they are. Raises CommandFailed."""
+
+
+@dataclass(frozen=True)
+class BmcAccess:
+    """How to reach the BMC of a host. Stays in the process that made it.
+
+    Attributes:
+        name: the host's.
+        address: an address or a name.
+        port: None: the driver's own (IPMI 623, Redfish 443).
+        privilege: the level that sessions ask for.
+        cipher_suite: of IPMI; None: the driver's choice. Not used by Redfish.
+        guid: whose BMC it must be (BmcReport.guid), or None: whoever answers there.
+        certificate: the certificates, in PEM, of which one must have signed the BMC's (or be it);
+            None: those that this machine trusts. Redfish alone.
+        options: what the settings `outofbandmanagement.DRIVER.*` say, without that prefix; what is
+            missing has the driver's default. ipmitool: `interface` (lanplus), `path`
+            (/usr/bin/ipmitool), `retries` (1); redfish: `scheme` (https).
+    """
+
+    name: str
+    address: str
+    user: str
+    password: str = field(repr=False)
+    port: int | None = None
+    privilege: BmcPrivilege = BmcPrivilege.ADMINISTRATOR
+    cipher_suite: int | None = 3
+    guid: str | None = None
+    certificate: str | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BmcReport:
+    """What a BMC tells of itself after a login.
+
+    Attributes:
+        guid: what tells this BMC from any other: its system's UUID, in lower case with hyphens, or
+            None if it has none.
+        privilege: what the login may do there.
+        state: `On`, `Off`, or `Unknown` (it has answered, but with neither).
+    """
+
+    guid: str | None
+    privilege: BmcPrivilege
+    state: PowerState
+
+
+class PowerDriver(Protocol):
+    """Speaks with BMCs. Sessions are kept, and opened again when they break. Any number of calls
+    may run at once: one BMC that is mute, slow or out of its mind delays no other.
+
+    `timeout` is the deadline of the whole call in seconds, login included. Every method but
+    `validate`, `forget` and `close` may raise
+
+        InvalidInput            what `validate` says
+        BmcUnreachable          no answer from that address, or its name is unknown
+        CallTimedOut            it answers, but not within the deadline
+        LoginRefused            user or password not accepted. Never tried again here: BMCs lock
+                                accounts
+        InsufficientPrivilege   the login may not do this
+        WrongBmc                another GUID than `access.guid` was shown; nothing was read or sent
+        BmcUnidentified         `access.guid` is known, and none was shown; nothing was read or sent
+        BmcCertificateRefused   of Redfish: the BMC's certificate is not trusted; nothing was sent
+        BmcCommandRejected      the BMC answered that it does not do this
+        PowerDriverFailed       what the driver works with has failed (a program is missing)
+
+    No error's text, and nothing that is logged, has the password in it.
+    """
+
+    def validate(self, access: BmcAccess) -> None:
+        """Look at the form of it, without any contact. Raises InvalidInput, naming the field."""
+
+    async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
+        """Log in anew, whatever session is kept, and look: the proof of a configuration."""
+
+    async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
+        """`On` or `Off`; `Unknown` if the BMC has answered with neither."""
+
+    async def set_power(
+        self,
+        access: BmcAccess,
+        command: PowerCommand,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> None:
+        """Send `command` once, and return when the BMC has accepted it: no proof that it has done
+        it. Raises PowerOutcomeUnknown if it may have got it but has not answered; after any other
+        error it has not acted on it."""
+
+    async def change_password(
+        self,
+        access: BmcAccess,
+        new_password: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> None:
+        """Give `access.user` another password on the BMC, and prove it by a new login. May be
+        called again after any error: done if the new one logs in already. Raises InvalidInput if
+        the protocol can't have such a password (IPMI: 16 bytes at most, no NUL)."""
+
+    async def forget(self, host: str) -> None:
+        """End what is kept for the BMC of `host`, if anything."""
+
+    async def close(self) -> None:
+        """End all sessions, and what the driver has running."""
+
+
+@runtime_checkable
+class NetworkBooter(Protocol):
+    """What a PowerDriver may be able to do besides. Both raise what its other methods raise."""
+
+    async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Look whether the BMC can do it; nothing changes. Raises BmcCommandRejected."""
+
+    async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """The next boot, and no other, is from the network; proven by reading it back. It boots
+        when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13). May be
+        called many times. Raises BmcCommandRejected: also if the BMC says yes, and does not."""

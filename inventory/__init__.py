@@ -8,8 +8,10 @@ from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
 from inventory.leases import Leases
 from inventory.maintenances import Maintenances
+from inventory.oobm import OobmConfigurations
 from inventory.own_keys import OwnKeys
 from inventory.placement import Placement
+from inventory.power import Power
 from inventory.reinstallations import Reinstallations
 from inventory.removed_hosts import RemovedHosts
 from inventory.reservations import Reservations
@@ -43,5 +45,7 @@ class Inventory:
         self.hook_runs = HookRuns(database)
         self.secrets = Secrets(database, box)
         self.own_keys = OwnKeys(database)
+        self.oobm = OobmConfigurations(database)
+        self.power = Power(database)
         self.tokens = Tokens(database)
         self.events = Events(database)

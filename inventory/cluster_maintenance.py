@@ -21,7 +21,8 @@ async def plan_cluster_maintenance(inventory: Inventory, request: PlanClusterInp
     """The hosts in their order, and the cluster's settings as they are now.
 
     Raises NotFound (cluster), InvalidInput (hosts of other clusters, more at a time than may be
-    out), Conflict (a host that is not in service, or none that is).
+    out), Conflict (a host that is not in service, or none that is; or that has no out-of-band
+    management, if its power is to be switched).
     """
     cluster = await inventory.topology.get_cluster(request.cluster)
     settings = await inventory.settings.resolve(cluster=cluster.name)
@@ -33,10 +34,13 @@ async def plan_cluster_maintenance(inventory: Inventory, request: PlanClusterInp
             f"{MAINTENANCE_HOSTS_OUT_MAX.name} of {cluster.name} lets {most} be out",
         )
     known = {host.name: host for host in await inventory.hosts.list(cluster=cluster.name)}
+    hosts = _chosen(request, known)
+    if request.power_cycle_when_lost:
+        await inventory.oobm.require(hosts, "power_cycle_when_lost")
     return ClusterPlan(
         cluster=cluster.name,
         zone=cluster.zone,
-        hosts=_chosen(request, known),
+        hosts=hosts,
         hook_timeout=settings[HOOK_TIMEOUT],
         reboot_timeout=settings[HOST_REBOOT_TIMEOUT],
         unreachable_timeout=settings[MAINTENANCE_UNREACHABLE_TIMEOUT],

@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from contracts.host_checks import Look
 from contracts.host_status import MISSED, PeerWord, Reach, Seen, Standing, judge, judge_absence
 from contracts.hosts import Host, HostFacts
+from contracts.power import PowerState
 from contracts.states import HOST_STATUS_TRANSITIONS, HostStatus, ResourceState
 from inventory.database import Database
 from inventory.events import add_change, add_event
@@ -118,14 +119,18 @@ class HostChecks:
         *,
         began_at: datetime,
         operation: str,
+        power: PowerState | None = None,
     ) -> list[Change]:
-        """Write what the peers of an absent host say of it; no effect if it was checked since."""
+        """Write what the peers of an absent host, and its BMC (`power`), say of it; no effect if it
+        was checked since."""
         async with self._database.writing() as session:
             row = await host_row(session, host.name)
             if row.checked_at != host.checked_at or _is_outdated(row, began_at):
                 return []
             before = _standing(row)
-            after = judge_absence(before, problem, words, peers_reach=row.peers_reach is True)
+            after = judge_absence(
+                before, problem, words, peers_reach=row.peers_reach is True, power=power
+            )
             return _write(session, row, before, after, operation, tell_reason=False)
 
 

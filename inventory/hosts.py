@@ -28,11 +28,13 @@ from inventory.models import (
     ClusterRow,
     HostRow,
     HostTagRow,
+    OobmRow,
     PodRow,
     SecretVersionRow,
     ZoneRow,
     now,
 )
+from inventory.oobm import host_power, secrets_of, switches_of
 from inventory.pages import page
 from inventory.secrets import unclaimed
 from inventory.topology import cluster_row
@@ -216,8 +218,15 @@ class Hosts:
             row = await _find_row(session, name, lock=True)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
-            secret_ids = (row.secret_id, row.staged_key_id, row.password_secret_id)
+            secret_ids: set[str | None] = {
+                *(row.secret_id, row.staged_key_id, row.password_secret_id)
+            }
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
+            bmc = await session.get(OobmRow, name)
+            if bmc is not None:
+                secret_ids |= secrets_of(bmc)
+                await session.delete(bmc)
+                await session.flush()
             await session.delete(row)
             await session.flush()
             await session.exec(
@@ -404,7 +413,7 @@ async def select_hosts(
 ) -> list[Host]:
     """Those for which all conditions hold, by name: `limit` at the most, behind `after`."""
     query = (
-        select(HostRow, ClusterRow.name, PodRow.name, ZoneRow.name)
+        select(HostRow, ClusterRow, PodRow.name, ZoneRow)
         .join(ClusterRow, col(ClusterRow.id) == col(HostRow.cluster_id))
         .join(PodRow, col(PodRow.id) == col(ClusterRow.pod_id))
         .join(ZoneRow, col(ZoneRow.id) == col(PodRow.zone_id))
@@ -412,8 +421,12 @@ async def select_hosts(
     )
     async with database.reading() as session:
         found = (await session.exec(page(query, HostRow.name, limit=limit, after=after))).all()
-        tags = await _tags(session, [row.name for row, *_ in found])
-    return [_host(*places, tags=frozenset(tags[places[0].name])) for places in found]
+        names = [row.name for row, *_ in found]
+        tags, bmcs = await _tags(session, names), await _bmcs(session, names)
+    return [
+        _host(*rows, bmc=bmcs.get(rows[0].name), tags=frozenset(tags[rows[0].name]))
+        for rows in found
+    ]
 
 
 async def host_row(session: AsyncSession, name: str) -> HostRow:
@@ -431,6 +444,11 @@ async def _tags(session: AsyncSession, hosts: Sequence[str]) -> Mapping[str, set
     for row in await session.exec(select(HostTagRow).where(col(HostTagRow.host).in_(hosts))):
         tags[row.host].add(row.tag)
     return tags
+
+
+async def _bmcs(session: AsyncSession, hosts: Sequence[str]) -> Mapping[str, OobmRow]:
+    rows = await session.exec(select(OobmRow).where(col(OobmRow.host).in_(hosts)))
+    return {row.host: row for row in rows}
 
 
 def _require_same_machine(row: HostRow, address: str, port: int, host_key_sha256: str) -> None:
@@ -475,12 +493,20 @@ def _subject(name: str) -> str:
     return f"host/{name}"
 
 
-def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[str]) -> Host:
+def _host(
+    row: HostRow,
+    cluster: ClusterRow,
+    pod: str,
+    zone: ZoneRow,
+    *,
+    bmc: OobmRow | None,
+    tags: frozenset[str],
+) -> Host:
     return Host(
         name=row.name,
-        zone=zone,
+        zone=zone.name,
         pod=pod,
-        cluster=cluster,
+        cluster=cluster.name,
         address=row.address,
         ssh_port=row.ssh_port,
         user=row.user,
@@ -499,6 +525,7 @@ def _host(row: HostRow, cluster: str, pod: str, zone: str, *, tags: frozenset[st
         peers_reach=row.peers_reach,
         closed=row.closed,
         usage=HostUsage.model_validate(row.usage) if row.usage is not None else None,
+        power=(host_power(bmc, switches_of(bmc, cluster, zone)) if bmc is not None else None),
         fence=row.fence,
         fence_generation=row.fence_generation,
         facts=HostFacts.model_validate(row.facts) if row.facts is not None else None,

@@ -9,6 +9,8 @@ from sqlmodel import Field, SQLModel
 
 from contracts.access import Role
 from contracts.leases import LeaseScope
+from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
+from contracts.power import BmcPrivilege, PowerState
 from contracts.states import AllocationState, HostStatus, ResourceState
 from contracts.vms import MigrationState
 
@@ -37,6 +39,7 @@ class ZoneRow(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(unique=True)
     allocation_state: str = AllocationState.DISABLED
+    oobm_enabled: bool = True
 
 
 class PodRow(SQLModel, table=True):
@@ -59,6 +62,7 @@ class ClusterRow(SQLModel, table=True):
     name: str = Field(unique=True)
     pod_id: int = Field(foreign_key="pod.id", index=True)
     allocation_state: str = AllocationState.DISABLED
+    oobm_enabled: bool = True
 
 
 class SecretVersionRow(SQLModel, table=True):
@@ -125,6 +129,83 @@ class HostRow(SQLModel, table=True):
     environment: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class OobmRow(SQLModel, table=True):
+    """How a host's BMC is reached, and what it last said.
+
+    `enabled`: the host's own switch; those of its cluster and zone count as well. `generation`:
+    rises with each change of how it is reached, so that what was seen by a former configuration is
+    not taken for the present one. `endpoint`: what no other host's has. `staged_secret_id`: a new
+    password that is not proven yet. `guid`: of the BMC, from its first answer on. `observed_at`:
+    when it was last asked; the state is stale after `fresh_until`. `failures`: in a row; while
+    there are any, it is not asked with the others, and not before `retry_at`.
+    """
+
+    __tablename__ = "oobm"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    enabled: bool = False
+    generation: int = 1
+    driver: str = DEFAULT_DRIVER
+    address: str
+    port: int | None = None
+    endpoint: str = Field(unique=True)
+    user: str
+    privilege: str = BmcPrivilege.ADMINISTRATOR
+    cipher_suite: int | None = DEFAULT_CIPHER_SUITE
+    certificate: str | None = None
+    secret_id: str = Field(foreign_key="secret_version.id")
+    staged_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    guid: str | None = None
+    power_state: str = PowerState.UNKNOWN
+    power_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    problem: str | None = PowerProblem.NOT_ASKED
+    reason: str = ""
+    observed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    fresh_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    failures: int = 0
+    retry_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class PowerCommandRow(SQLModel, table=True):
+    """A command to a BMC, committed before it is sent: whoever finds it here does not send it
+    again.
+
+    `operation`: workflow id and first run id. `boot_id`: of the host, before the command. `until`:
+    what is seen later is not its work, even if nobody has written down its end.
+    `accepted_at`: when the BMC had said that it does it. `outcome`: a CommandOutcome, once that is
+    known.
+    """
+
+    __tablename__ = "power_command"
+
+    operation: str = Field(primary_key=True)
+    action: str = Field(primary_key=True)
+    host: str = Field(index=True)
+    boot_id: str | None = None
+    sent_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    until: datetime = Field(sa_type=UtcDateTime)
+    accepted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    problem: str = ""
+    outcome: str | None = None
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class PowerRoundRow(SQLModel, table=True):
+    """A sweep over all BMCs, as PowerRound. `counts`: of PowerCount."""
+
+    __tablename__ = "power_round"
+
+    started_at: datetime = Field(sa_type=UtcDateTime, primary_key=True)
+    ended_at: datetime = Field(sa_type=UtcDateTime)
+    asked: int
+    answered: int
+    waiting: int
+    changed: int
+    oldest_observed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    counts: list[dict[str, Any]] = Field(sa_type=JSON)
 
 
 class RemovedHostRow(SQLModel, table=True):

@@ -25,11 +25,14 @@ from inventory.models import (
     HostRow,
     HostTagRow,
     MaintenanceTicketRow,
+    OobmRow,
+    PowerCommandRow,
     RemovedHostRow,
     ReservationRow,
     SecretVersionRow,
     now,
 )
+from inventory.oobm import secrets_of
 from inventory.own_keys import is_leaving
 from inventory.secrets import unclaimed
 
@@ -72,7 +75,8 @@ class RemovedHosts:
         async with self._database.reading() as session:
             row = await _host(session, name) or _missing(name)
             return Possessions(
-                belongings=await _belongings(session, name), secrets=len(_secret_ids(row))
+                belongings=await _belongings(session, name),
+                secrets=len(await _secret_ids(session, row)),
             )
 
     async def remove(
@@ -117,7 +121,7 @@ class RemovedHosts:
                 cleaning_problem=problem[:_MAX_PROBLEM_CHARS],
             )
             session.add(tombstone)
-            secret_ids = _secret_ids(row)
+            secret_ids = await _secret_ids(session, row)
             if cleaned:
                 secret_ids |= await _settle_earlier(session, row)
             elif await is_leaving(session, row.name):
@@ -336,6 +340,8 @@ _BELONGINGS = (
         MaintenanceTicketRow,
         (col(MaintenanceTicketRow.host),),
     ),
+    _Belongings("out-of-band management", OobmRow, (col(OobmRow.host),)),
+    _Belongings("commands to its BMC", PowerCommandRow, (col(PowerCommandRow.host),)),
 )
 
 
@@ -352,9 +358,13 @@ async def _belongings(session: AsyncSession, host: str) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _secret_ids(row: HostRow) -> set[str]:
-    ids = (row.secret_id, row.staged_key_id, row.password_secret_id)
-    return {secret_id for secret_id in ids if secret_id is not None}
+async def _secret_ids(session: AsyncSession, row: HostRow) -> set[str]:
+    """Of the host itself and of its BMC."""
+    ids = {row.secret_id, row.staged_key_id, row.password_secret_id}
+    bmc = await session.get(OobmRow, row.name)
+    return {secret_id for secret_id in ids if secret_id is not None} | (
+        secrets_of(bmc) if bmc is not None else set()
+    )
 
 
 async def _discard(session: AsyncSession, secret_ids: set[str]) -> None:

@@ -8,20 +8,21 @@ import binascii
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import ColumnElement, and_, not_
 from sqlmodel import col, delete, select
 
 from contracts.errors import Failed, NotFound
 from inventory.database import Database
 from inventory.errors import SecretUnreadable
 from inventory.events import add_event
-from inventory.models import HostRow, RemovedHostRow, SecretVersionRow, now
+from inventory.models import HostRow, OobmRow, RemovedHostRow, SecretVersionRow, now
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
@@ -32,8 +33,8 @@ _AT_A_TIME = 500  # of ids in one statement
 
 @dataclass(frozen=True)
 class Credential:
-    """`kind` is "password", "private_key" (OpenSSH's PEM), or "own_key", the same, made by
-    Hostler for that host."""
+    """`kind` is "password", "private_key" (OpenSSH's PEM), "own_key", the same, made by Hostler
+    for that host, or "bmc_password"."""
 
     kind: str
     plaintext: str = field(repr=False)
@@ -116,6 +117,32 @@ class Secrets:
             ) from None
         return Credential(kind=row.kind, plaintext=plaintext)
 
+    async def reveal_all(self, secret_ids: Collection[str]) -> dict[str, Credential]:
+        """Those that are there and decrypt, by id."""
+        rows: list[SecretVersionRow] = []
+        wanted = list(secret_ids)
+        async with self._database.reading() as session:
+            for start in range(0, len(wanted), _AT_A_TIME):
+                some = wanted[start : start + _AT_A_TIME]
+                query = select(SecretVersionRow).where(col(SecretVersionRow.id).in_(some))
+                rows += (await session.exec(query)).all()
+        revealed = {}
+        for row in rows:
+            with suppress(InvalidTag):
+                plaintext = self._box.decrypt(
+                    row.nonce, row.ciphertext, _identity(row.id, row.kind)
+                )
+                revealed[row.id] = Credential(kind=row.kind, plaintext=plaintext)
+        return revealed
+
+    async def is_claimed(self, secret_id: str) -> bool:
+        """Whether a host, present or removed, refers to it."""
+        query = select(SecretVersionRow.id).where(
+            col(SecretVersionRow.id) == secret_id, not_(unclaimed())
+        )
+        async with self._database.reading() as session:
+            return (await session.exec(query)).first() is not None
+
     async def discard(self, secret_id: str) -> None:
         """Delete a version that no host refers to; no effect if there is none."""
         await self.discard_all([secret_id])
@@ -148,6 +175,8 @@ def unclaimed() -> ColumnElement[bool]:
         HostRow.staged_key_id,
         HostRow.password_secret_id,
         RemovedHostRow.secret_id,
+        OobmRow.secret_id,
+        OobmRow.staged_secret_id,
     )
     return and_(
         *(

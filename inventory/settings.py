@@ -11,7 +11,14 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import InvalidInput
-from contracts.settings import SETTINGS, ResolvedSettings, Setting, SettingScope, SettingValue
+from contracts.settings import (
+    SETTINGS,
+    ResolvedSettings,
+    Setting,
+    SettingScope,
+    SettingValue,
+    contradiction,
+)
 from contracts.validation import invalid_input
 from inventory.database import Database
 from inventory.events import add_event
@@ -97,6 +104,7 @@ class OperatorSettings:
                     scope=place.scope, scope_name=place.name, name=name, value=new, updated_by=actor
                 )
                 await insert_or_replace(session, row)
+                await _require_consistent(session, places, setting)
                 change = f"{_say(setting, rows, place)} -> {_json(new)}"
                 _add_event(session, name, place, change, actor)
         return await self.explain(name, cluster=cluster, zone=zone)
@@ -116,6 +124,7 @@ class OperatorSettings:
             rows = await _rows(session, places, name, lock=True)
             if _is_of(rows, place):
                 await session.delete(rows[-1])
+                await _require_consistent(session, places, setting)
                 change = f"{_say(setting, rows, place)} -> {_say(setting, rows[:-1], place)}"
                 _add_event(session, name, place, change, actor)
         return await self.explain(name, cluster=cluster, zone=zone)
@@ -196,6 +205,20 @@ async def _rows(
         if row.name in SETTINGS and row.scope in SETTINGS[row.name].scopes
     ]
     return sorted(rows, key=lambda row: places.index(_place(row)))
+
+
+async def _require_consistent(
+    session: AsyncSession, places: list[_Place], changed: Setting[Any]
+) -> None:
+    await session.flush()
+    rows = await _rows(session, places)
+    problem = contradiction(changed, ResolvedSettings({row.name: row.value for row in rows}))
+    if problem is not None:
+        raise InvalidInput(
+            f"The input of {changed.name} is not valid: value: {problem}.",
+            remedy="Set the other one first.",
+            details={"fields": [{"field": "value", "message": problem}]},
+        )
 
 
 def _place(row: SettingRow) -> _Place:

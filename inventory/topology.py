@@ -378,7 +378,11 @@ async def _set_state(
 
 
 def _zone(row: ZoneRow) -> Zone:
-    return Zone(name=row.name, allocation_state=AllocationState(row.allocation_state))
+    return Zone(
+        name=row.name,
+        allocation_state=AllocationState(row.allocation_state),
+        oobm_enabled=row.oobm_enabled,
+    )
 
 
 def _pod(row: PodRow, zone: ZoneRow) -> Pod:
@@ -393,4 +397,5 @@ def _cluster(row: ClusterRow, pod: PodRow, zone: ZoneRow) -> Cluster:
         pod=pod.name,
         zone=zone.name,
         allocation_state=AllocationState(row.allocation_state),
+        oobm_enabled=row.oobm_enabled,
     )

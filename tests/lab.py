@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,17 @@ class Said:
     exit_status: int
     stdout: str
     stderr: str
+
+
+@dataclass(frozen=True)
+class BmcAccess:
+    """How to reach a host's BMC."""
+
+    address: str
+    port: int
+    user: str
+    password: str
+    guid: str
 
 
 class Lab:
@@ -104,7 +116,7 @@ class Lab:
     async def access(self, host: str) -> HostAccess:
         """How to reach a host; its key is read inside, not through the network."""
         key = (await self.exec(host, "cat", "/etc/ssh/ssh_host_ed25519_key.pub")).stdout
-        row = next(row for row in (await self.status())["hosts"] if row["name"] == host)
+        row = await self._host(host)
         return HostAccess(
             name=host,
             address=row["address"],
@@ -113,6 +125,37 @@ class Lab:
             host_key=" ".join(key.split()[:2]),
             password=Path(row["password_file"]).read_text().strip(),  # noqa: ASYNC240 - small
         )
+
+    async def boot_id(self, host: str) -> str | None:
+        """The kernel's name for the boot of a host; None while it is off or just starting."""
+        boot_id: str | None = (await self._host(host))["boot_id"]
+        return boot_id
+
+    async def bmc(self, host: str) -> BmcAccess:
+        """How to reach a host's BMC, with the password that it was made with."""
+        row = (await self._host(host))["bmc"]
+        password = Path(row["password_file"]).read_text().strip()  # noqa: ASYNC240 - small
+        return BmcAccess(row["address"], row["port"], row["user"], password, row["guid"])
+
+    async def ipmitool(
+        self, bmc: BmcAccess, *command: str, retries: int = 4, check: bool = True
+    ) -> Said:
+        """Ask a BMC, as administrator. ipmi_sim knows cipher suite 3 alone."""
+        login = ("-H", bmc.address, "-p", str(bmc.port), "-U", bmc.user, "-E", "-R", str(retries))
+        return await _run(
+            "ipmitool", "-I", "lanplus", "-C", "3", *login, *command,
+            check=check, env={**os.environ, "IPMI_PASSWORD": bmc.password},
+        )  # fmt: skip
+
+    async def powered(self, bmc: BmcAccess) -> bool:
+        """What `power status` says."""
+        said = (await self.ipmitool(bmc, "power", "status")).stdout
+        return {"Chassis Power is on\n": True, "Chassis Power is off\n": False}[said]
+
+    async def until_powered(self, bmc: BmcAccess, wanted: bool) -> None:
+        """Return when `power status` says so."""
+        while await self.powered(bmc) != wanted:
+            await asyncio.sleep(0.1)
 
     def ticks(self, guest: str) -> list[int]:
         """All numbers that a guest has printed."""
@@ -125,17 +168,34 @@ class Lab:
         while self.ticks(guest)[-1] < wanted:
             await asyncio.sleep(0.05)
 
+    async def _host(self, name: str) -> dict[str, Any]:
+        """A host's row of the status."""
+        rows: list[dict[str, Any]] = (await self.status())["hosts"]
+        return next(row for row in rows if row["name"] == name)
+
     async def _lab(self, *arguments: str, stdin: str | None = None, check: bool = True) -> Said:
-        process = await asyncio.create_subprocess_exec(
-            _PROGRAM,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        output = await process.communicate(None if stdin is None else stdin.encode())
-        stdout, stderr = (part.decode(errors="replace") for part in output)
-        status = process.returncode or 0
-        if check and status != 0:
-            raise AssertionError(f"lab {' '.join(arguments)}: exit {status}: {stderr}{stdout}")
-        return Said(status, stdout, stderr)
+        return await _run(_PROGRAM, *arguments, stdin=stdin, check=check)
+
+
+async def _run(
+    program: str | Path,
+    *arguments: str,
+    stdin: str | None = None,
+    check: bool = True,
+    env: dict[str, str] | None = None,
+) -> Said:
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
+    )
+    output = await process.communicate(None if stdin is None else stdin.encode())
+    stdout, stderr = (part.decode(errors="replace") for part in output)
+    status = process.returncode or 0
+    if check and status != 0:
+        name = Path(program).name
+        raise AssertionError(f"{name} {' '.join(arguments)}: exit {status}: {stderr}{stdout}")
+    return Said(status, stdout, stderr)

@@ -16,8 +16,10 @@ from api.routes import (
     hosts,
     imports,
     maintenance,
+    oobm,
     operations,
     placement,
+    power,
     reinstallation,
     removal,
     settings,
@@ -166,7 +168,7 @@ def test_the_readme_shows_every_way_of_a_maintenance() -> None:
 def test_every_path_of_the_api_exists(document: Path) -> None:
     routers = (
         *(events, health, hosts, imports, maintenance, operations, placement, removal, settings),
-        *(reinstallation, topology),
+        *(reinstallation, topology, oobm, power),
     )
     known = [route for routes in routers for route in routes.router.routes]
     for method, path in requests_in(document):

@@ -22,12 +22,25 @@ from temporalio.worker import (
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
 from contracts.operations import kind_of
+from contracts.power_actions import (
+    BMC_TEST,
+    POWER_PROBE,
+    POWER_PROBE_ID,
+    POWER_SYNC,
+    POWER_SYNC_SCHEDULE,
+)
 from contracts.steps import MigrateVmResult
 from workers.converter import application_error
 from workers.logs import host_of_log
 
-# Workflows of schedules, which are no operations of anybody's, as metrics name them.
-_NO_OPERATIONS = {HOST_CHECK: HOST_CHECK_SCHEDULE, HOUSEKEEPING: HOUSEKEEPING_ID}
+# Workflows that are no operations of anybody's, as metrics name them.
+_NO_OPERATIONS = {
+    BMC_TEST: "bmc-test",
+    HOST_CHECK: HOST_CHECK_SCHEDULE,
+    HOUSEKEEPING: HOUSEKEEPING_ID,
+    POWER_PROBE: POWER_PROBE_ID,
+    POWER_SYNC: POWER_SYNC_SCHEDULE,
+}
 
 
 class HostlerInterceptor(Interceptor):

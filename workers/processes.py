@@ -6,7 +6,9 @@ from contextlib import AsyncExitStack
 
 from temporalio.client import Client
 
+from activities.bmcs import BmcDirectory
 from api.app import create_app
+from drivers.power.registry import PowerDrivers
 from inventory import Inventory
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free
@@ -110,7 +112,10 @@ async def _start_api(
     listener = stack.enter_context(
         listen(settings.api_host, settings.api_port, "the API", "HOSTLER_API_PORT")
     )
-    app = create_app(client, inventory, task_queue=settings.task_queue)
+    drivers = PowerDrivers()
+    stack.push_async_callback(drivers.close)
+    bmcs = BmcDirectory(inventory, drivers)
+    app = create_app(client, inventory, bmcs, task_queue=settings.task_queue)
     telemetry.instrument(app)
     return await stack.enter_async_context(running_api(app, listener))
 

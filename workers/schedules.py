@@ -1,6 +1,6 @@
 """What Temporal starts by itself: schedules, which people see, pause and trigger there."""
 
-import dataclasses
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from temporalio.client import (
@@ -17,13 +17,44 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError
 
+from contracts.base import Contract
 from contracts.errors import Unavailable
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HostCheckInput
-from contracts.settings import HOST_CHECK_INTERVAL
+from contracts.power_actions import POWER_SYNC, POWER_SYNC_SCHEDULE, PowerSyncInput
+from contracts.settings import HOST_CHECK_INTERVAL, OOBM_SYNC_INTERVAL, Setting
 from inventory import Inventory
 
 # Rounds that were missed while Temporal was away are not made up for.
 _CATCHUP = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class _Periodic:
+    """A workflow that a schedule starts; the setting says how often, in seconds."""
+
+    schedule: str
+    workflow: str
+    request: Contract
+    interval: Setting[int]
+    summary: str
+
+
+_PERIODIC = (
+    _Periodic(
+        HOST_CHECK_SCHEDULE,
+        HOST_CHECK,
+        HostCheckInput(),
+        HOST_CHECK_INTERVAL,
+        "Looks at every host",
+    ),
+    _Periodic(
+        POWER_SYNC_SCHEDULE,
+        POWER_SYNC,
+        PowerSyncInput(),
+        OOBM_SYNC_INTERVAL,
+        "Asks every BMC how the power is",
+    ),
+)
 
 
 async def ensure_schedules(client: Client, inventory: Inventory, task_queue: str) -> None:
@@ -31,14 +62,19 @@ async def ensure_schedules(client: Client, inventory: Inventory, task_queue: str
     interval, which each round sets, and its state stay: somebody may have paused it. Raises
     Unavailable."""
     settings = await inventory.settings.resolve()
-    every = timedelta(seconds=settings[HOST_CHECK_INTERVAL])
+    for periodic in _PERIODIC:
+        every = timedelta(seconds=settings[periodic.interval])
+        await _ensure(client, periodic, every, task_queue)
+
+
+async def _ensure(client: Client, periodic: _Periodic, every: timedelta, task_queue: str) -> None:
     wanted = Schedule(
         action=ScheduleActionStartWorkflow(
-            HOST_CHECK,
-            HostCheckInput(),
-            id=HOST_CHECK_SCHEDULE,
+            periodic.workflow,
+            periodic.request,
+            id=periodic.schedule,
             task_queue=task_queue,
-            static_summary="Looks at every host",
+            static_summary=periodic.summary,
         ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCHUP),
@@ -46,17 +82,14 @@ async def ensure_schedules(client: Client, inventory: Inventory, task_queue: str
 
     def bring_up_to_date(found: ScheduleUpdateInput) -> ScheduleUpdate:
         there = found.description.schedule
-        return ScheduleUpdate(
-            dataclasses.replace(there, action=wanted.action, policy=wanted.policy)
-        )
+        return ScheduleUpdate(replace(there, action=wanted.action, policy=wanted.policy))
 
     try:
         try:
-            await client.create_schedule(HOST_CHECK_SCHEDULE, wanted)
+            await client.create_schedule(periodic.schedule, wanted)
         except ScheduleAlreadyRunningError:
-            await client.get_schedule_handle(HOST_CHECK_SCHEDULE).update(bring_up_to_date)
+            await client.get_schedule_handle(periodic.schedule).update(bring_up_to_date)
     except RPCError as error:
         raise Unavailable(
-            f"Temporal did not create or update the schedule {HOST_CHECK_SCHEDULE}: "
-            f"{error.message}."
+            f"Temporal did not create or update the schedule {periodic.schedule}: {error.message}."
         ) from error

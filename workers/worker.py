@@ -10,6 +10,8 @@ from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
+from activities.bmc_accounts import BmcAccountActivities
+from activities.bmcs import BmcDirectory
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
@@ -21,6 +23,8 @@ from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.own_key import OwnKeyActivities
 from activities.packages import PackageActivities
+from activities.power import PowerActivities
+from activities.power_sync import PowerSyncActivities
 from activities.preflight import PreflightActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
@@ -35,6 +39,7 @@ from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
 from drivers.neighbours import ShellNeighbours
 from drivers.own_key import AuthorizedKeys
+from drivers.power.registry import PowerDrivers
 from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
@@ -85,7 +90,10 @@ def build_worker(
     cleaner = ScriptCleaner(shell)
     neighbours = ShellNeighbours(shell)
     directory = HostDirectory(inventory)
+    power_drivers = PowerDrivers()
+    bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)
+    leases = LeaseActivities(inventory, holders)
     worker = Worker(
         client,
         task_queue=settings.task_queue,
@@ -98,13 +106,16 @@ def build_worker(
                 inventory, directory, hypervisor, ShellInspector(shell), neighbours
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
+            BmcAccountActivities(inventory, bmcs),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
-            HostCheckActivities(inventory, directory, hypervisor, shell, fence, neighbours),
+            HostCheckActivities(inventory, directory, hypervisor, shell, fence, neighbours, bmcs),
             ImportActivities(inventory, client),
-            LeaseActivities(inventory, holders),
+            leases,
             OperationActivities(client),
+            PowerActivities(inventory, bmcs, directory, hypervisor, Systemd(shell), leases),
+            PowerSyncActivities(inventory, bmcs),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
             RemovalActivities(inventory, directory, cleaner, hypervisor, shell),
@@ -125,6 +136,7 @@ def build_worker(
     )
 
     async def close() -> None:
+        await power_drivers.close()
         await hypervisor.close()
         await shell.close()
 

@@ -1,6 +1,8 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
 from workflows.allocation_state import AllocationState
+from workflows.bmc_password_change import BmcPasswordChange
+from workflows.bmc_test import BmcTest
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
@@ -9,10 +11,15 @@ from workflows.host_maintenance import HostMaintenance
 from workflows.host_reinstallation import HostReinstallation
 from workflows.host_removal import HostRemoval
 from workflows.housekeeping import Housekeeping
+from workflows.power_action import PowerAction
+from workflows.power_probe import PowerProbe
+from workflows.power_sync import PowerSync
 from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
     AllocationState,
+    BmcPasswordChange,
+    BmcTest,
     ClusterMaintenance,
     HostAddition,
     HostCheck,
@@ -21,5 +28,8 @@ WORKFLOWS = (
     HostReinstallation,
     HostRemoval,
     Housekeeping,
+    PowerAction,
+    PowerProbe,
+    PowerSync,
     VmReturn,
 )

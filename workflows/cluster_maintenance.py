@@ -50,7 +50,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.leases import Owner
     from contracts.maintenance import HostMaintenanceInput
     from contracts.operations import WORKFLOW_TYPES, OperationKind, workflow_id
-    from workflows import policies
+    from workflows import policies, power_use
     from workflows.cluster_maintenance_page import current_details, message, next_commands
     from workflows.failures import as_application_error
     from workflows.search_attributes import HOST_CLUSTER, HOST_ZONE, PHASE
@@ -147,6 +147,7 @@ class ClusterMaintenance:
                     cluster=self._asked.cluster,
                     hosts=self._asked.hosts,
                     parallel=self._asked.parallel,
+                    power_cycle_when_lost=self._asked.power_cycle_when_lost,
                 ),
                 summary=f"Hosts of {self._asked.cluster}",
                 **policies.RECORD,
@@ -318,6 +319,16 @@ class ClusterMaintenance:
             )
             before = read.boot_id
             self._note(host, boot_id_before=before)
+        try:
+            booted = await self._until_rebooted(host, before)
+        except ActivityError as error:
+            if not self._is_lost(host, as_application_error(error)):
+                raise
+            await self._power_cycle(host)
+            booted = await self._until_rebooted(host, before)
+        self._note(host, boot_id_after=booted.boot_id)
+
+    async def _until_rebooted(self, host: str, before: str) -> BootId:
         booted: BootId = await workflow.execute_activity_method(
             HookActivities.reboot_host,
             RebootHostInput(
@@ -329,7 +340,33 @@ class ClusterMaintenance:
             summary=f"Reboot of {host}",
             **policies.HOST_JOB,
         )
-        self._note(host, boot_id_after=booted.boot_id)
+        return booted
+
+    def _is_lost(self, host: str, failure: ApplicationError) -> bool:
+        """Whether its BMC is to help it, which it does once."""
+        asked, progress = self._asked.power_cycle_when_lost, self._hosts[host]
+        if not asked or progress.power_cycled or failure.type != "RebootTimedOut":
+            return False
+        return any(
+            isinstance(told, dict) and told.get("answers") is False for told in failure.details
+        )
+
+    async def _power_cycle(self, host: str) -> None:
+        """Its VMs have left it. The command, and why, is in its events."""
+        self._note(host, power_cycled=True)
+        try:
+            await power_use.boot(
+                host,
+                f"it did not come back from its reboot within {self._settled.reboot_timeout} s, in "
+                f"the maintenance of {self._settled.cluster}",
+            )
+        except ApplicationError as error:
+            raise ApplicationError(
+                f"it did not come back from its reboot, and its BMC could not help: "
+                f"{error.message}",
+                type=error.type,
+                non_retryable=True,
+            ) from error
 
     async def _leave(self, host: str) -> None:
         await workflow.execute_activity_method(

@@ -109,7 +109,8 @@ def _host_row(host: HostProgress) -> str:
     )
     boots = [boot[:8] for boot in (host.boot_id_before, host.boot_id_after) if boot is not None]
     step = None if host.state is HostWork.DONE else host.step
-    said = host.error or host.question or host.queued
+    cycled = "its BMC had it boot: it did not come back" if host.power_cycled else None
+    said = host.error or host.question or host.queued or cycled
     return _row(host.host, host.state, step, hooks, " → ".join(boots), said)
 
 

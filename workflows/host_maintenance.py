@@ -22,6 +22,7 @@ from temporalio.exceptions import (
 with workflow.unsafe.imports_passed_through():
     from activities.fencing import FencingActivities
     from activities.leases import LeaseActivities
+    from activities.power import PowerActivities
     from activities.records import RecordActivities
     from activities.survey import SurveyActivities
     from activities.turns import TurnActivities
@@ -44,6 +45,8 @@ with workflow.unsafe.imports_passed_through():
         VmAction,
     )
     from contracts.operations import OperationKind, workflow_id
+    from contracts.power import PowerState
+    from contracts.power_actions import PowerWord
     from contracts.states import MAINTENANCE_STATES, HostStatus, Phase, ResourceState
     from contracts.steps import (
         AcquireLeaseInput,
@@ -66,6 +69,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.vms import MigrationState
     from workflows import policies
     from workflows.failures import as_application_error, explain, is_absence
+    from workflows.maintenance_power import MaintenancePower
     from workflows.maintenance_state import Leaving, MaintenanceState
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
     from workflows.vm_board import VmBoard
@@ -76,6 +80,8 @@ _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 _LONGEST_WAIT_S = 3600
 # What answers in the place of a host that is down is no answer of its own.
 _ANOTHER = "another-installation"
+_OFF = "bmc-says-off"
+_CONFIRMED = "confirmed by whoever asked for the maintenance"
 
 
 @workflow.defn(name="HostMaintenance")
@@ -85,6 +91,7 @@ class HostMaintenance:
     def __init__(self) -> None:
         self._state = MaintenanceState()
         self._evacuation = VmEvacuation(self._state)
+        self._power = MaintenancePower(self._state)
         self._touched = False
         self._must_be_sound = False
         self._canceled = False
@@ -96,6 +103,7 @@ class HostMaintenance:
         self._failure: ApplicationError | None = None
         self._successor: str | None = None
         self._is_back = False
+        self._is_off = False
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
@@ -118,6 +126,7 @@ class HostMaintenance:
         return await self._finish(failure)
 
     async def _dry_run(self) -> HostMaintenanceResult:
+        await self._power.require()
         await self._look()
         self._evacuation.plan(await self._first_survey())
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -125,17 +134,21 @@ class HostMaintenance:
 
     async def _take_out(self) -> None:
         """Prepare and evacuate."""
+        await self._power.require()
         await self._take_lease()
         await self._look()
         adopted = self._state.host.resource_state in MAINTENANCE_STATES
-        if self._state.asked.host_is_down:
+        if self._state.asked.host_is_down or self._is_off:
             if not await self._answers():
                 await self._take_out_as_it_is()
                 return
             if not adopted:
                 raise _conflict(
-                    f"{self._state.name} answers: it is not down. Start its maintenance without "
-                    "host_is_down."
+                    f"{self._state.name} answers, while its BMC says that it is off: is that its "
+                    f"own BMC? See `hostler oobm test {self._state.name}`."
+                    if self._is_off
+                    else f"{self._state.name} answers: it is not down. Start its maintenance "
+                    "without host_is_down."
                 )
         if adopted:
             await self._adopt()
@@ -144,6 +157,7 @@ class HostMaintenance:
             await self._plan_and_begin()
         await self._put_up_fence()
         await self._empty()
+        await self._power.switch_off()
 
     async def _empty(self) -> None:
         """Until the host is `Maintenance`: no VM is active on it."""
@@ -275,6 +289,8 @@ class HostMaintenance:
                 "Disabled."
             )
         if host.status is not HostStatus.UP and not state.asked.host_is_down:
+            self._is_off = await self._bmc_says_off(host)
+        if not (host.status is HostStatus.UP or state.asked.host_is_down or self._is_off):
             raise _conflict(
                 f"{host.name} is {host.status}: its VMs can't be moved while it is not Up. If it "
                 f"answers again, say so with `hostler host check {host.name}`; if it is known to "
@@ -436,10 +452,13 @@ class HostMaintenance:
     # --- a host that is down --------------------------------------------------------------------
 
     async def _take_out_as_it_is(self) -> None:
-        """An operator says that the host is off. Nothing of it is started elsewhere."""
+        """An operator, or the host's BMC, says that it is off. Nothing of it is started
+        elsewhere."""
         state = self._state
         self._touched = state.down = True
-        reason = "confirmed by whoever asked for the maintenance, and it does not answer"
+        self._power.found_off()
+        confirmed = "its BMC says that it is off" if self._is_off else _CONFIRMED
+        reason = f"{confirmed}, and it does not answer"
         if state.host.status is not HostStatus.DOWN:
             await self._set_status(HostStatus.DOWN, reason)
         await state.change_state(
@@ -453,6 +472,22 @@ class HostMaintenance:
             **policies.RECORD,
         )
         await state.change_state(MAINTENANCE_STATES, ResourceState.MAINTENANCE, "is down")
+
+    async def _bmc_says_off(self, host: Host) -> bool:
+        """Asked at this moment: what the inventory knows may be over."""
+        known = host.power
+        if known is None or known.state is PowerState.DISABLED or not workflow.patched(_OFF):
+            return False
+        try:
+            word: PowerWord = await workflow.execute_activity_method(
+                PowerActivities.ask_power,
+                HostRef(host=host.name),
+                summary=f"Does the BMC of {host.name} say that it is off?",
+                **policies.FIRST_CONTACT,
+            )
+        except ActivityError:
+            return False
+        return word.state is PowerState.OFF
 
     async def _answers(self) -> bool:
         try:
@@ -519,7 +554,8 @@ class HostMaintenance:
         state = self._state
         kept = [status for status in state.vms.statuses if state.vms.is_kept(status.vm)]
         names = ", ".join(status.vm for status in kept)
-        state.enter(Phase.QUESTION, f"Fenced, with VMs kept on purpose: {names}")
+        on = "; it stays on as long" if state.asked.power_off_when_ready else ""
+        state.enter(Phase.QUESTION, f"Fenced, with VMs kept on purpose: {names}{on}")
         await state.change_state(
             MAINTENANCE_STATES, ResourceState.ERROR_IN_MAINTENANCE, f"VMs kept on purpose: {names}"
         )
@@ -584,6 +620,7 @@ class HostMaintenance:
                         settings=state.settings,
                         environment=state.environment,
                         down=state.down,
+                        power=self._power.carried,
                     )
                 }
             )
@@ -606,9 +643,10 @@ class HostMaintenance:
         state.read_settings = carried.settings
         state.environment = carried.environment
         state.down = carried.down
+        self._power.resume(carried.power)
         self._evacuation = VmEvacuation(state)
         self._touched = True
-        state.enter(Phase.READY, "Ready for maintenance")
+        state.enter(Phase.READY, self._power.ready)
 
     async def _stand_by(self) -> None:
         """Wait for `leave`, for Temporal's cancel, which means the same, or for `hand_over`."""
@@ -654,8 +692,8 @@ class HostMaintenance:
                 self._canceled = True
         try:
             back.result()
-        except ActivityError as error:
-            problem = as_application_error(error)
+        except (ActivityError, ApplicationError) as error:
+            problem = as_application_error(error) if isinstance(error, ActivityError) else error
             self._leave_error = problem
             state.leave_problem = problem.message
             state.leave_requested = False
@@ -676,6 +714,9 @@ class HostMaintenance:
         if state.held is None:
             return
         if self._touched:
+            phase = Phase.ROLLING_BACK if rolling_back else Phase.LEAVING
+            if await self._power.switch_on(phase, self._answers):
+                await self._set_status(HostStatus.UP, "is switched on, and answers")
             await self._make_fit(rolling_back)
         if self._touched or state.steps:
             await state.change_state(

@@ -1,7 +1,8 @@
 """HostReinstallation: a host gets a new installation, and stays the host that it was.
 
     survey -> maintenance (if asked) -> take over -> command (if any) -> withdraw trust ->
-    wait for a new host key -> accept it -> preflight -> provision -> back in service
+    boot from network (if asked) -> wait for a new host key -> accept it -> preflight ->
+    provision -> back in service
 
 Until trust is withdrawn a cancel leaves the host as it is then: in maintenance, if it was or was
 put there. After that there is no way back, and nothing that goes wrong on the host ends the
@@ -56,7 +57,7 @@ with workflow.unsafe.imports_passed_through():
         PreflightResult,
     )
     from contracts.vm_return import VmReturnInput
-    from workflows import policies, provisioning
+    from workflows import policies, power_use, provisioning
     from workflows.failures import as_application_error
     from workflows.reinstallation_page import current_details, next_commands
     from workflows.reinstallation_plan import check, effects, lost_vms, needs_maintenance
@@ -96,6 +97,7 @@ class HostReinstallation:
         self._findings: tuple[Finding, ...] = ()
         self._installs_packages = False
         self._skips_command = False
+        self._skips_network_boot = False
         self._question: Question | None = None
         self._answers = 0
         self._retries = 0
@@ -132,6 +134,8 @@ class HostReinstallation:
         return work.result()
 
     async def _reinstall(self) -> HostReinstallationResult:
+        if self._asked.network_boot:
+            await power_use.require_power(self._asked.host, "network_boot", network_boot=True)
         survey = await self._survey()
         if self._asked.dry_run:
             return self._result(ReinstallationOutcome.PLANNED)
@@ -143,6 +147,8 @@ class HostReinstallation:
         if self._asked.command is not None and not survey.host.being_reinstalled:
             await self._run_command(self._asked.command)
         await self._withdraw_trust(survey.host, environment)
+        if self._asked.network_boot:
+            await self._boot_from_network()
         host = await self._take_on(survey.host)
         await self._takeover.release()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
@@ -280,6 +286,25 @@ class HostReinstallation:
         self._secret = settled.secret
         if settled.problem:
             await self._tell("reinstallation.credential_lost", settled.problem)
+
+    async def _boot_from_network(self) -> None:
+        """Until it is told to, or somebody says that it is to go on without: what was sent to a BMC
+        is not sent again unasked."""
+        host = self._asked.host
+        while not self._skips_network_boot:
+            self._enter(Phase.SWITCHING, f"Has {host} boot from the network, once, by its BMC")
+            reason = f"re-installation: {self._asked.reason or 'no reason given'}"
+            try:
+                await power_use.boot(host, reason, network_boot=True)
+            except ApplicationError as error:
+                await self._ask(
+                    Question.NETWORK_BOOT,
+                    f"{host} was not booted from the network: {error.message}",
+                    None,
+                )
+            else:
+                await self._tell("reinstallation.network_boot", "it was booted from the network")
+                return
 
     # --- the new installation -------------------------------------------------------------------
 
@@ -507,6 +532,7 @@ class HostReinstallation:
         self._accepted = said.host_key_sha256 or self._accepted
         self._installs_packages = self._installs_packages or said.install_packages
         self._skips_command = self._skips_command or said.skip_command
+        self._skips_network_boot = self._skips_network_boot or said.skip_network_boot
         self._forced = self._forced or said.force
         self._answers += 1
 

@@ -1,6 +1,7 @@
 """HostRemoval: take a host out of the inventory, and what Hostler has put on it off the host.
 
-    survey -> maintenance (if asked) -> take over -> begin -> clean and prove -> delete
+    survey -> maintenance (if asked) -> take over -> begin -> clean and prove -> power off (if
+    asked) -> delete
 
 Until `begin` a cancel leaves the host as it is then: in maintenance, if it was or was put there.
 After that there is no way back: it says so, and goes on. A host that does not answer is cleaned
@@ -19,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.removal import RemovalActivities
     from contracts.hosts import Host
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
+    from contracts.power_actions import Action, PowerActionInput
     from contracts.removal import (
         BeginRemovalInput,
         Cleaning,
@@ -35,8 +37,8 @@ with workflow.unsafe.imports_passed_through():
         ResolveRemovalInput,
     )
     from contracts.states import Phase, ResourceState
-    from contracts.steps import HostRef
-    from workflows import policies
+    from contracts.steps import EventInput, HostRef
+    from workflows import policies, power_use
     from workflows.failures import as_application_error
     from workflows.removal_page import current_details, next_commands
     from workflows.removal_plan import check, effects, is_lost, needs_maintenance
@@ -94,6 +96,8 @@ class HostRemoval:
         return work.result()
 
     async def _remove(self) -> HostRemovalResult:
+        if self._asked.power_off:
+            await power_use.require_power(self._asked.host, "power_off")
         survey = await self._survey()
         if self._asked.dry_run:
             return self._result(RemovalOutcome.PLANNED)
@@ -108,12 +112,15 @@ class HostRemoval:
     async def _remove_clean(self, survey: RemovalSurvey) -> HostRemovalResult:
         begun = await self._begin(survey)
         cleaning, problem = await self._clean()
+        left_on = await self._power_off(clean=cleaning is not None)
         removed = await self._delete(
             vms=survey.defined, cleaned=cleaning is not None, problem=problem
         )
         left = [f"VM {vm}, defined and shut off" for vm in survey.defined]
         if cleaning is None:
             left.append(f"what Hostler has put on it, until it answers again: {problem}")
+        if left_on:
+            left.append(f"its power is on: {left_on}")
         return self._result(
             RemovalOutcome.REMOVED,
             removed_from_host=begun.found if cleaning is not None else (),
@@ -234,6 +241,37 @@ class HostRemoval:
         finally:
             self._asking = False
         return self._answer or RemovalAction.RETRY
+
+    async def _power_off(self, *, clean: bool) -> str:
+        """Why it is on, if it is that against what was asked: that keeps nothing from going on."""
+        asked = self._asked
+        if not asked.power_off:
+            return ""
+        if not clean:
+            return "it has to be cleaned yet"
+        self._enter(Phase.SWITCHING, f"{asked.host} is clean: it is shut down and switched off")
+        try:
+            await power_use.switch(
+                PowerActionInput(
+                    host=asked.host,
+                    action=Action.SOFT,
+                    fall_back_to_off=asked.fall_back_to_off,
+                    reason=asked.reason or "is removed",
+                )
+            )
+        except ApplicationError as error:
+            await workflow.execute_activity_method(
+                RecordActivities.record_event,
+                EventInput(
+                    lease=self._takeover.held,
+                    kind="removal.not_switched_off",
+                    message=error.message,
+                ),
+                summary=f"{asked.host} is not off",
+                **policies.RECORD,
+            )
+            return error.message
+        return ""
 
     async def _delete(self, *, vms: tuple[str, ...], cleaned: bool, problem: str) -> HostRemoved:
         host = self._asked.host

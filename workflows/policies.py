@@ -12,6 +12,8 @@ from typing import TypedDict
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
+from contracts.settings import LONGEST_BMC_ANSWER_S
+
 
 class ActivityPolicy(TypedDict, total=False):
     """The options of `workflow.execute_activity_method` that a policy may set."""
@@ -103,6 +105,45 @@ LIVE_MIGRATION = ActivityPolicy(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
+
+# What the last looks at a BMC, and at its host, may take longer than the time that they are given.
+BMC_GRACE = timedelta(seconds=90)
+
+# What a look takes beside the answer of the BMC: the host itself, the inventory, and a driver that
+# does not keep its own deadline.
+_LOOK_GRACE = timedelta(seconds=20)
+
+
+def bmc_look(seconds: int) -> ActivityPolicy:
+    """One look at a BMC, which has so many seconds to answer, for somebody who waits for it."""
+    one = timedelta(seconds=seconds) + _LOOK_GRACE
+    return ActivityPolicy(
+        start_to_close_timeout=one,
+        # One that is silent is asked once more, if that does not take long.
+        schedule_to_close_timeout=one + timedelta(seconds=10),
+        retry_policy=_PATIENT,
+    )
+
+
+BMC_LOOK = bmc_look(LONGEST_BMC_ANSWER_S)
+"""The same where the setting is not known."""
+
+BMC_COMMAND = ActivityPolicy(
+    start_to_close_timeout=timedelta(minutes=2),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_BOUNDED,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""A command to a BMC. A next attempt finds that it was sent, and does not send it again."""
+
+BMC_ACCOUNT = ActivityPolicy(
+    start_to_close_timeout=timedelta(minutes=10),
+    schedule_to_close_timeout=timedelta(minutes=20),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    retry_policy=_BOUNDED,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""A BMC's own password, proven several times. A next attempt finds out first which one it takes."""
 
 SWEEP = ActivityPolicy(
     start_to_close_timeout=timedelta(hours=2),

@@ -39,6 +39,13 @@ def _answers(status: HostReinstallationStatus, workflow_id: str) -> tuple[str, .
             )
         case Question.COMMAND:
             return (answer, f"{answer} --skip-command", f"{update} '{{}}'")
+        case Question.NETWORK_BOOT:
+            return (
+                f"hostler power status {status.host}",
+                answer,
+                f"{answer} --skip-network-boot",
+                f"{update} '{{}}'",
+            )
     if status.phase is Phase.REINSTALLING:
         return (f"{answer} --accept-host-key SHA256:...",)
     return ()

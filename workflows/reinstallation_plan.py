@@ -100,6 +100,8 @@ def _effects(
         )
     if not host.being_reinstalled:
         yield from _withdrawal(asked, survey)
+    if asked.network_boot:
+        yield EffectKind.POWER, f"{name} boots once from the network, by its BMC, off or on"
     yield EffectKind.HOST, f"{name} is waited for, until it shows another SSH host key"
     if asked.host_key_sha256 is None:
         yield EffectKind.HOST, "that key is shown, and pinned when somebody accepts it"

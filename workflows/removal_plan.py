@@ -131,6 +131,8 @@ def _effects(asked: HostRemovalInput, survey: RemovalSurvey) -> Iterator[Removal
             yield RemovalEffect(
                 kind=EffectKind.VMS, message=f"VMs stay defined there, shut off: {left}"
             )
+        if asked.power_off:
+            yield RemovalEffect(kind=EffectKind.POWER, message=_switched_off(asked, name))
     yield RemovalEffect(kind=EffectKind.INVENTORY, message=f"deleted: the host {name}")
     for belonging in survey.belongings:
         yield RemovalEffect(kind=EffectKind.INVENTORY, message=f"deleted: {belonging}")
@@ -139,6 +141,11 @@ def _effects(asked: HostRemovalInput, survey: RemovalSurvey) -> Iterator[Removal
     yield RemovalEffect(
         kind=EffectKind.CONNECTIONS, message=f"connections that are kept to {name} are closed"
     )
+
+
+def _switched_off(asked: HostRemovalInput, name: str) -> str:
+    late = "; if it does not in time, its power is taken away" if asked.fall_back_to_off else ""
+    return f"{name} is shut down and switched off, once it is clean{late}"
 
 
 def _secrets(survey: RemovalSurvey, *, lost: bool) -> str:

@@ -49,7 +49,13 @@ async def start_cluster_maintenance(
         require_role(caller, Role.ADMIN)
     # The workflow does so too; whoever is here to hear of it needs not go looking.
     plan = await plan_cluster_maintenance(
-        inventory, PlanClusterInput(cluster=name, hosts=request.hosts, parallel=request.parallel)
+        inventory,
+        PlanClusterInput(
+            cluster=name,
+            hosts=request.hosts,
+            parallel=request.parallel,
+            power_cycle_when_lost=request.power_cycle_when_lost,
+        ),
     )
     await operations.start(
         _KIND, name, ClusterMaintenanceInput(cluster=name, **dict(request)), caller, request.reason

@@ -41,8 +41,10 @@ async def enter_maintenance(
     response: Response,
     request: HostMaintenanceRequest = _NO_CHOICES,
 ) -> Operation:
-    """Start a HostMaintenance."""
+    """Start a HostMaintenance. `power_off_when_ready`: by its BMC, it is off while it is out."""
     await inventory.hosts.get(name)
+    if request.power_off_when_ready:
+        await inventory.oobm.require([name], "power_off_when_ready")
     await operations.require_free(name)
     await operations.start(
         _KIND, name, HostMaintenanceInput(host=name, **dict(request)), caller, request.reason

@@ -31,9 +31,12 @@ async def reinstall_host(
     that it starts itself. It withdraws the host's trust, waits for another SSH host key, and
     provisions what is there then. The credential of the new installation is stored encrypted.
 
-    `host_is_down`: of a host that does not answer. `dry_run`: list every effect and change nothing.
+    `host_is_down`: of a host that does not answer. `network_boot`: by its BMC, it boots from the
+    network once. `dry_run`: list every effect and change nothing.
     """
     await inventory.hosts.get(name)
+    if request.network_boot:
+        await inventory.oobm.require([name], "network_boot")
     await operations.require_free(name, but=OperationKind.MAINTENANCE)
     if not request.dry_run:
         await require_ready(name, operations)
@@ -125,6 +128,7 @@ def _in_words(request: HostReinstallationRequest) -> str:
             ("after maintenance", request.after_maintenance),
             ("the host is down", request.host_is_down),
             ("loses VMs", request.lose_vms),
+            ("boots from the network", request.network_boot),
         )
         if asked
     ]
@@ -139,6 +143,7 @@ def _answer_in_words(request: AnswerReinstallationRequest) -> str:
             ("another credential", request.credential() is not None),
             ("packages are installed", request.install_packages),
             ("the command is skipped", request.skip_command),
+            ("somebody else boots it", request.skip_network_boot),
             ("missing networks and storage are accepted", request.force),
         )
         if given

@@ -30,8 +30,10 @@ async def remove_host(
 ) -> Operation:
     """Start a HostRemoval: from `Maintenance`, which it takes over, or after a maintenance that it
     starts itself. `forced`, with a reason: also a host that does not answer. `dry_run`: list every
-    effect and change nothing."""
+    effect and change nothing. `power_off`: by its BMC, once it is clean."""
     await inventory.hosts.get(name)
+    if query.power_off:
+        await inventory.oobm.require([name], "power_off")
     await operations.require_free(name, but=OperationKind.MAINTENANCE)
     if not query.dry_run:
         await require_ready(name, operations)
@@ -102,6 +104,7 @@ def _in_words(query: RemovalQuery) -> str:
             ("after maintenance", query.after_maintenance),
             ("forced", query.forced),
             ("leaves VMs", query.leave_vms),
+            ("powers off", query.power_off),
         )
         if asked
     ]

@@ -307,8 +307,9 @@ async def test_a_host_that_does_not_come_back_in_time(
     now = await boot_id(lab)
     await lab.cut(HOST)
     try:
-        with pytest.raises(RebootTimedOut, match="is not back from its reboot after 1 s"):
+        with pytest.raises(RebootTimedOut, match="is not back from its reboot after 1 s") as late:
             await run(activities.reboot_host, reboot_order(now, ready, timeout=1))
+        assert late.value.details == {"answers": False}
     finally:
         await lab.heal(HOST)
     assert await boot_id(lab) == now

@@ -13,12 +13,14 @@ from typing import cast
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.bmcs import BmcDirectory
 from activities.directory import HostDirectory
 from activities.host_checks import HostCheckActivities
 from contracts.errors import Conflict, Failed, NotFound
 from contracts.host_checks import Lane, RoundPlan, SweepInput, Swept
 from contracts.host_status import Reach, Seen
 from contracts.hosts import Host, HostFacts, HostUsage
+from contracts.power import PowerState
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import HostRef
 from drivers.errors import (
@@ -38,6 +40,7 @@ from drivers.protocols import (
 )
 from inventory import Database, Inventory, SecretBox
 from tests.activities.conftest import change_state, run
+from tests.fake_bmcs import FakeBmcs, mute
 from tests.inventory.conftest import acquire, enabled, ref, register
 from tests.samples import FACTS, WHEN
 
@@ -143,7 +146,12 @@ def machines() -> Machines:
 
 
 @pytest.fixture
-def activities(inventory: Inventory, machines: Machines) -> HostCheckActivities:
+def bmcs() -> FakeBmcs:
+    return FakeBmcs()
+
+
+@pytest.fixture
+def activities(inventory: Inventory, machines: Machines, bmcs: FakeBmcs) -> HostCheckActivities:
     return HostCheckActivities(
         inventory,
         HostDirectory(inventory),
@@ -151,6 +159,7 @@ def activities(inventory: Inventory, machines: Machines) -> HostCheckActivities:
         cast(RemoteShell, machines),
         cast(Fence, machines),
         machines,
+        BmcDirectory(inventory, bmcs),
     )
 
 
@@ -565,3 +574,66 @@ async def test_a_credential_that_cannot_be_read_costs_that_host_alone(
     swept = await check(activities)
     assert swept.seen == {Seen.ANSWERED: 3, Seen.LOGIN_REFUSED: 1}
     assert (await host(inventory, "kvm-4")).status is HostStatus.ALERT
+
+
+# --- a host's BMC -------------------------------------------------------------------------------
+
+
+async def with_bmc(inventory: Inventory) -> None:
+    """kvm-1 has one, which is asked."""
+    secret = await inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
+    await inventory.oobm.configure(
+        "kvm-1",
+        {"enabled": True, "address": "127.0.1.1", "user": "admin"},
+        secret_id=secret,
+        replace=True,
+        actor="test",
+    )
+
+
+async def miss_enough(activities: HostCheckActivities, machines: Machines) -> None:
+    machines.away |= {"kvm-1"}
+    machines.reached["198.18.0.11"] = Reach.UNKNOWN
+    for _ in range(3):
+        await check(activities)
+
+
+async def test_a_host_whose_bmc_says_off_is_down_without_any_peer(
+    activities: HostCheckActivities, machines: Machines, inventory: Inventory, bmcs: FakeBmcs
+) -> None:
+    await with_bmc(inventory)
+    bmcs.of["kvm-1"].state = PowerState.OFF
+    await miss_enough(activities, machines)
+    found = await host(inventory)
+    assert found.status is HostStatus.DOWN
+    assert "its BMC says that it is off" in found.status_reason
+    assert found.power is not None
+    assert found.power.state is PowerState.OFF
+
+
+@pytest.mark.parametrize("says", ["on", "nothing", "disabled"])
+async def test_a_bmc_that_does_not_say_off_changes_nothing(
+    activities: HostCheckActivities,
+    machines: Machines,
+    inventory: Inventory,
+    bmcs: FakeBmcs,
+    says: str,
+) -> None:
+    await with_bmc(inventory)
+    if says == "nothing":
+        bmcs.of["kvm-1"].fails = mute()
+    if says == "disabled":
+        bmcs.of["kvm-1"].state = PowerState.OFF
+        await inventory.oobm.set_cluster_switch("cluster-1", enabled=False, actor="test")
+    await miss_enough(activities, machines)
+    assert (await host(inventory)).status is HostStatus.DISCONNECTED
+
+
+async def test_a_bmc_that_refuses_the_login_is_left_alone(
+    activities: HostCheckActivities, machines: Machines, inventory: Inventory, bmcs: FakeBmcs
+) -> None:
+    await with_bmc(inventory)
+    bmcs.of["kvm-1"].password = "another"
+    await miss_enough(activities, machines)
+    await check(activities)
+    assert bmcs.of["kvm-1"].refused_logins == 1

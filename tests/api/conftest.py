@@ -19,11 +19,13 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from activities.bmcs import BmcDirectory
 from api.app import create_app
 from contracts.access import Role
 from contracts.leases import Lease, LeaseScope, Owner
 from contracts.maintenance import HostMaintenanceInput
 from contracts.states import HostStatus, ResourceState
+from drivers.power.registry import PowerDrivers
 from inventory import Database, Inventory, SecretBox
 from tests.api.stand_ins import WORKFLOWS
 from workers.converter import HOSTLER_DATA_CONVERTER
@@ -75,6 +77,10 @@ class Api:
     admin: httpx.AsyncClient
     nobody: httpx.AsyncClient
 
+    @property
+    def bmcs(self) -> BmcDirectory:
+        return BmcDirectory(self.inventory, PowerDrivers())
+
     async def enter(self, host: str, **body: object) -> httpx.Response:
         """Start a maintenance, which has to succeed."""
         response = await self.operator.post(f"/v1/hosts/{host}/maintenance", json=body)
@@ -123,7 +129,8 @@ class Api:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def api(client: Client, inventory: Inventory, tmp_path: Path) -> AsyncIterator[Api]:
-    app = create_app(client, inventory, task_queue=TASK_QUEUE)
+    bmcs = BmcDirectory(inventory, PowerDrivers())
+    app = create_app(client, inventory, bmcs, task_queue=TASK_QUEUE)
     async with (
         caller(app) as nobody,
         caller(app, await inventory.tokens.create("vera", Role.VIEWER)) as viewer,

@@ -45,6 +45,17 @@ with workflow.unsafe.imports_passed_through():
         ResolveVmInput,
         VmAction,
     )
+    from contracts.oobm import BmcLook
+    from contracts.power import PowerState
+    from contracts.power_actions import (
+        BmcPasswordChangeInput,
+        BmcPasswordChangeResult,
+        BmcTestInput,
+        BmcTestResult,
+        PowerActionInput,
+        PowerActionResult,
+        PowerOutcome,
+    )
     from contracts.reinstallation import (
         AnswerReinstallationInput,
         HostReinstallationInput,
@@ -61,7 +72,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from contracts.states import HostStatus, Phase, ResourceState
     from contracts.vm_return import VmReturnInput, VmReturnResult, VmReturnStatus
-    from tests.samples import FACTS
+    from tests.samples import FACTS, WHEN
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_POD, HOST_ZONE, PHASE
 
 SHOWN_KEY = "SHA256:" + "k" * 43
@@ -487,6 +498,52 @@ class StandInReinstallation:
         )
 
 
+@workflow.defn(name="PowerAction")
+class StandInPower:
+    """Waits for the signal `go`, if the reason is "slow"."""
+
+    def __init__(self) -> None:
+        self._go = False
+
+    @workflow.run
+    async def run(self, request: PowerActionInput) -> PowerActionResult:
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        await workflow.wait_condition(lambda: self._go or request.reason != "slow")
+        return PowerActionResult(
+            host=request.host,
+            action=request.action,
+            outcome=PowerOutcome.DONE,
+            state=PowerState.ON,
+            observed_at=WHEN,
+        )
+
+    @workflow.signal(name="go")
+    def go(self) -> None:
+        self._go = True
+
+
+@workflow.defn(name="BmcTest")
+class StandInBmcTest:
+    """Tells what it was given."""
+
+    @workflow.run
+    async def run(self, request: BmcTestInput) -> BmcTestResult:
+        if request.address == "nowhere":
+            raise ApplicationError("There is no driver.", type="NotFound", non_retryable=True)
+        look = BmcLook(reachable=True, problem=request.model_dump_json())
+        return BmcTestResult(host=request.host, look=look)
+
+
+@workflow.defn(name="BmcPasswordChange")
+class StandInBmcPassword:
+    """Ends at once."""
+
+    @workflow.run
+    async def run(self, request: BmcPasswordChangeInput) -> BmcPasswordChangeResult:
+        workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
+        return BmcPasswordChangeResult(host=request.host, proof=request.secret or "")
+
+
 WORKFLOWS = (
     StandInAllocation,
     StandInClusterMaintenance,
@@ -497,4 +554,7 @@ WORKFLOWS = (
     StandInRemoval,
     StandInReinstallation,
     StandInCheck,
+    StandInPower,
+    StandInBmcTest,
+    StandInBmcPassword,
 )

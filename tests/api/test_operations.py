@@ -8,11 +8,13 @@ import httpx
 import pytest
 from temporalio.client import Client
 
+from activities.bmcs import BmcDirectory
 from api import operations
 from api.app import create_app
 from contracts.access import Role
 from contracts.errors import Unavailable
 from contracts.maintenance import HostMaintenanceInput
+from drivers.power.registry import PowerDrivers
 from inventory import Database, Inventory, SecretBox
 from tests.api.conftest import Api, caller, new_name, problem, start_temporal
 
@@ -150,7 +152,7 @@ async def test_without_a_worker_an_operation_is_still_shown(
     api: Api, host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(operations, "_PATIENCE", timedelta(seconds=1))
-    app = create_app(api.client, api.inventory, task_queue="nobody-there")
+    app = create_app(api.client, api.inventory, api.bmcs, task_queue="nobody-there")
     token = await api.inventory.tokens.create("omar", Role.OPERATOR)
     async with caller(app, token) as operator:
         path = f"/v1/hosts/{host}/maintenance"
@@ -172,7 +174,7 @@ async def test_without_a_worker_an_operation_is_still_shown(
 async def test_without_temporal(api: Api, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "_PATIENCE", timedelta(seconds=1))
     async with await start_temporal() as environment:
-        app = create_app(environment.client, api.inventory, task_queue="x")
+        app = create_app(environment.client, api.inventory, api.bmcs, task_queue="x")
     token = await api.inventory.tokens.create("ada", Role.ADMIN)
     before = api.rows()
     async with caller(app, token) as admin:
@@ -193,7 +195,7 @@ async def test_without_temporal(api: Api, host: str, monkeypatch: pytest.MonkeyP
 async def test_without_the_database(client: Client, tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'missing' / 'inventory.db'}")
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
-    app = create_app(client, inventory, task_queue="x")
+    app = create_app(client, inventory, BmcDirectory(inventory, PowerDrivers()), task_queue="x")
     async with caller(app, "hostler_any") as anybody:
         for path in ("/healthz", "/v1/hosts"):
             response = await anybody.get(path)

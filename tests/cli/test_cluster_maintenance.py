@@ -94,6 +94,7 @@ def test_it_starts_and_says_how_to_watch(api: FakeApi) -> None:
             "reason": "",
             "on_blocker": "refuse",
             "reboot": False,
+            "power_cycle_when_lost": False,
             "hooks": {},
             "return_vms": False,
         }
@@ -105,7 +106,7 @@ def test_every_option_is_sent(api: FakeApi) -> None:
         *("--host", "kvm-2", "--host", "kvm-1", "--parallel", "2", "--reason", "kernel"),
         *("--reboot", "--hook", "pre_flight=test -e '/a b'", "--apply-updates"),
         *("--hook-timeout", "60", "--on-blocker", "shutdown", "--max-parallel", "3"),
-        "--return-vms",
+        *("--return-vms", "--power-cycle-when-lost"),
     )
     assert done.exit_code == 0, done.output
     assert api.bodies(START) == [
@@ -114,6 +115,7 @@ def test_every_option_is_sent(api: FakeApi) -> None:
             "parallel": 2,
             "reason": "kernel",
             "reboot": True,
+            "power_cycle_when_lost": True,
             "hooks": {
                 "pre_flight": {"command": ["test", "-e", "/a b"], "timeout_s": 60},
                 "maintenance": {"builtin": "apply-updates", "timeout_s": 60},

@@ -377,7 +377,7 @@ def test_list_says_what_runs_there_and_why_one_is_not_up(api: FakeApi) -> None:
     lost = host("kvm-2", status=HostStatus.DISCONNECTED, status_reason="no answer to Hostler")
     api.on("GET /v1/hosts?limit=1000", items(host(usage=usage, status_reason="added"), lost))
     head, up, away = hostler("host", "list").stdout.splitlines()
-    assert head.split()[-6:] == ["VMS", "FENCED", "FOR", "WHY", "NOT", "UP"]
+    assert head.split()[-6:] == ["POWER", "FENCED", "FOR", "WHY", "NOT", "UP"]
     assert up.split()[-4:] == ["Up", "2", "512", "3"]
     assert away.endswith("no answer to Hostler")
 

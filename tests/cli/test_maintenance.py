@@ -109,6 +109,8 @@ def test_enter_starts_it_and_says_how_to_watch(api: FakeApi) -> None:
             "return_vms": False,
             "queue": True,
             "host_is_down": False,
+            "power_off_when_ready": False,
+            "fall_back_to_off": False,
         }
     ]
 
@@ -129,13 +131,23 @@ def test_enter_sends_every_option(api: FakeApi) -> None:
             "return_vms": True,
             "queue": False,
             "host_is_down": True,
+            "power_off_when_ready": False,
+            "fall_back_to_off": False,
         }
     ]
+
+
+def test_enter_may_switch_it_off(api: FakeApi) -> None:
+    done = hostler("maintenance", "enter", "kvm-1", "--power-off-when-ready", "--or-off")
+    assert done.exit_code == 0, done.output
+    (body,) = api.bodies(ENTER)
+    assert (body["power_off_when_ready"], body["fall_back_to_off"]) == (True, True)
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (("--or-off",), "fall_back_to_off goes with power_off_when_ready only"),
         (("--max-parallel", "65"), "max_parallel: input should be less than or equal to 64"),
         (("--max-parallel", "0"), "max_parallel: input should be greater than or equal to 1"),
         (("--reason", "x" * 1001), "reason: string should have at most 1000 characters"),

@@ -72,7 +72,7 @@ def test_every_option_is_sent(api: FakeApi, tmp_path: Path) -> None:
         *("--accept-host-key", FINGERPRINT, "--password-file", str(password)),
         *("--command", "sh -c 'efibootmgr -n 3; shutdown -r +1'", "--install-packages"),
         *("--return-vms", "--on-blocker", "shutdown", "--max-parallel", "3", "--no-queue"),
-        "--no-wait",
+        *("--network-boot", "--no-wait"),
     )
     assert done.exit_code == 0, done.output
     assert "hostler operation show reinstallation kvm-1" in done.stdout
@@ -84,6 +84,7 @@ def test_every_option_is_sent(api: FakeApi, tmp_path: Path) -> None:
             "lose_vms": True,
             "host_key_sha256": FINGERPRINT,
             "command": ["sh", "-c", "efibootmgr -n 3; shutdown -r +1"],
+            "network_boot": True,
             "install_packages": True,
             "return_vms": True,
             "dry_run": False,
@@ -139,15 +140,18 @@ def test_answers_are_sent(api: FakeApi, tmp_path: Path) -> None:
     done = hostler(
         *("host", "answer-reinstallation", "kvm-1", "--accept-host-key", FINGERPRINT),
         *("--private-key-file", str(key), "--install-packages", "--skip-command", "--force"),
+        "--skip-network-boot",
     )
     assert done.exit_code == 0, done.output
-    nothing = {"install_packages": False, "skip_command": False, "force": False}
+    choices = ("install_packages", "skip_command", "skip_network_boot", "force")
+    nothing = dict.fromkeys(choices, False)
     assert api.bodies(ANSWER) == [
         nothing,
         {
             "host_key_sha256": FINGERPRINT,
             "install_packages": True,
             "skip_command": True,
+            "skip_network_boot": True,
             "force": True,
             "private_key": "PEM\n",
         },

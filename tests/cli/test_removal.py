@@ -67,12 +67,13 @@ def test_remove_waits_and_tells_each_step(api: FakeApi) -> None:
 def test_every_option_is_sent(api: FakeApi) -> None:
     route = (
         f"{DELETE}?reason=sold&after_maintenance=True&leave_vms=True&on_blocker=shutdown"
-        "&max_parallel=3&queue=False"
+        "&max_parallel=3&queue=False&power_off=True&fall_back_to_off=True"
     )
     api.on(route, Answer(202, removal()))
     done = hostler(
         *("host", "remove", "kvm-1", "--reason", "sold", "--after-maintenance", "--leave-vms"),
         *("--on-blocker", "shutdown", "--max-parallel", "3", "--no-queue", "--no-wait"),
+        *("--power-off", "--or-off"),
     )
     assert done.exit_code == 0, done.output
     assert "hostler operation show removal kvm-1" in done.stdout

@@ -114,7 +114,8 @@ def test_a_name_that_is_none_is_not_sent(api: FakeApi) -> None:
 
 def test_an_empty_list_is_a_header(api: FakeApi) -> None:
     api.on("GET /v1/zones?limit=1000", items())
-    assert hostler("zone", "list").stdout.split() == ["NAME", "ALLOCATION", "STATE"]
+    header = ["NAME", "ALLOCATION", "STATE", "OOBM", "ENABLED"]
+    assert hostler("zone", "list").stdout.split() == header
     assert json.loads(hostler("zone", "list", "--json").stdout) == []
 
 
@@ -134,4 +135,5 @@ def test_show(api: FakeApi) -> None:
         ["pod", "pod-1"],
         ["zone", "zone-1"],
         ["allocation", "state", "Disabled"],
+        ["oobm", "enabled", "True"],
     ]

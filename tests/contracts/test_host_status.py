@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from contracts.host_status import PeerWord, Reach, Seen, Standing, judge, judge_absence
+from contracts.power import PowerState
 from contracts.states import HOST_STATUS_TRANSITIONS, HostStatus, ResourceState
 
 S = HostStatus
@@ -182,3 +183,19 @@ def test_one_that_was_taken_out_down_stays_so_until_it_is_known_to_be_empty() ->
         assert judge(down, seen, "x").status is S.DOWN
     assert judge_absence(down, "x", words(Reach.CONNECTED), peers_reach=True).status is S.DOWN
     assert judge(down, Seen.ANSWERED, "", emptied=True).status is S.UP
+
+
+@pytest.mark.parametrize("status", [S.UP, S.DISCONNECTED, S.ALERT, S.DOWN])
+def test_a_bmc_that_says_off_is_another_path(status: HostStatus) -> None:
+    now = standing(status, 3)
+    off = judge_absence(now, "x", words(Reach.UNKNOWN), peers_reach=False, power=PowerState.OFF)
+    assert off.status is S.DOWN
+    on = judge_absence(now, "x", words(Reach.UNKNOWN), peers_reach=False, power=PowerState.ON)
+    assert on.status is status
+
+
+def test_a_peer_that_reaches_the_host_is_believed_before_its_bmc() -> None:
+    now = standing(S.DISCONNECTED, 3)
+    there = words(Reach.CONNECTED)
+    seen = judge_absence(now, "x", there, peers_reach=True, power=PowerState.OFF)
+    assert seen.status is S.ALERT

@@ -76,6 +76,13 @@ def test_status_as_json() -> None:
             "boot_id": good("exec", row["name"], "cat", "/proc/sys/kernel/random/boot_id").strip(),
             "host_key_sha256": row["host_key_sha256"],
             "password_file": str(state / "password"),
+            "bmc": {
+                "address": f"198.18.1.{number}",
+                "port": 623,
+                "user": f"{row['name']}-admin",
+                "password_file": str(STATE / "bmc" / row["name"] / "password"),
+                "guid": row["bmc"]["guid"],
+            },
         }
         public = "/etc/ssh/ssh_host_ed25519_key.pub"
         assert (
@@ -99,6 +106,7 @@ def test_status_for_people_tells_the_same() -> None:
         assert f"{row['name']}  {row['address']}  running" in text
         assert row["boot_id"] in text
         assert row["host_key_sha256"] in text
+        assert f"BMC {row['bmc']['address']}  user {row['bmc']['user']}" in text
     assert "vm-1  " in text
 
 
@@ -317,7 +325,11 @@ def remains() -> dict[str, list[str]]:
             seen = [m for m in (process / "mountinfo").read_text().splitlines() if _ours(m)]
         except OSError:  # it has ended
             continue
-        if "/hostler-lab/" in groups or "_supervise" in words:
+        if "/hostler-lab/" in groups or {
+            "_supervise",
+            "_bmc",
+            "/run/hostler-lab/bmc/lan.conf",
+        } & set(words):
             processes.append(f"{process.name} {' '.join(words)}")
         mounts += [f"{process.name} {mount}" for mount in seen]
     namespaces = Path("/run/netns")

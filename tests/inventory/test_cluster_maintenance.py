@@ -98,6 +98,31 @@ async def test_the_clusters_bounds_are_settled(inventory: Inventory) -> None:
     assert (plan.hook_timeout, plan.reboot_timeout, plan.unreachable_timeout) == (11, 12, 13)
 
 
+async def test_hosts_that_may_need_their_bmc_must_have_one(inventory: Inventory) -> None:
+    for number in (1, 2):
+        await enabled(inventory, number)
+    request = PlanClusterInput(
+        cluster="cluster-1", hosts=None, parallel=1, power_cycle_when_lost=True
+    )
+    with pytest.raises(Conflict, match=r"^power_cycle_when_lost: .* kvm-1, kvm-2\.") as refused:
+        await plan_cluster_maintenance(inventory, request)
+    assert "hostler oobm configure kvm-1" in str(refused.value)
+    for number in (1, 2):
+        await inventory.oobm.configure(
+            f"kvm-{number}",
+            {"enabled": number == 1, "address": f"127.0.1.{number}", "user": "admin"},
+            secret_id=await inventory.secrets.store("bmc_password", "pw", actor="test"),
+            replace=True,
+            actor="test",
+        )
+    with pytest.raises(Conflict, match=r"disabled: of kvm-2 \(by host\)"):
+        await plan_cluster_maintenance(inventory, request)
+    await inventory.oobm.configure(
+        "kvm-2", {"enabled": True}, secret_id=None, replace=False, actor="test"
+    )
+    assert (await plan_cluster_maintenance(inventory, request)).hosts == ("kvm-1", "kvm-2")
+
+
 async def test_a_cluster_that_is_empty_or_unknown(inventory: Inventory) -> None:
     with pytest.raises(Conflict, match="No host of cluster-1 is in service"):
         await planned(inventory)

@@ -6,7 +6,8 @@ import pytest
 
 from contracts.errors import Conflict, LeaseLost, NotFound
 from contracts.hosts import Host, RemovedHost
-from contracts.leases import LeaseRef
+from contracts.leases import LeaseRef, LeaseScope
+from contracts.power_actions import Action, PowerCommandRef
 from contracts.removal import HostRemoved
 from contracts.states import HostStatus, ResourceState
 from contracts.vms import MigrationState
@@ -295,3 +296,33 @@ async def test_vms_are_where_their_latest_migration_left_them(inventory: Invento
     await moved("m-3", "elsewhere", "kvm-2", "kvm-3", done)
     assert await moves.last_seen("kvm-1") == ["came", "on-its-way", "stayed"]
     assert await moves.last_seen("kvm-9") == []
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_its_out_of_band_management_goes_with_its_passwords(
+    inventory: Inventory, forced: bool
+) -> None:
+    lease = await held(inventory, *OUT, R.REMOVED)
+    bmc, staged = await inventory.secrets.store_all(
+        [("bmc_password", "bmc"), ("bmc_password", "new")], actor="test"
+    )
+    await inventory.oobm.configure(
+        "kvm-1",
+        {"enabled": True, "address": "127.0.1.1", "user": "admin"},
+        secret_id=bmc,
+        replace=True,
+        actor="test",
+    )
+    power = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OTHER, "power")
+    await inventory.oobm.stage_password("kvm-1", staged, lease=ref(power))
+    await inventory.power.begin_command(
+        PowerCommandRef(lease=ref(power), action=Action.OFF, generation=1, timeout=60), 1
+    )
+    told = ("out-of-band management: 1", "commands to its BMC: 1")
+    seen = await inventory.removed_hosts.preview("kvm-1")
+    assert (seen.belongings, seen.secrets) == (told, 3)
+    removed = await remove(inventory, lease, cleaned=not forced)
+    assert removed.deleted == told
+    assert await inventory.oobm.find("kvm-1") is None
+    assert not await exists(inventory, bmc)
+    assert not await exists(inventory, staged)

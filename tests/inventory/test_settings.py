@@ -14,6 +14,7 @@ from contracts.settings import (
     MIGRATION_BANDWIDTH,
     MIGRATION_NETWORK,
     MIGRATION_PARALLEL_MAX,
+    OOBM_SYNC_INTERVAL,
     SETTINGS,
     STORAGE_SHARED_PATHS,
     Effect,
@@ -290,3 +291,41 @@ async def test_those_that_an_operation_takes_along_say_so(
     }
     explained = await inventory.settings.explain(HOOK_TIMEOUT.name)
     assert explained.effect is Effect.NEXT_OPERATION
+
+
+async def test_a_bmc_does_not_have_longer_than_a_round(inventory: Inventory) -> None:
+    settings, sync = inventory.settings, "outofbandmanagement.sync."
+    with pytest.raises(InvalidInput, match=re.escape(f"less than {sync}interval")):
+        await settings.set(f"{sync}timeout", 30, actor="test")
+    with pytest.raises(InvalidInput, match="must be less than"):
+        await settings.set(f"{sync}interval", 10, actor="test")
+    await settings.set(f"{sync}interval", 60, actor="test")
+    await settings.set(f"{sync}timeout", 45, actor="test")
+    with pytest.raises(InvalidInput, match="must be less than"):
+        await settings.unset(f"{sync}interval", actor="test")
+    assert (await settings.resolve())[OOBM_SYNC_INTERVAL] == 60
+
+
+async def test_what_another_version_has_stored_keeps_nobody_from_setting_it_right(
+    inventory: Inventory,
+) -> None:
+    settings, sync = inventory.settings, "outofbandmanagement.sync."
+    await store(inventory, f"{sync}interval", 0)
+    await settings.set(f"{sync}timeout", 20, actor="test")
+    await settings.set(f"{sync}interval", 40, actor="test")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ipmitool.retries", 0),
+        ("ipmitool.retries", 11),
+        ("ipmitool.interface", "open"),
+        ("sync.shard.size", 100),
+    ],
+)
+async def test_what_no_driver_takes_is_no_setting(
+    inventory: Inventory, name: str, value: object
+) -> None:
+    with pytest.raises(InvalidInput):
+        await inventory.settings.set(f"outofbandmanagement.{name}", value, actor="test")

@@ -7,6 +7,10 @@ many hosts have which trouble; none, if it is not there).
 
 With SIMULATION_SSH, the directory of `tests.simulation.ssh_hosts`, hosts are SSH servers: shell and
 fence are the real ones then, and libvirt alone is simulated.
+
+With SIMULATION_BMCS, the control socket of `tests.simulation.bmcs`, hosts boot as their BMCs say;
+drivers of BMCs are real, and with SIMULATION_DEATH (JSON: `at` and `calls` of MortalDrivers) they
+take their worker with them.
 """
 
 import json
@@ -16,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from cli.main import main
+from tests.simulation.bmcs import MortalDrivers, SimulatedBoots
 from tests.simulation.cluster import (
     Cluster,
     SimulatedFence,
@@ -43,8 +48,14 @@ def simulated_drivers() -> Any:
         journal=Path(os.environ["SIMULATION_JOURNAL"]),
         troubles=json.loads(os.environ.get("SIMULATION_TROUBLES", "{}")),
     )
+    more: dict[str, Any] = {}
+    if (bmcs := os.environ.get("SIMULATION_BMCS")) is not None:
+        more["Systemd"] = lambda _shell: SimulatedBoots(Path(bmcs))
+    if (death := os.environ.get("SIMULATION_DEATH")) is not None:
+        more["PowerDrivers"] = lambda: MortalDrivers(**json.loads(death))
     return mock.patch.multiple(
         "workers.worker",
+        **more,
         AsyncSshShell=lambda **_: SimulatedShell(cluster),
         LibvirtHypervisor=lambda _shell, **_: SimulatedHypervisor(cluster),
         HookFence=lambda _shell, **_: SimulatedFence(cluster),

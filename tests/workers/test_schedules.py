@@ -1,4 +1,5 @@
-"""The schedule of host checks: made once, kept up to date, and paused by people alone."""
+"""The schedules of host checks and of power: made once, kept up to date, and paused by people
+alone."""
 
 import asyncio
 import uuid
@@ -23,6 +24,7 @@ from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.schedules import ScheduleActivities
 from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput, HostCheckInput
+from contracts.power_actions import POWER_SYNC_SCHEDULE
 from inventory import Database, Inventory, SecretBox
 from workers.schedules import ensure_schedules
 
@@ -39,13 +41,14 @@ async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def client(temporal: WorkflowEnvironment) -> AsyncIterator[Client]:
-    """Without the schedule, before and after."""
+    """Without the schedules, before and after."""
     yield temporal.client
-    await temporal.client.get_schedule_handle(HOST_CHECK_SCHEDULE).delete()
+    for name in (HOST_CHECK_SCHEDULE, POWER_SYNC_SCHEDULE):
+        await temporal.client.get_schedule_handle(name).delete()
 
 
-async def schedule(client: Client) -> Schedule:
-    return (await client.get_schedule_handle(HOST_CHECK_SCHEDULE).describe()).schedule
+async def schedule(client: Client, name: str = HOST_CHECK_SCHEDULE) -> Schedule:
+    return (await client.get_schedule_handle(name).describe()).schedule
 
 
 async def align(client: Client, every_s: int, schedule: str = HOST_CHECK_SCHEDULE) -> bool:
@@ -67,6 +70,10 @@ async def test_it_is_made_once_however_many_workers_start(
     assert isinstance(made.action, ScheduleActionStartWorkflow)
     assert (made.action.workflow, made.action.task_queue) == ("HostCheck", "queue-1")
     assert not made.state.paused
+    power = await schedule(client, POWER_SYNC_SCHEDULE)
+    assert [interval.every for interval in power.spec.intervals] == [timedelta(seconds=30)]
+    assert isinstance(power.action, ScheduleActionStartWorkflow)
+    assert power.action.workflow == "PowerSync"
 
 
 async def test_one_that_a_person_paused_stays_paused(client: Client, inventory: Inventory) -> None:

@@ -27,7 +27,16 @@ with workflow.unsafe.imports_passed_through():
         Stage,
     )
     from contracts.maintenance import HostMaintenanceResult, LeaveInput, MaintenanceOutcome
+    from contracts.power import PowerState
+    from contracts.power_actions import (
+        PowerActionInput,
+        PowerActionResult,
+        PowerOutcome,
+        PowerWord,
+    )
     from contracts.states import Phase, ResourceState
+    from contracts.steps import HostRef
+    from tests.samples import WHEN
     from tests.workflows.world import refusal
 
 
@@ -109,6 +118,24 @@ class StandIn:
         return {"phase": self._phase, "message": self._message, "a later field": ""}
 
 
+@workflow.defn(name="PowerAction")
+class StandInPower:
+    """Does what the world lets a BMC do."""
+
+    @workflow.run
+    async def run(self, request: PowerActionInput) -> PowerActionResult:
+        state: str = await workflow.execute_activity(
+            "switch_power", request, start_to_close_timeout=timedelta(seconds=60)
+        )
+        return PowerActionResult(
+            host=request.host,
+            action=request.action,
+            outcome=PowerOutcome.DONE,
+            state=PowerState(state),
+            observed_at=WHEN,
+        )
+
+
 @dataclass
 class ClusterWorld:
     """Hosts of a cluster, and what is to go wrong.
@@ -120,6 +147,10 @@ class ClusterWorld:
         orders: host to what its next maintenances are told.
         troubles: host to why its next attempts to leave fail.
         without: stages for which there is nothing to run.
+        lost: hosts that do not answer after a reboot until their BMC has them boot; they are off
+            if `lost_off`; with `answering` they answer, and never come to the end of their boot.
+        bmc_refuses: why a BMC does not do it.
+        powered: what BMCs were told.
     """
 
     number: int = 3
@@ -135,6 +166,12 @@ class ClusterWorld:
     without: frozenset[Stage] = frozenset()
     boots: dict[str, int] = field(default_factory=lambda: defaultdict(lambda: 1))
     slow_boots: int = 0
+    lost: set[str] = field(default_factory=set)
+    lost_off: bool = False
+    answering: bool = False
+    bmc_refuses: ApplicationError | None = None
+    powered: list[PowerActionInput] = field(default_factory=list)
+    planned: list[PlanClusterInput] = field(default_factory=list)
     plan_error: ApplicationError | None = None
     out: set[str] = field(default_factory=set)
     most_out: int = 0
@@ -159,6 +196,7 @@ class ClusterWorld:
 
     @activity.defn(name="plan_cluster_maintenance")
     async def plan_cluster_maintenance(self, request: PlanClusterInput) -> ClusterPlan:
+        self.planned.append(request)
         if self.plan_error is not None:
             raise self.plan_error
         return ClusterPlan(
@@ -204,10 +242,33 @@ class ClusterWorld:
         if self._boot_id(request.host).boot_id == request.boot_id:
             self.log.append(("reboot", request.host))
             self.boots[request.host] += 1
+        if request.host in self.lost:
+            raise ApplicationError(
+                f"{request.host} is not back from its reboot after 900 s.",
+                {"answers": self.answering},
+                type="RebootTimedOut",
+                non_retryable=True,
+            )
         if self.slow_boots > 0:
             self.slow_boots -= 1
             raise refusal("RebootTimedOut", f"{request.host} is not back.")
         return self._boot_id(request.host)
+
+    @activity.defn(name="ask_power")
+    async def ask_power(self, request: HostRef) -> PowerWord:
+        off = self.lost_off and request.host in self.lost
+        return PowerWord(state=PowerState.OFF if off else PowerState.ON, observed_at=WHEN)
+
+    @activity.defn(name="switch_power")
+    async def switch_power(self, request: PowerActionInput) -> PowerState:
+        assert request.host in self.out
+        self.log.append((f"power {request.action}", request.host))
+        self.powered.append(request)
+        if self.bmc_refuses is not None:
+            raise self.bmc_refuses
+        self.lost.discard(request.host)
+        self.boots[request.host] += 1
+        return PowerState.ON
 
     def _boot_id(self, host: str) -> BootId:
         return BootId(boot_id=f"boot-{self.boots[host]}-of-{host}")
@@ -237,6 +298,8 @@ class ClusterWorld:
             self.run_hook,
             self.read_boot_id,
             self.reboot_host,
+            self.ask_power,
+            self.switch_power,
             self.begin_maintenance,
             self.may_leave,
             self.end_maintenance,

@@ -21,6 +21,7 @@ from tests.workflows.world import World
 from workers.converter import HOSTLER_DATA_CONVERTER
 from workers.interceptors import HostlerInterceptor
 from workflows.host_maintenance import HostMaintenance
+from workflows.power_action import PowerAction
 from workflows.search_attributes import SEARCH_ATTRIBUTES
 from workflows.vm_return import VmReturn
 
@@ -49,7 +50,7 @@ async def serve(client: Client) -> AsyncIterator[Callable[[World, str], Awaitabl
         worker = Worker(
             client,
             task_queue=queue,
-            workflows=[HostMaintenance, VmReturn],
+            workflows=[HostMaintenance, PowerAction, VmReturn],
             activities=world.activities(),  # type: ignore[arg-type] # bound methods, as the SDK takes them
             interceptors=[HostlerInterceptor()],
             # A cancel reaches an activity by its heartbeat.

@@ -7,6 +7,7 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from contracts.maintenance import MigrationMode, OnBlocker, VmAction
+from contracts.power import PowerState
 from contracts.states import MAINTENANCE_STATES, HostStatus, Phase, ResourceState
 from contracts.vm_return import VmReturnResult
 from contracts.vms import MigrationState, VmState
@@ -394,6 +395,39 @@ async def test_a_host_that_is_down_is_taken_out_as_it_is_and_fenced_when_it_is_b
     assert world.state is R.MAINTENANCE
     await run.leave()
     assert world.state is R.ENABLED
+
+
+async def test_a_host_whose_bmc_says_off_is_taken_out_as_it_is(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.status, world.silent, world.power = HostStatus.DOWN, True, PowerState.OFF
+    run = await begin(world)
+    status = await run.until_phase(Phase.READY)
+    assert "the host is down" in status.message
+    assert world.states == [R.ENABLED, R.PREPARE_FOR_MAINTENANCE, R.MAINTENANCE]
+    assert any("its BMC says that it is off" in reason for reason in world.reasons)
+    world.silent = False
+    await run.until(lambda now: now.message == "Ready for maintenance")
+    assert world.fence == run.handle.id
+    await run.leave()
+
+
+@pytest.mark.parametrize("power", [None, PowerState.ON, PowerState.UNKNOWN])
+async def test_a_host_that_is_down_needs_the_word_of_its_bmc_or_of_an_operator(
+    begin: Begin, power: PowerState | None
+) -> None:
+    world = three_hosts(running("vm-1"))
+    world.status, world.silent, world.power = HostStatus.DOWN, True, power
+    failure = await (await begin(world)).failure()
+    assert "host_is_down" in failure.message
+    assert world.states == [R.ENABLED]
+
+
+async def test_a_host_that_answers_while_its_bmc_says_off_is_not_taken_out(begin: Begin) -> None:
+    world = three_hosts(running("vm-1"))
+    world.status, world.power = HostStatus.ALERT, PowerState.OFF
+    failure = await (await begin(world)).failure()
+    assert "is that its own BMC?" in failure.message
+    assert world.states == [R.ENABLED]
 
 
 async def test_a_host_that_answers_is_not_down(begin: Begin) -> None:

@@ -39,7 +39,7 @@ from contracts.cluster_maintenance import (
 )
 from contracts.maintenance import LeaveInput, OnBlocker
 from tests.samples import WHEN
-from tests.workflows.cluster_world import ClusterWorld, Order, StandIn
+from tests.workflows.cluster_world import ClusterWorld, Order, StandIn, StandInPower
 from tests.workflows.world import refusal
 from workers.converter import HOSTLER_DATA_CONVERTER
 from workers.interceptors import HostlerInterceptor
@@ -150,7 +150,7 @@ async def begin(client: Client) -> AsyncIterator[Begin]:
         worker = Worker(
             of,
             task_queue=run.queue,
-            workflows=[ClusterMaintenance, StandIn],
+            workflows=[ClusterMaintenance, StandIn, StandInPower],
             activities=[*world.activities(), *_activities_of(of)],
             interceptors=[HostlerInterceptor()],
             max_cached_workflows=cached,
@@ -553,6 +553,73 @@ async def test_a_reboot_that_took_too_long_is_not_repeated_when_it_came_after_al
     (host,) = (await run.handle.result()).hosts
     assert world.of(world.host(1)) == REBOOTED
     assert host.boot_id_before != host.boot_id_after
+
+
+LOST = [*REBOOTED[:6], "power cycle", *REBOOTED[6:]]
+
+
+@pytest.mark.parametrize("off", [False, True])
+async def test_a_host_that_is_lost_in_its_reboot_is_power_cycled_once(
+    begin: Begin, off: bool
+) -> None:
+    world = ClusterWorld(number=2, lost_off=off)
+    world.lost.add(world.host(1))
+    run = await begin(world, reboot=True, power_cycle_when_lost=True)
+    first, second = (await run.handle.result()).hosts
+    # What is off has no power to take away.
+    action = "power on" if off else "power cycle"
+    assert world.of(first.host) == [*LOST[:6], action, *LOST[7:]]
+    assert world.of(second.host) == REBOOTED
+    assert (first.power_cycled, second.power_cycled) == (True, False)
+    assert first.boot_id_after == f"boot-3-of-{first.host}"
+    (told,) = world.powered
+    assert told.reason == (
+        f"it did not come back from its reboot within 900 s, in the maintenance of {world.cluster}"
+    )
+    assert not told.force
+    assert world.planned[0].power_cycle_when_lost
+
+
+async def test_a_host_that_is_lost_is_left_alone_unless_that_was_asked_for(begin: Begin) -> None:
+    world = ClusterWorld(number=1)
+    world.lost.add(world.host(1))
+    run = await begin(world, reboot=True)
+    status = await run.until_phase(ClusterPhase.QUESTION)
+    assert "not back from its reboot" in status.message
+    assert world.powered == []
+    await run.handle.terminate()
+    await run.maintenance(1).terminate()
+
+
+async def test_a_host_that_answers_is_not_power_cycled(begin: Begin) -> None:
+    world = ClusterWorld(number=1, answering=True)
+    world.lost.add(world.host(1))
+    run = await begin(world, reboot=True, power_cycle_when_lost=True)
+    await run.until_phase(ClusterPhase.QUESTION)
+    assert world.powered == []
+    await run.handle.terminate()
+    await run.maintenance(1).terminate()
+
+
+async def test_a_bmc_that_could_not_help_is_not_asked_again(begin: Begin) -> None:
+    world = ClusterWorld(number=1, bmc_refuses=refusal("OutcomeUnknown", "nobody knows"))
+    world.lost.add(world.host(1))
+    run = await begin(world, reboot=True, power_cycle_when_lost=True)
+    status = await run.until_phase(ClusterPhase.QUESTION)
+    assert "its BMC could not help: nobody knows" in status.message
+    assert "its BMC had it boot" not in current_details(status)
+    await run.resume()
+    await run.until(lambda status: "is not back from its reboot after" in status.message)
+    assert len(world.powered) == 1
+    world.lost.clear()
+    await run.resume()
+    (host,) = (await run.handle.result()).hosts
+    assert host.state is HostWork.DONE
+
+
+async def test_a_host_is_only_lost_by_a_reboot() -> None:
+    with pytest.raises(ValueError, match="power_cycle_when_lost goes with reboot only"):
+        ClusterMaintenanceInput(cluster="cluster-1", power_cycle_when_lost=True)
 
 
 async def test_what_can_not_begin_fails_at_once(begin: Begin) -> None:

@@ -27,6 +27,8 @@ from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host
 from contracts.leases import LeaseRef
 from contracts.maintenance import HostMaintenanceResult
+from contracts.power import PowerState
+from contracts.power_actions import Action
 from contracts.reinstallation import (
     AnswerReinstallationInput,
     AwaitHostKeyInput,
@@ -44,7 +46,7 @@ from contracts.reinstallation import (
     Trust,
     WithdrawTrustInput,
 )
-from contracts.removal import RemovalSurvey
+from contracts.removal import EffectKind, RemovalSurvey
 from contracts.states import HostStatus, Phase, ResourceState
 from contracts.steps import (
     FenceInput,
@@ -59,6 +61,7 @@ from tests.workflows.world import World, refusal, running
 from workers.interceptors import HostlerInterceptor
 from workflows.host_maintenance import HostMaintenance
 from workflows.host_reinstallation import HostReinstallation
+from workflows.power_action import PowerAction
 from workflows.vm_return import VmReturn
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -256,7 +259,7 @@ async def reinstall(client: Client) -> AsyncIterator[Begin]:
         worker = Worker(
             client,
             task_queue=queue,
-            workflows=[HostMaintenance, HostReinstallation, VmReturn],
+            workflows=[HostMaintenance, HostReinstallation, PowerAction, VmReturn],
             activities=[
                 *site.activities(),  # type: ignore[list-item] # bound methods, as the SDK takes them
                 OperationActivities(client, look_again=0.05).wait_for_maintenance,
@@ -518,3 +521,80 @@ async def test_a_maintenance_leaves_it_alone(client: Client, reinstall: Begin) -
         await leaving.result()
     assert "hostler host reinstall kvm-1" in str(failed.value.cause)
     assert (site.state, site.lease) == (R.MAINTENANCE, None)
+
+
+# --- booted from the network --------------------------------------------------------------------
+
+
+async def test_it_boots_from_the_network_when_its_trust_was_withdrawn(reinstall: Begin) -> None:
+    site = in_maintenance(power=PowerState.ON, installed=False)
+    handle = await reinstall(site, network_boot=True, reason="new release")
+    while (await handle.query(HostReinstallation.status)).phase is not Phase.REINSTALLING:
+        await asyncio.sleep(0.05)
+    assert site.withdrawn
+    assert site.told == [Action.CYCLE]
+    # Right before the cycle.
+    assert site.boots_from_network == [0]
+    site.installed = True
+    result = await handle.result()
+    assert any(
+        effect.kind is EffectKind.POWER and "boots once from the network" in effect.message
+        for effect in result.effects
+    )
+    assert "reinstallation.network_boot" in kinds(site)
+
+
+async def test_one_that_is_off_is_switched_on(reinstall: Begin) -> None:
+    site = in_maintenance(power=PowerState.OFF, silent=True)
+    await (await reinstall(site, network_boot=True, host_is_down=True)).result()
+    assert (site.told, site.boots_from_network) == ([Action.ON], [0])
+
+
+async def test_a_bmc_that_has_no_cycle_switches_off_and_on(reinstall: Begin) -> None:
+    site = in_maintenance(power=PowerState.ON, rejected=frozenset({Action.CYCLE}))
+    await (await reinstall(site, network_boot=True)).result()
+    assert site.told == [Action.OFF, Action.ON]
+    assert site.boots_from_network[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("power", "why", "said"),
+    [
+        (None, "", "network_boot: there is none of kvm-1. Nothing was changed."),
+        (
+            PowerState.ON,
+            "The driver x can't. Ask without network_boot.",
+            "The driver x can't. Ask without network_boot. Nothing was changed.",
+        ),
+        (PowerState.ON, "It can't.", "network_boot: It can't. Nothing was changed."),
+    ],
+)
+async def test_what_can_not_boot_from_the_network_is_refused_before_anything(
+    reinstall: Begin, power: PowerState | None, why: str, said: str
+) -> None:
+    site = in_maintenance(power=power, no_network_boot=why)
+    handle = await reinstall(site, network_boot=True)
+    with pytest.raises(WorkflowFailureError) as failed:
+        await handle.result()
+    assert isinstance(failed.value.cause, ApplicationError)
+    assert failed.value.cause.message == said
+    assert (site.calls, site.withdrawn, site.told) == ([], False, [])
+
+
+async def test_what_its_bmc_does_not_do_is_a_question(reinstall: Begin) -> None:
+    deaf = frozenset({Action.OFF})
+    site = in_maintenance(power=PowerState.ON, rejected=frozenset({Action.CYCLE}), deaf=deaf)
+    handle = await reinstall(site, network_boot=True)
+    status = await until_question(handle, Question.NETWORK_BOOT)
+    assert "kvm-1 was not booted from the network: off of kvm-1" in status.message
+    assert status.final
+    assert "hostler host answer-reinstallation kvm-1 --skip-network-boot" in status.commands
+    # It waits: a command to a BMC is not sent again unasked.
+    await handle.execute_update("answer", AnswerReinstallationInput())
+    while len(site.told) < 2:
+        await asyncio.sleep(0.05)
+    await until_question(handle, Question.NETWORK_BOOT)
+    await handle.execute_update("answer", AnswerReinstallationInput(skip_network_boot=True))
+    await handle.result()
+    assert site.told == [Action.OFF, Action.OFF]
+    assert "reinstallation.network_boot" not in kinds(site)

@@ -21,6 +21,8 @@ from temporalio.worker import Worker
 from activities.operations import OperationActivities
 from contracts.leases import Lease, LeaseRef, Owner
 from contracts.maintenance import HostMaintenanceResult, MaintenanceOutcome
+from contracts.power import PowerState
+from contracts.power_actions import Action
 from contracts.removal import (
     BeginRemovalInput,
     Cleaning,
@@ -41,6 +43,7 @@ from tests.workflows.world import World, refusal, running
 from workers.interceptors import HostlerInterceptor
 from workflows.host_maintenance import HostMaintenance
 from workflows.host_removal import HostRemoval
+from workflows.power_action import PowerAction
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -192,7 +195,7 @@ async def remove(client: Client) -> AsyncIterator[Begin]:
         worker = Worker(
             client,
             task_queue=queue,
-            workflows=[HostMaintenance, HostRemoval],
+            workflows=[HostMaintenance, HostRemoval, PowerAction],
             activities=[
                 *site.activities(),  # type: ignore[list-item] # bound methods, as the SDK takes them
                 OperationActivities(client, look_again=0.05).wait_for_maintenance,
@@ -475,6 +478,8 @@ async def test_what_fails_after_the_take_over_says_how_to_go_back(remove: Begin)
         ({"forced": True, "reason": " "}, "forced needs a reason"),
         ({"forced": True, "reason": "x", "after_maintenance": True}, "not with after_maintenance"),
         ({"on_blocker": "keep"}, "on_blocker can't be keep"),
+        ({"forced": True, "reason": "x", "power_off": True}, "power_off: .* not with forced"),
+        ({"fall_back_to_off": True}, "fall_back_to_off goes with power_off only"),
         ({"on_blocker": "shutdown", "after_maintenance": True}, "shutdown needs leave_vms"),
     ],
 )
@@ -751,3 +756,55 @@ async def test_one_that_answers_after_all_is_not_lost(remove: Begin) -> None:
     assert "answers and is Enabled" in refused.message
     assert site.deleted == []
     assert site.lease is None
+
+
+# --- its power ----------------------------------------------------------------------------------
+
+
+async def test_it_is_switched_off_once_it_is_clean(remove: Begin) -> None:
+    site = in_maintenance(power=PowerState.ON)
+    result = await (await remove(site, power_off=True, reason="sold")).result()
+    assert site.told == [Action.SOFT]
+    assert site.outcomes[0].command.reason == "sold"
+    assert site.power is PowerState.OFF
+    assert site.calls.index("clean_host") < site.calls.index("remove_host")
+    assert result.left == ()
+    assert any(
+        effect.kind is EffectKind.POWER and "once it is clean" in effect.message
+        for effect in result.effects
+    )
+
+
+@pytest.mark.parametrize("or_off", [False, True])
+async def test_what_does_not_go_off_is_removed_all_the_same(remove: Begin, or_off: bool) -> None:
+    site = in_maintenance(power=PowerState.ON, deaf=frozenset({Action.SOFT}))
+    result = await (await remove(site, power_off=True, fall_back_to_off=or_off)).result()
+    assert site.deleted
+    if or_off:
+        assert site.told == [Action.SOFT, Action.OFF]
+        assert result.left == ()
+        return
+    assert site.told == [Action.SOFT]
+    (left,) = result.left
+    assert left.startswith("its power is on: soft of kvm-1")
+    assert [event.kind for event in site.events] == ["removal.not_switched_off"]
+
+
+async def test_what_could_not_be_cleaned_stays_on(remove: Begin) -> None:
+    gone = ApplicationError(SILENCE, type="HostUnreachable", non_retryable=True)
+    site = in_maintenance(power=PowerState.ON, cleaning_fails=[gone] * 9)
+    handle = await remove(site, power_off=True)
+    await until_phase(handle, Phase.QUESTION)
+    answer = ResolveRemovalInput(action=RemovalAction.LEAVE_UNCLEANED)
+    await handle.execute_update("resolve", answer)
+    result = await handle.result()
+    assert site.told == []
+    assert "its power is on: it has to be cleaned yet" in result.left
+
+
+async def test_without_a_bmc_it_is_refused_before_anything(remove: Begin) -> None:
+    site = in_maintenance()
+    error = await failure(await remove(site, power_off=True))
+    assert error.type == "Conflict"
+    assert error.message == "power_off: there is none of kvm-1. Nothing was changed."
+    assert (site.calls, site.state) == ([], R.MAINTENANCE)

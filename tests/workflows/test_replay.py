@@ -4,6 +4,7 @@ They are written by `pytest tests/e2e tests/simulation --record-histories`.
 """
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -31,5 +32,8 @@ def test_it_replays(path: Path) -> None:
         data_converter=HOSTLER_DATA_CONVERTER,
         interceptors=[HostlerInterceptor()],
     )
-    history = WorkflowHistory.from_json(path.stem, path.read_text())
+    text = path.read_text()
+    started = json.loads(text)["events"][0]["workflowExecutionStartedEventAttributes"]
+    # Children are named after it.
+    history = WorkflowHistory.from_json(started["workflowId"], text)
     asyncio.run(replayer.replay_workflow(history))

@@ -11,6 +11,23 @@ from contracts.evacuation import Candidate, Survey
 from contracts.hosts import Host
 from contracts.leases import Lease, LeaseRef, Owner
 from contracts.maintenance import MaintenanceSettings
+from contracts.oobm import HostPower
+from contracts.power import PowerState
+from contracts.power_actions import (
+    SHOULD_BE,
+    Action,
+    AwaitLeaseInput,
+    FinishPowerInput,
+    PowerCommandRef,
+    PowerSeen,
+    PowerSent,
+    PowerSettings,
+    PowerSurvey,
+    PowerUse,
+    PowerWord,
+    RequirePowerInput,
+    WatchPowerInput,
+)
 from contracts.states import HostStatus, ResourceState, may_change_to
 from contracts.steps import (
     AcquireLeaseInput,
@@ -37,7 +54,7 @@ from contracts.steps import (
     WatchVmInput,
 )
 from contracts.vms import Vm, VmState
-from tests.samples import host
+from tests.samples import WHEN, host
 
 
 def refusal(kind: str, message: str) -> ApplicationError:
@@ -79,9 +96,17 @@ class World:
         missing: what kvm-1 lacks when it is to go back into service.
         unstartable: VMs that do not start again.
         watch_ends: how often a watch's time is up without a change.
+        watching: a power command is watched; `watched`: it is not watched any longer.
+        outcomes: of power commands.
         shut_down_after: how many VMs were left on the host after each shutdown.
         changed: set when something has changed about a VM that is watched.
         states: the resource states of kvm-1, in order.
+        power: what kvm-1's BMC says; None: it has none.
+        told: the commands that it was sent; `boots_from_network`: after how many of them it was
+            told to boot from there.
+        deaf: it accepts these, and nothing comes of it; `rejected`: it has no such commands.
+        no_network_boot: why it can't boot from the network.
+        hangs: kvm-1 does not answer when it was switched on.
     """
 
     vms: dict[str, list[Vm]]
@@ -121,9 +146,20 @@ class World:
     most_moving: int = 0
     settled: int = 0
     reasons: list[str] = field(default_factory=list)
+    power: PowerState | None = None
+    told: list[Action] = field(default_factory=list)
+    boots_from_network: list[int] = field(default_factory=list)
+    deaf: frozenset[Action] = frozenset()
+    rejected: frozenset[Action] = frozenset()
+    no_network_boot: str = ""
+    hangs: bool = False
+    watching: asyncio.Event = field(default_factory=asyncio.Event)
+    watched: asyncio.Event = field(default_factory=asyncio.Event)
+    outcomes: list[FinishPowerInput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.watched.set()
 
     @property
     def state(self) -> ResourceState:
@@ -211,6 +247,8 @@ class World:
     @activity.defn(name="wait_for_host")
     async def wait_for_host(self, request: AwaitChangeInput) -> bool:
         while self.silent:
+            if self.hangs:
+                return False
             activity.heartbeat()
             await asyncio.sleep(0.05)
         return True
@@ -268,7 +306,74 @@ class World:
             state_before_maintenance=self.before,
             status=self.status,
             fence=self.fence,
+            # What was seen before may be over.
+            power=HostPower(state=PowerState.ON) if self.power is not None else None,
         )
+
+    @activity.defn(name="ask_power")
+    async def ask_power(self, request: HostRef) -> PowerWord:
+        if self.power is None:
+            raise refusal("NotFound", f"{request.host} has no out-of-band management.")
+        return PowerWord(state=self.power, observed_at=WHEN)
+
+    @activity.defn(name="require_power")
+    async def require_power(self, request: RequirePowerInput) -> PowerUse:
+        if self.power is None:
+            raise refusal("Conflict", f"{request.option}: there is none of {request.host}.")
+        if request.network_boot and self.no_network_boot:
+            raise refusal("BmcCommandRejected", self.no_network_boot)
+        return PowerUse(boot_timeout=900)
+
+    @activity.defn(name="read_power_settings")
+    async def read_power_settings(self, request: HostRef) -> PowerSettings:
+        await self.ask_power(request)
+        return PowerSettings(cluster="cluster-1", zone="zone-1", timeout=60, answer_timeout=10)
+
+    @activity.defn(name="await_power_lease")
+    async def await_power_lease(self, request: AwaitLeaseInput) -> Lease:
+        asked = request.acquire
+        return Lease(
+            host=asked.host, scope=asked.scope, owner=asked.owner, epoch=1, purpose=asked.purpose
+        )
+
+    @activity.defn(name="survey_power")
+    async def survey_power(self, request: HostRef) -> PowerSurvey:
+        if self.power in (None, PowerState.UNKNOWN):
+            raise refusal("BmcUnreachable", f"The BMC of {request.host} does not answer.")
+        return PowerSurvey(
+            host=request.host,
+            generation=1,
+            resource_state=self.state,
+            state=self.power,
+            observed_at=WHEN,
+            vms=None if self.silent else tuple(vm.name for vm in self.vms[request.host]),
+        )
+
+    @activity.defn(name="set_network_boot")
+    async def set_network_boot(self, lease: LeaseRef) -> None:
+        self.boots_from_network.append(len(self.told))
+
+    @activity.defn(name="send_power_command")
+    async def send_power_command(self, request: PowerCommandRef) -> PowerSent:
+        if request.action in self.rejected:
+            raise refusal("BmcCommandRejected", f"The BMC does not offer {request.action}.")
+        self.told.append(request.action)
+        if request.action not in self.deaf:
+            self.power = SHOULD_BE[request.action]
+            self.silent = self.hangs or self.power is PowerState.OFF
+        return PowerSent(accepted=True, sent_at=WHEN)
+
+    @activity.defn(name="watch_power")
+    async def watch_power(self, request: WatchPowerInput) -> PowerSeen:
+        self.watching.set()
+        while not self.watched.is_set():
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+        return PowerSeen(state=self.power or PowerState.UNKNOWN, observed_at=WHEN)
+
+    @activity.defn(name="finish_power_command")
+    async def finish_power_command(self, request: FinishPowerInput) -> None:
+        self.outcomes.append(request)
 
     @activity.defn(name="change_host_state")
     async def change_host_state(self, request: ChangeStateInput) -> Host:

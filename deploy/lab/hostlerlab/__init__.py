@@ -2,6 +2,7 @@
 
 `paths` names every place, `shell` runs commands, `processes` and `cgroups` know which process is
 ours, `image` builds and caches what hosts and guests boot from, `host` is one lab host,
-`supervisor` boots it again when it reboots, `guests` are the machines on it, `machine` is what
-exists once per computer (lock, owner, bridge), `cli` is the `lab` command.
+`supervisor` boots it again when it reboots, `bmc` switches its power through IPMI, `guests` are the
+machines on it, `machine` is what exists once per computer (lock, owner, bridge), `cli` is the `lab`
+command.
 """

@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from . import guests, machine, paths
+from . import bmc, guests, machine, paths
 from .host import Host, known_hosts
 from .shell import PATH as SYSTEM_PATH
 from .shell import LabError, say
@@ -33,6 +34,7 @@ def _up(arguments: argparse.Namespace) -> None:
         hosts = [Host(f"kvm-{number}") for number in range(1, arguments.hosts + 1)]
         with ThreadPoolExecutor(len(hosts)) as pool:
             list(pool.map(lambda host: host.bring_up(built), hosts))
+        bmc.ensure([host for host in known_hosts() if host.machine_uuid()])
         everyone = known_hosts()
         found = guests.find(everyone)
         names = [f"vm-{number}" for number in range(1, arguments.guests + 1)]
@@ -82,7 +84,7 @@ def _status(arguments: argparse.Namespace) -> None:
     seen = {name for each in active.values() for name in each}
     if paths.CONSOLES.is_dir():
         seen |= {log.stem for log in paths.CONSOLES.glob("*.log")}
-    host_rows: list[dict[str, str | None]] = [
+    host_rows: list[dict[str, Any]] = [
         {
             "name": host.name,
             "address": host.address,
@@ -90,6 +92,7 @@ def _status(arguments: argparse.Namespace) -> None:
             "boot_id": host.boot_id(),
             "host_key_sha256": host.host_key_fingerprint(),
             "password_file": str(host.password_file),
+            "bmc": _bmc_row(host),
         }
         for host in hosts
     ]
@@ -108,7 +111,21 @@ def _status(arguments: argparse.Namespace) -> None:
         say(line)
 
 
-def _table(hosts: list[dict[str, str | None]], places: dict[str, list[str]]) -> str:
+def _bmc_row(host: Host) -> dict[str, str | int | None] | None:
+    """How to reach a host's BMC; None before the end of the first `up`."""
+    its = bmc.Bmc.load(host.name)
+    if its is None:
+        return None
+    return {
+        "address": its.address,
+        "port": bmc.PORT,
+        "user": its.user,
+        "password_file": str(its.password_file),
+        "guid": host.machine_uuid(),
+    }
+
+
+def _table(hosts: list[dict[str, Any]], places: dict[str, list[str]]) -> str:
     lines = []
     for host in hosts:
         on_it = [guest for guest, names in places.items() if host["name"] in names]
@@ -118,6 +135,10 @@ def _table(hosts: list[dict[str, str | None]], places: dict[str, list[str]]) -> 
             f"    boot id {host['boot_id']}  host key {host['host_key_sha256']}",
             f"    password in {host['password_file']}",
         ]
+        if (its := host["bmc"]) is not None:
+            lines.append(
+                f"    BMC {its['address']}  user {its['user']}  password in {its['password_file']}"
+            )
     for guest, names in places.items():
         where = ", ".join(names) or "not running"
         lines.append(f"{guest}  {where}  last tick {guests.last_tick(guest)}")
@@ -240,6 +261,8 @@ def main(argv: list[str]) -> int:
     """Exit 0 done, 1 failed with the reason in one line, 2 usage."""
     if argv[:1] == ["_supervise"]:
         return supervise(argv[1])
+    if argv[:1] == ["_bmc"]:
+        return bmc.serve()
     parser = _parser()
     arguments = parser.parse_args(argv)
     # Plain `su` keeps a user's PATH, without the programs of the system.

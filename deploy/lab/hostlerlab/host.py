@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -13,16 +14,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import cgroups, paths
 from .image import Image
 from .processes import Process
-from .shell import LabError, clean_environment, is_mounted, quietly, run, say
+from .shell import LabError, clean_environment, is_mounted, quietly, run, say, write_secret
 
 DISK_SIZE = "1g"  # each host its own, so that one full disk is one host's trouble
 DROPPED = ("CAP_SYS_TIME", "CAP_SYS_MODULE")  # the clock and the kernel are the machine's
+_POWER_OFF = signal.SIGRTMIN + 4  # systemd: poweroff.target
 _PASSWORD_BYTES = 18
 _PREPARED = "prepared.json"  # on the host's tmpfs: gone whenever that disk is
 
@@ -78,7 +80,15 @@ class Host:
             temporary = prepared.with_suffix(".new")
             temporary.write_text(json.dumps(identity))
             temporary.replace(prepared)
-        self._show_password(json.loads(prepared.read_text())["password"])
+        write_secret(self.password_file, f"{json.loads(prepared.read_text())['password']}\n")
+
+    def machine_uuid(self) -> str | None:
+        """The machine's own UUID, as its libvirt reports it; None without a finished disk."""
+        try:
+            machine: str = json.loads((self.disk / _PREPARED).read_text())["machine"]
+        except FileNotFoundError:
+            return None
+        return machine
 
     @staticmethod
     def _lower(prepared: Path, image: Image) -> Path:
@@ -94,16 +104,6 @@ class Host:
             conf.write(f'\nhost_uuid = "{machine_uuid}"\n')
         # From standard input: a command line can be read by anybody.
         run(["chpasswd", "-R", self.root], stdin=f"root:{password}\n")
-
-    def _show_password(self, password: str) -> None:
-        text = f"{password}\n"
-        if self.password_file.exists() and self.password_file.read_text() == text:
-            return
-        temporary = self.password_file.with_name(".password.new")
-        temporary.unlink(missing_ok=True)
-        temporary.touch(mode=0o600)
-        temporary.write_text(text)
-        temporary.replace(self.password_file)
 
     @staticmethod
     def _unmount(path: Path) -> None:
@@ -173,7 +173,7 @@ class Host:
         if Process.load(self.supervisor_record) is not None:
             return
         with self.boot_log.open("a") as log:
-            subprocess.Popen(
+            supervisor = subprocess.Popen(
                 [sys.executable, str(paths.LAB_PROGRAM), "_supervise", self.name],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -182,6 +182,9 @@ class Host:
                 env=clean_environment(),
                 start_new_session=True,
             )
+        # Until it is recorded nobody could end it.
+        while Process.load(self.supervisor_record) is None and supervisor.poll() is None:
+            time.sleep(0.02)
 
     def stop(self, grace: float = 4) -> None:
         """End supervisor and container; whatever does not go within the grace is killed."""
@@ -208,11 +211,39 @@ class Host:
 
     def power_loss(self) -> None:
         """As by a dead power supply: gone at once, and it stays off."""
-        self.kill_container()
+        with self._power():
+            self._cut_power()
+
+    def power_on(self) -> None:
+        """Boot it; nothing if it is on."""
+        with self._power():
+            if not self.running():
+                self.start()
+
+    def power_reset(self) -> None:
+        """A new boot without a shutdown."""
+        with self._power():
+            self._cut_power()
+            self.start()
+
+    def power_button(self) -> None:
+        """Ask it to shut down in good order, as a press of its power button does."""
+        leader = self.leader()
+        if leader is not None:
+            leader.send(_POWER_OFF)
+
+    def _cut_power(self) -> None:
         supervisor = Process.load(self.supervisor_record)
-        if supervisor is not None and not supervisor.gone(5):
-            supervisor.kill()
-            self.kill_container()
+        if supervisor is not None:
+            supervisor.kill()  # first, or it boots what is killed under it
+        self.kill_container()
+
+    @contextlib.contextmanager
+    def _power(self) -> Iterator[None]:
+        """One at a time switches the power of this host: its BMC, or a `lab` command."""
+        with (paths.RUN / f"{self.name}.power").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def reboot(self, timeout: float = 120) -> None:
         """An orderly reboot; returns when the host answers again, with another boot id."""
@@ -245,12 +276,12 @@ class Host:
     def rebuild(self, image: Image) -> None:
         """Re-install it from the bare root file system: another disk, other keys, another password,
         the same machine. Whatever runs on it is lost."""
-        prepared = self.disk / _PREPARED
-        machine = json.loads(prepared.read_text())["machine"] if prepared.exists() else None
-        self.stop(grace=0)
-        self.remove()
-        self.prepare_disk(image, machine)
-        self.start()
+        machine = self.machine_uuid()
+        with self._power():
+            self.stop(grace=0)
+            self.remove()
+            self.prepare_disk(image, machine)
+            self.start()
         self.wait_ready(120)
 
     # --- talking to it
@@ -356,9 +387,10 @@ class Host:
                 self.prepare_disk(image)
                 return
             say(f"{self.name}: {trouble}; starting it again")
-        self.stop()
-        self.prepare_disk(image)
-        self.start()
+        with self._power():
+            self.stop()
+            self.prepare_disk(image)
+            self.start()
         self.wait_ready(120)
 
     def _trouble(self) -> str | None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import image, paths
+from . import bmc, image, paths
 from .host import Host, known_hosts
-from .processes import Process, stray_supervisors
+from .processes import Process, strays
 from .shell import LabError, is_mounted, quietly, run, say
 
 _TOOLS = {
@@ -19,6 +19,7 @@ _TOOLS = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "chpasswd": "passwd",
+    "ipmi_sim": "openipmi",
 }
 _BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "unshare": "util-linux"}
 
@@ -72,7 +73,8 @@ def foreign_owner() -> Path | None:
     other = owner()
     if other is None or other == paths.CHECKOUT:
         return None
-    return other if any(_alive(host) for host in known_hosts()) else None
+    alive = Process.load(bmc.RECORD) or any(_alive(host) for host in known_hosts())
+    return other if alive else None
 
 
 def _alive(host: Host) -> bool:
@@ -132,10 +134,11 @@ def ensure_bridge() -> None:
 
 def remove_everything() -> None:
     """Leave no process, mount, link, namespace, group or file: only the cache stays."""
+    bmc.stop()
     hosts = known_hosts()
     with ThreadPoolExecutor(max(1, len(hosts))) as pool:
         list(pool.map(Host.stop, hosts))
-    for stray in stray_supervisors():
+    for stray in strays():
         stray.kill()
     for host in hosts:
         host.remove()

@@ -13,11 +13,13 @@ CONSOLES = STATE / "consoles"
 # What the machine runs: mounts, pid records. Exists once, whatever the number of checkouts.
 RUN = Path("/run/hostler-lab")
 OWNER = RUN / "owner"
+BMC = RUN / "bmc"
 LOCK = Path("/run/hostler-lab.lock")
 CACHE = Path("/var/cache/hostler-lab")
 
 BRIDGE = "hostler0"
 NETWORK = "198.18.0"  # of 198.18.0.0/15, set aside for tests of networks: nobody's address
+BMC_NETWORK = "198.18.1"
 GATEWAY = f"{NETWORK}.1"
 MAX_HOSTS = 99
 
@@ -40,3 +42,8 @@ def host_number(name: str) -> int:
 def host_address(number: int) -> str:
     """kvm-1 is 198.18.0.11, and so on."""
     return f"{NETWORK}.{10 + number}"
+
+
+def bmc_address(number: int) -> str:
+    """The BMC of kvm-1 is 198.18.1.11, and so on."""
+    return f"{BMC_NETWORK}.{10 + number}"

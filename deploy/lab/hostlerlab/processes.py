@@ -103,8 +103,8 @@ def is_namespace_init(pid: int) -> bool:
     return len(numbers) > 1 and numbers[-1] == "1"
 
 
-def stray_supervisors(program: Path = LAB_PROGRAM) -> list[Process]:
-    """Supervisors of this very program that died or started before they could be recorded."""
+def strays(program: Path = LAB_PROGRAM) -> list[Process]:
+    """Supervisors and BMCs of this very program that no record names, or not yet."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -113,7 +113,7 @@ def stray_supervisors(program: Path = LAB_PROGRAM) -> list[Process]:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if argv[1:3] == [str(program).encode(), b"_supervise"]:
+        if argv[1:2] == [str(program).encode()] and argv[2:3] in ([b"_supervise"], [b"_bmc"]):
             process = Process.of(int(entry.name))
             if process is not None and process.alive():
                 found.append(process)

@@ -85,6 +85,17 @@ def run(
     return done
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Put it there, for its owner alone, whole or not at all; nothing if it is there already."""
+    if path.exists() and path.read_text() == text:
+        return
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def quietly(command: Sequence[str | Path], timeout: float = 30) -> bool:
     """Run something whose failure is no news, like deleting what may not be there."""
     try:

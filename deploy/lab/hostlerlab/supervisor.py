@@ -49,7 +49,7 @@ def supervise(name: str) -> int:
     except BlockingIOError:
         return 0  # another one is at it
     me = Process.of(os.getpid())
-    if me is None or not is_mounted(host.root):
+    if me is None or not is_mounted(host.root) or host.machine_uuid() is None:
         return 1
     me.save(host.supervisor_record)
 
@@ -76,8 +76,7 @@ def supervise(name: str) -> int:
         status = _boot_once(host)
         sys.stderr.write(f"supervisor: {name} ended with {status}\n")
         sys.stderr.flush()
-    host.supervisor_record.unlink(missing_ok=True)
-    return 0
+    return 0  # the record stays: the host's power is on until this process has given its lock back
 
 
 def _boot_once(host: Host) -> int:

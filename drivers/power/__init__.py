@@ -1,0 +1,1 @@
+"""Drivers of BMCs. Each is an entry point (contracts.power.POWER_DRIVER_GROUP)."""

@@ -1,0 +1,178 @@
+"""Power of the lab's hosts through all three ways in, seen from outside: by ipmitool, and by the
+boot that each host is in."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from contracts.operations import DEFAULT_TASK_QUEUE
+from tests.e2e.conftest import add_hosts
+from tests.e2e.system import System
+from tests.lab import Lab
+
+pytestmark = pytest.mark.timeout(900)
+
+HOST = "kvm-3"  # which has no guests
+ACTIONS = ("off", "status", "on", "status", "reset", "cycle", "soft", "on")
+_PAUSE_S = 0.5
+
+
+async def row_of(lab: Lab, host: str = HOST) -> dict[str, Any]:
+    """What `lab status` says of a host."""
+    return next(row for row in (await lab.status())["hosts"] if row["name"] == host)
+
+
+async def is_on(system: System, lab: Lab, host: str = HOST) -> bool:
+    """By ipmitool, past Hostler."""
+    said = await _ipmitool(system, lab, host, "power", "status")
+    assert said.stdout in ("Chassis Power is on\n", "Chassis Power is off\n"), said
+    return "on" in said.stdout.split()
+
+
+async def _ipmitool(system: System, lab: Lab, host: str, *command: str) -> Any:
+    bmc = (await row_of(lab, host))["bmc"]
+    return await system.command(
+        *("ipmitool", "-I", "lanplus", "-C", "3", "-H", bmc["address"], "-p", str(bmc["port"])),
+        *("-U", bmc["user"], "-f", bmc["password_file"], *command),
+    )
+
+
+async def by_command(system: System, action: str) -> str:
+    """What it has ended with: the power."""
+    if action == "status":
+        return str((await system.shown("power", "status", HOST))["state"])
+    return str((await system.shown("power", action, HOST, "--timeout", "120"))["state"])
+
+
+async def by_api(system: System, action: str) -> str:
+    answer = await system.request(
+        "POST", f"/v1/hosts/{HOST}/power", json={"action": action, "timeout": 120}
+    )
+    assert answer.status_code == 202, answer.text
+    shown = await system.request("GET", answer.headers["Location"])
+    return await _end(system, shown.json()["workflow_id"])
+
+
+async def by_temporal(system: System, action: str) -> str:
+    request = {"host": HOST, "action": action, "timeout": 120}
+    workflow_id = f"by-hand/power/{action}"
+    said = await system.temporal(
+        *("workflow", "start", "--type", "PowerAction", "--task-queue", DEFAULT_TASK_QUEUE),
+        *("--workflow-id", workflow_id, "--input", json.dumps(request)),
+    )
+    assert said.status == 0, said
+    return await _end(system, workflow_id)
+
+
+async def _end(system: System, workflow_id: str) -> str:
+    result: dict[str, Any] = await (await system.workflow(workflow_id)).result()
+    return str(result["state"])
+
+
+@pytest_asyncio.fixture
+async def system(embedded: System, lab: Lab) -> Any:
+    """Running, with its hosts added and their BMCs enabled; all hosts are on afterwards."""
+    await embedded.up()
+    await add_hosts(embedded, lab)
+    for row in (await lab.status())["hosts"]:
+        bmc = row["bmc"]
+        await embedded.done(
+            *("oobm", "configure", row["name"], "--address", bmc["address"]),
+            *("--port", str(bmc["port"]), "--user", bmc["user"]),
+            *("--password-file", bmc["password_file"], "--enable"),
+        )
+    yield embedded
+    await lab.power_on()
+
+
+@pytest.mark.parametrize("way", [by_command, by_api, by_temporal])
+async def test_every_action_on_every_way(system: System, lab: Lab, way: Any) -> None:
+    for action in ACTIONS:
+        before, was_on = (await row_of(lab))["boot_id"], await is_on(system, lab)
+        state = await way(system, action)
+        on = was_on if action == "status" else action not in ("off", "soft")
+        assert await is_on(system, lab) == on
+        assert state == (await system.host(HOST))["power"]["state"] == ("On" if on else "Off")
+        if action == "status":
+            assert (await row_of(lab))["boot_id"] == before
+        elif on:
+            while (after := (await row_of(lab))["boot_id"]) is None:
+                await asyncio.sleep(_PAUSE_S)
+            assert after != before, action
+            await _until_it_answers(system)
+
+
+async def pull_the_plug(_system: System, lab: Lab) -> None:
+    await lab.kill(HOST)
+
+
+async def kill_through_the_bmc(system: System, lab: Lab) -> None:
+    """Past Hostler."""
+    said = await _ipmitool(system, lab, HOST, "power", "off")
+    assert said.status == 0, said
+    while await is_on(system, lab):
+        await asyncio.sleep(_PAUSE_S)
+
+
+@pytest.mark.parametrize("lose_power", [pull_the_plug, kill_through_the_bmc])
+async def test_a_host_that_loses_its_power_is_off_then_down(
+    system: System, lab: Lab, lose_power: Any
+) -> None:
+    await system.done("setting", "set", "host.check.interval", "10")
+    await system.done("setting", "set", "outofbandmanagement.sync.timeout", "4")
+    await system.done("setting", "set", "outofbandmanagement.sync.interval", "5")
+    await lose_power(system, lab)
+    while (host := await system.host(HOST))["power"]["state"] != "Off":
+        await asyncio.sleep(_PAUSE_S)
+    assert "On -> Off" in await system.events(f"host/{HOST}")
+    while (host := await system.host(HOST))["status"] != "Down":
+        await asyncio.sleep(_PAUSE_S)
+    assert "its BMC says that it is off" in host["status_reason"]
+    # That is the word which a maintenance needs.
+    await system.done("maintenance", "enter", HOST, "--reason", "no power")
+    view = await system.until_phase(HOST, "Ready")
+    assert "the host is down" in view["message"]
+
+
+async def test_a_host_with_vms_is_refused(
+    system: System, lab: Lab, guests: tuple[str, ...]
+) -> None:
+    said = await system.hostler("power", "off", "kvm-1")
+    assert said.status == 1
+    for guest in guests:
+        assert guest in said.stderr
+        await lab.ticks_on(guest)
+
+
+async def test_the_password_of_a_bmc_is_changed(system: System, lab: Lab) -> None:
+    bmc = (await row_of(lab))["bmc"]
+    former = bmc["password_file"]
+    await system.done("oobm", "change-password", HOST)
+    said = await system.hostler("oobm", "test", HOST, "--password-file", former)
+    assert said.status == 1
+    assert "On" in await system.done("oobm", "test", HOST)
+    # As it was, for whoever comes next.
+    await system.done("oobm", "change-password", HOST, "--password-file", former)
+    assert await is_on(system, lab)
+
+
+async def _until_it_answers(system: System) -> None:
+    while (await system.hostler("host", "check", HOST)).status != 0:
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def test_a_maintenance_switches_off_and_on(system: System, lab: Lab) -> None:
+    before = (await row_of(lab))["boot_id"]
+    await system.done("maintenance", "enter", HOST, "--power-off-when-ready", "--watch")
+    assert not await is_on(system, lab)
+    shown = await system.shown("maintenance", "status", HOST)
+    assert shown["message"] == "Ready for maintenance: it is switched off"
+    await system.done("maintenance", "leave", HOST)
+    assert await is_on(system, lab)
+    row = await row_of(lab)
+    assert row["boot_id"] != before
+    host = await system.shown("host", "show", HOST)
+    assert (host["resource_state"], host["status"]) == ("Enabled", "Up")
