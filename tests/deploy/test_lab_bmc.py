@@ -179,6 +179,33 @@ def orders() -> list[str]:
     return [line.split()[2] for line in lines if line.startswith(f"bmc: {HOST}: ")]
 
 
+@pytest.mark.parametrize("action", ["reset", "on"])
+async def test_a_boot_from_the_network_installs_once(lab: Lab, bmc: BmcAccess, action: str) -> None:
+    before, key = await lab.boot_id(HOST), (await lab.access(HOST)).host_key
+    if action == "on":
+        await lab.ipmitool(bmc, "power", "off")
+        await lab.until_powered(bmc, False)
+    await lab.ipmitool(bmc, "chassis", "bootdev", "pxe")
+    assert "Force PXE" in (await lab.ipmitool(bmc, "chassis", "bootparam", "get", "5")).stdout
+    await lab.ipmitool(bmc, "power", action)
+    installed = await next_boot(lab, before)
+    await booted(lab)
+    other = (await lab.access(HOST)).host_key
+    assert other != key
+    await lab.ipmitool(bmc, "power", "reset")
+    await next_boot(lab, installed)
+    assert (await lab.access(HOST)).host_key == other
+
+
+async def test_a_boot_device_that_is_taken_back_is_not_used(lab: Lab, bmc: BmcAccess) -> None:
+    before, key = await lab.boot_id(HOST), (await lab.access(HOST)).host_key
+    await lab.ipmitool(bmc, "chassis", "bootdev", "pxe")
+    await lab.ipmitool(bmc, "chassis", "bootdev", "none")
+    await lab.ipmitool(bmc, "power", "reset")
+    await next_boot(lab, before)
+    assert (await lab.access(HOST)).host_key == key
+
+
 async def test_orders_are_followed_one_after_the_other(lab: Lab, bmc: BmcAccess) -> None:
     before = await lab.boot_id(HOST)
     for action in ("off", "on", "off", "on"):

@@ -116,6 +116,17 @@ async def add_host(system: System, row: dict[str, str], *more: str) -> None:
     )
 
 
+async def enable_bmcs(system: System, lab: Lab) -> None:
+    """Hostler may switch the power of every host of the lab."""
+    for row in (await lab.status())["hosts"]:
+        bmc = row["bmc"]
+        await system.done(
+            *("oobm", "configure", row["name"], "--address", bmc["address"]),
+            *("--port", str(bmc["port"]), "--user", bmc["user"]),
+            *("--password-file", bmc["password_file"], "--enable"),
+        )
+
+
 async def slow_down(system: System) -> None:
     """A guest takes about half a minute to move: long enough to kill things in the middle."""
     await system.done("setting", "set", "migration.bandwidth", "3")

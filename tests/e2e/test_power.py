@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.operations import DEFAULT_TASK_QUEUE
-from tests.e2e.conftest import add_hosts
+from tests.e2e.conftest import add_hosts, enable_bmcs
 from tests.e2e.system import System
 from tests.lab import Lab
 
@@ -77,13 +77,7 @@ async def system(embedded: System, lab: Lab) -> Any:
     """Running, with its hosts added and their BMCs enabled; all hosts are on afterwards."""
     await embedded.up()
     await add_hosts(embedded, lab)
-    for row in (await lab.status())["hosts"]:
-        bmc = row["bmc"]
-        await embedded.done(
-            *("oobm", "configure", row["name"], "--address", bmc["address"]),
-            *("--port", str(bmc["port"]), "--user", bmc["user"]),
-            *("--password-file", bmc["password_file"], "--enable"),
-        )
+    await enable_bmcs(embedded, lab)
     yield embedded
     await lab.power_on()
 

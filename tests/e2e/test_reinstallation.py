@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import HOSTS, add_hosts
+from tests.e2e.conftest import HOSTS, add_hosts, enable_bmcs
 from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import System
@@ -146,6 +146,26 @@ async def test_a_host_that_lost_its_power(system: System, lab: Lab) -> None:
     host = await system.host(HOST)
     await assert_in_service(lab, HOST, host)
     assert (host["status"], host["host_key_sha256"]) == ("Up", row["host_key_sha256"])
+
+
+async def test_its_bmc_boots_it_from_the_network(system: System, lab: Lab) -> None:
+    await enable_bmcs(system, lab)
+    former = await row_of(lab, HOST)
+    working = asyncio.create_task(
+        system.done("host", "reinstall", HOST, "--after-maintenance", "--network-boot")
+    )
+    asked = await until(system, "Question", "host key")
+    row = await row_of(lab, HOST)
+    assert asked["host_key_sha256"] == row["host_key_sha256"] != former["host_key_sha256"]
+    await answer(
+        system,
+        *("--accept-host-key", row["host_key_sha256"], "--password-file", row["password_file"]),
+    )
+    await working
+    assert [event for event in await system.events(f"host/{HOST}") if "from the network" in event]
+    await assert_in_service(lab, HOST, await system.host(HOST))
+    await lab.reboot(HOST)  # that was once: it has its disk again
+    assert (await row_of(lab, HOST))["host_key_sha256"] == row["host_key_sha256"]
 
 
 STEPS = (

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import paths
+from . import image, paths
 from .host import Host
 from .processes import Process
 from .shell import LabError, clean_environment, die_with_parent, run, say, write_secret
@@ -246,9 +246,9 @@ class _AllChassis:
     @staticmethod
     def _work(host: Host, orders: "queue.SimpleQueue[str | None]") -> None:
         actions: dict[str, Callable[[], None]] = {
-            "on": host.power_on,
+            "on": lambda: None if host.running() else _boot(host, host.power_on),
             "off": host.power_loss,
-            "reset": host.power_reset,
+            "reset": lambda: _boot(host, host.power_reset),
             "soft": host.power_button,
         }
         while (order := orders.get()) is not None:
@@ -257,3 +257,17 @@ class _AllChassis:
                 actions[order]()
             except (LabError, OSError) as error:
                 _log(f"{host.name}: {order}: {error}")
+
+
+def _boot(host: Host, from_disk: Callable[[], None]) -> None:
+    """From its disk; or, once if it was told so, from the network, where an installer is."""
+    try:
+        (paths.BMC / f"{host.name}.boot-device").unlink()
+    except FileNotFoundError:
+        from_disk()
+        return
+    installation = image.cached()
+    if installation is None:
+        raise LabError("there is nothing on the network to boot from: lab up makes it")
+    _log(f"{host.name}: is installed from the network")
+    host.rebuild(installation)

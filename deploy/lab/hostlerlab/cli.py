@@ -196,6 +196,7 @@ def _kill(host: Host) -> None:
 
 def _rebuild(host: Host) -> None:
     host.rebuild(machine.ensure_tools())
+    host.wait_ready(120)
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:

@@ -275,14 +275,13 @@ class Host:
 
     def rebuild(self, image: Image) -> None:
         """Re-install it from the bare root file system: another disk, other keys, another password,
-        the same machine. Whatever runs on it is lost."""
+        the same machine. Whatever runs on it is lost. Returns while it boots."""
         machine = self.machine_uuid()
         with self._power():
             self.stop(grace=0)
             self.remove()
             self.prepare_disk(image, machine)
             self.start()
-        self.wait_ready(120)
 
     # --- talking to it
 
