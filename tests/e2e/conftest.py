@@ -27,8 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest_asyncio.fixture
 async def guests(lab: Lab) -> AsyncIterator[tuple[str, ...]]:
     """Fresh guests, all on kvm-1, no others in the lab, and no trace of Hostler on the hosts."""
-    for host in HOSTS:
-        await lab.exec(host, "rm", "-rf", "/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
+    traces = ("/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
+    await asyncio.gather(*(lab.exec(host, "rm", "-rf", *traces) for host in HOSTS))
     await _remove_all(lab)
     await asyncio.gather(*(lab.start_guest(guest, on="kvm-1") for guest in GUESTS))
     yield GUESTS
@@ -37,8 +37,7 @@ async def guests(lab: Lab) -> AsyncIterator[tuple[str, ...]]:
 
 async def _remove_all(lab: Lab) -> None:
     there = {guest["name"] for guest in (await lab.status())["guests"]}
-    for guest in sorted(there | set(GUESTS)):
-        await lab.remove_guest(guest)
+    await asyncio.gather(*(lab.remove_guest(guest) for guest in there | set(GUESTS)))
 
 
 @pytest.fixture
@@ -88,22 +87,27 @@ async def split(
 
 async def add_topology(system: System, *, enabled: bool = True) -> None:
     """zone-1, pod-1 and cluster-1, the latter enabled or as it is made. A worker has to run."""
-    for kind, name, parent in (
-        ("zone", "zone-1", ()),
-        ("pod", "pod-1", ("--zone", "zone-1")),
-        ("cluster", "cluster-1", ("--pod", "pod-1")),
-    ):
-        await system.done(kind, "create", name, *parent)
-        if enabled or kind != "cluster":
-            await system.done(kind, "enable", name)
+    places = (
+        ("zones", {"name": "zone-1"}),
+        ("pods", {"name": "pod-1", "zone": "zone-1"}),
+        ("clusters", {"name": "cluster-1", "pod": "pod-1"}),
+    )
+    for kind, place in places:
+        answer = await system.request("POST", f"/v1/{kind}", json=place)
+        assert answer.status_code == 201, answer.text
+    for kind, place in places:
+        if enabled or kind != "clusters":
+            path = f"/v1/{kind}/{place['name']}"
+            await system.ended(
+                await system.request("PATCH", path, json={"allocation_state": "Enabled"})
+            )
 
 
 async def add_hosts(system: System, lab: Lab, *, enabled: bool = True) -> None:
     """All hosts of the lab, as an operator adds them, into a cluster that is enabled or not."""
     await add_topology(system, enabled=enabled)
     rows = (await lab.status())["hosts"]
-    for row in rows:
-        await add_host(system, row)
+    await asyncio.gather(*(add_host(system, row) for row in rows))
 
 
 async def add_host(system: System, row: dict[str, str], *more: str) -> None:

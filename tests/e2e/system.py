@@ -178,6 +178,12 @@ class System:
                 method, f"http://127.0.0.1:{self.api_port}{path}", headers=headers, **more
             )
 
+    async def ended(self, started: httpx.Response) -> Any:
+        """What the operation that was started has ended with. Raises WorkflowFailureError."""
+        assert started.status_code == 202, started.text
+        operation = (await self.request("GET", started.headers["Location"])).json()
+        return await (await self.workflow(operation["workflow_id"])).result()
+
     async def curl(self, path: str, *arguments: str) -> tuple[int, Any]:
         """A request with curl, as the README shows it: status and body."""
         header = self.home / "curl-header"

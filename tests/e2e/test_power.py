@@ -51,9 +51,7 @@ async def by_api(system: System, action: str) -> str:
     answer = await system.request(
         "POST", f"/v1/hosts/{HOST}/power", json={"action": action, "timeout": 120}
     )
-    assert answer.status_code == 202, answer.text
-    shown = await system.request("GET", answer.headers["Location"])
-    return await _end(system, shown.json()["workflow_id"])
+    return str((await system.ended(answer))["state"])
 
 
 async def by_temporal(system: System, action: str) -> str:
@@ -64,10 +62,6 @@ async def by_temporal(system: System, action: str) -> str:
         *("--workflow-id", workflow_id, "--input", json.dumps(request)),
     )
     assert said.status == 0, said
-    return await _end(system, workflow_id)
-
-
-async def _end(system: System, workflow_id: str) -> str:
     result: dict[str, Any] = await (await system.workflow(workflow_id)).result()
     return str(result["state"])
 
