@@ -1,6 +1,7 @@
 """The `hostler` command."""
 
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -32,6 +33,12 @@ class _Hostler(TyperGroup):
             raise typer.Exit(2 if isinstance(error, InvalidInput) else 1) from None
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hostler {version('hostler')}")
+        raise typer.Exit
+
+
 # Without rich's markup and tracebacks, errors are plain lines, and local variables stay private.
 app = typer.Typer(
     name="hostler",
@@ -43,6 +50,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _hostler(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it, and end."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 processes.register(app)
 topology.register(app)
 hosts.register(app)

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,8 @@ def test_ok_is_silent_on_stderr(api: FakeApi) -> None:
     )
     done = run("zone", "show", "zone-1")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_tells_its_version() -> None:
+    done = hostler("--version")
+    assert (done.exit_code, done.output) == (0, f"hostler {version('hostler')}\n")
