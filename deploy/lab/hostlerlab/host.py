@@ -138,7 +138,7 @@ class Host:
         run(["ip", "link", "set", self.link, "master", paths.BRIDGE, state])
 
     def unplug(self) -> None:
-        """Remove cable and namespace."""
+        """Remove cable and namespace: a machine without power does not even refuse to answer."""
         quietly(["ip", "link", "delete", self.link])
         if (paths.NETNS_DIR / self.netns).exists():
             quietly(["ip", "netns", "delete", self.netns])
@@ -146,7 +146,8 @@ class Host:
     def cut(self) -> None:
         """Unreachable from now on, also across a reboot, until healed."""
         self.cut_mark.touch()
-        self.attach()
+        if self.link_exists():
+            self.attach()
 
     def heal(self) -> None:
         """Undo a cut."""
@@ -237,6 +238,7 @@ class Host:
         if supervisor is not None:
             supervisor.kill()  # first, or it boots what is killed under it
         self.kill_container()
+        self.unplug()
 
     @contextlib.contextmanager
     def _power(self) -> Iterator[None]:

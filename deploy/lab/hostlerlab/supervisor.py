@@ -76,6 +76,7 @@ def supervise(name: str) -> int:
         status = _boot_once(host)
         sys.stderr.write(f"supervisor: {name} ended with {status}\n")
         sys.stderr.flush()
+    host.unplug()
     return 0  # the record stays: the host's power is on until this process has given its lock back
 
 
