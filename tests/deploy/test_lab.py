@@ -172,7 +172,7 @@ def test_up_repairs_a_host_that_lost_its_power() -> None:
     refused(lab("exec", "kvm-3", "--", "true"), "kvm-3 does not run", "lab up")
     refused(lab("reboot", "kvm-3"), "kvm-3 does not run", "lab up")
     refused(lab("kill", "kvm-3"), "kvm-3 does not run")
-    with pytest.raises(OSError, match="timed out|No route to host"):
+    with pytest.raises(OSError, match=r"timed out|No route to host"):
         socket.create_connection(("198.18.0.13", 22), timeout=10)
     good("up")
     after = each("boot_id")
