@@ -281,6 +281,13 @@ def test_the_lab_of_another_checkout_is_left_alone(tmp_path: Path) -> None:
     assert each("boot_id") == before
 
 
+def test_a_host_that_runs_is_taken_away() -> None:
+    good("up", "--hosts", "4")
+    assert [found for kind in remains().values() for found in kind if "kvm-4" in found]
+    good("remove", "kvm-4")
+    assert [found for kind in remains().values() for found in kind if "kvm-4" in found] == []
+
+
 def test_a_guest_writes_its_ticks_to_its_disk() -> None:
     disk = "/var/lib/libvirt/images/lab-disk.raw"
     good("guest", "start", "lab-disk", "--on", "kvm-2", "--disk-local")

@@ -194,6 +194,11 @@ def _kill(host: Host) -> None:
     host.power_loss()
 
 
+def _remove(host: Host) -> None:
+    host.power_loss()
+    host.remove()
+
+
 def _rebuild(host: Host) -> None:
     host.rebuild(machine.ensure_tools())
     host.wait_ready(120)
@@ -234,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         ("reboot", Host.reboot, "reboot a host in good order, and wait until it answers"),
         ("kill", _kill, "hard power loss of a host; it stays off until up"),
         ("rebuild", _rebuild, "re-install a host: a new disk with new keys and password"),
-        ("remove", Host.remove, "take a host away; up makes a new one"),
+        ("remove", _remove, "take a host away; up makes a new one"),
         ("cut", Host.cut, "cut a host's cable"),
         ("heal", Host.heal, "mend a host's cable"),
     ):
