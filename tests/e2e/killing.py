@@ -1,7 +1,7 @@
 """A worker that is killed at each step of an operation, and replaced.
 
-With `--matrix`, an operation for each moment. Without, one whose steps have a moment each by a seed
-(MATRIX_SEED, or the day).
+With `--matrix`, at every step, in an operation for each moment. Without, in one operation, at half
+of its steps: which, and when, is by a seed (MATRIX_SEED, or the day).
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from tests.e2e.system import ROOT, System
 from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
 from tests.seed import seed_of_the_day
 
-Moments = Callable[[str], Moment]
-"""When, of each step."""
+Moments = Callable[[str], Moment | None]
+"""When, of each step; None: not this time."""
 
 
 def choices_of_moments(*, all_of_them: bool) -> dict[str, Moments]:
@@ -33,8 +33,10 @@ def _always(moment: Moment, step: str) -> Moment:
     return moment
 
 
-def _by_chance(seed: str, step: str) -> Moment:
-    return random.Random(f"{seed} {step}").choice(list(Moment))  # noqa: S311 - no secret comes of it
+def _by_chance(seed: str, step: str) -> Moment | None:
+    chance = random.Random(f"{seed} {step}")  # noqa: S311 - no secret comes of it
+    choices: list[Moment | None] = [*Moment, None, None]
+    return chance.choice(choices)
 
 
 class MortalWorker:
@@ -56,7 +58,8 @@ class MortalWorker:
 
     def arm(self, steps: Sequence[str], moments: Moments) -> set[str]:
         """From now on the next call of each of these activities waits. Returns the failpoints."""
-        return {self._failpoints.arm(Place(step), moments(step)) for step in steps}
+        chosen = {step: moment for step in steps if (moment := moments(step))}
+        return {self._failpoints.arm(Place(step), moment) for step, moment in chosen.items()}
 
     async def die_at(self, armed: set[str], operation: asyncio.Task[Any]) -> None:
         """Kill the worker wherever it waits, until it did at each failpoint. Fails if the
