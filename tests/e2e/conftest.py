@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -25,6 +26,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("moments", choices.values(), ids=list(choices))
 
 
+async def together(*calls: Coroutine[Any, Any, object]) -> None:
+    """All of them at once, each to its end also if another fails: a command that is cancelled with
+    its test holds up the event loop's end for ever."""
+    for ended in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(ended, BaseException):
+            raise ended
+
+
 @pytest.fixture(scope="session")
 def definitions() -> dict[str, str]:
     """Each guest as this run has started it: what `_seen` gave."""
@@ -36,7 +45,7 @@ async def guests(lab: Lab, definitions: dict[str, str]) -> tuple[str, ...]:
     """As if just started, all on kvm-1, no others in the lab, and no trace of Hostler on the hosts.
     Those that nobody has touched run on: to boot takes an emulated machine longest."""
     traces = ("/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
-    await asyncio.gather(*(lab.exec(host, "rm", "-rf", *traces) for host in HOSTS))
+    await together(*(lab.exec(host, "rm", "-rf", *traces) for host in HOSTS))
     at_home = {guest["name"]: guest["hosts"] == [HOME] for guest in (await lab.status())["guests"]}
     untouched = {
         guest
@@ -44,8 +53,8 @@ async def guests(lab: Lab, definitions: dict[str, str]) -> tuple[str, ...]:
         if at_home.get(guest) and await _seen(lab, guest) == definitions.get(guest)
     }
     missing = set(GUESTS) - untouched
-    await asyncio.gather(*(lab.remove_guest(guest) for guest in {*at_home, *GUESTS} - untouched))
-    await asyncio.gather(*(lab.start_guest(guest, on=HOME) for guest in missing))
+    await together(*(lab.remove_guest(guest) for guest in {*at_home, *GUESTS} - untouched))
+    await together(*(lab.start_guest(guest, on=HOME) for guest in missing))
     for guest in missing:
         definitions[guest] = await _seen(lab, guest)
     return GUESTS
@@ -125,7 +134,7 @@ async def add_hosts(system: System, lab: Lab, *, enabled: bool = True) -> None:
     """All hosts of the lab, as an operator adds them, into a cluster that is enabled or not."""
     await add_topology(system, enabled=enabled)
     rows = (await lab.status())["hosts"]
-    await asyncio.gather(*(add_host(system, row) for row in rows))
+    await together(*(add_host(system, row) for row in rows))
 
 
 async def add_host(system: System, row: dict[str, str], *more: str) -> None:
