@@ -4,7 +4,8 @@
 
 A command is sent at most once. After a crash in between nobody sends it again: it is looked for
 what became of it, and if that can't be told the action ends as OutcomeUnknown. Cancel before the
-command is sent ends the action; later it comes too late, and what became of it is still found out.
+command is sent ends the action; later it comes too late, what became of it is still found out, and
+no other command follows.
 """
 
 import asyncio
@@ -223,7 +224,8 @@ class PowerAction:
         if verdict.outcome is CommandOutcome.DONE:
             return seen, verdict.message
         is_on = seen.state is PowerState.ON
-        if action is Action.SOFT and self._asked.fall_back_to_off and is_on:
+        goes_on = self._asked.fall_back_to_off and not self._cancel_came_late
+        if action is Action.SOFT and goes_on and is_on:
             self._enter(Phase.SWITCHING, f"{verdict.message}: it is switched off")
             return await self._do(Action.OFF, survey, seconds)
         raise failure(self._asked.host, action, verdict)

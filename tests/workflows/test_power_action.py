@@ -611,6 +611,16 @@ async def test_cancel_comes_too_late_once_it_was_sent(power: Site) -> None:
     assert (await handle.query(PowerAction.status)).cancel_came_late
 
 
+async def test_after_a_cancel_soft_does_not_fall_back(power: Site) -> None:
+    power.bmc.lies = True
+    handle = await power.begin(Action.SOFT, fall_back_to_off=True, timeout=3)
+    while not power.bmc.commands:
+        await pause()
+    await handle.cancel()
+    assert (await failure_of(handle)).type == "PowerUnchanged"
+    assert power.bmc.commands == [PowerCommand.SOFT]
+
+
 async def test_cancel_before_that_sends_nothing(power: Site) -> None:
     power.bmc.lies = True
     first = await power.begin(Action.OFF, timeout=20)
