@@ -14,7 +14,7 @@ from activities.bmcs import Bmc, BmcDirectory, ask, surprises_of_bmc
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
-from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.errors import Conflict, Failed, InvalidInput, LeaseHeld, NotFound, Unavailable
 from contracts.leases import Lease, LeaseRef
 from contracts.oobm import LOGIN_PROBLEMS, PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -48,8 +48,14 @@ from contracts.steps import HostRef
 from contracts.vms import Vm
 from drivers.errors import (
     AccountRefused,
+    BmcCertificateRefused,
+    BmcCommandRejected,
+    BmcUnidentified,
+    BmcUnreachable,
+    CallTimedOut,
     InsufficientPrivilege,
     LoginRefused,
+    PowerDriverFailed,
     PowerOutcomeUnknown,
     WrongBmc,
 )
@@ -63,6 +69,17 @@ _COMMAND_WITHIN_S = 15
 # A worker that was stopped in between, for longer than this, must not send what others by now take
 # for lost.
 _SENT_WITHIN_S = 5.0
+# What `PowerDriver.set_power` raises when it has not sent the command, or the BMC does not take it.
+# After anything else nobody knows.
+_NOT_SENT = (BmcUnreachable, CallTimedOut, BmcUnidentified, PowerDriverFailed)
+_REFUSED = (
+    InvalidInput,
+    LoginRefused,
+    InsufficientPrivilege,
+    WrongBmc,
+    BmcCertificateRefused,
+    BmcCommandRejected,
+)
 
 
 class PowerActivities:
@@ -194,18 +211,22 @@ class PowerActivities:
                 f"This worker was held up before it told the BMC of {bmc.login.host} anything."
             )
         try:
-            with surprises_of_bmc(bmc.login.host):
-                await bmc.driver.set_power(
-                    bmc.access, PowerCommand(command.action.value), timeout=_COMMAND_WITHIN_S
-                )
-        except PowerOutcomeUnknown as error:
-            return await power.record_answer(command, accepted=False, problem=error.message)
-        except Unavailable:
+            await bmc.driver.set_power(
+                bmc.access, PowerCommand(command.action.value), timeout=_COMMAND_WITHIN_S
+            )
+        except _NOT_SENT:
             await power.withdraw_command(command)
             raise
-        except HostlerError as error:
+        except _REFUSED as error:
             await power.finish_command(command, CommandOutcome.REFUSED, error.message)
             raise
+        except PowerOutcomeUnknown as error:
+            return await power.record_answer(command, accepted=False, problem=error.message)
+        except Exception as error:
+            kind = type(error).__name__
+            activity.logger.exception("%s: the driver %s", bmc.login.host, bmc.login.driver)
+            problem = f"the driver {bmc.login.driver} has failed over it: {kind}"
+            return await power.record_answer(command, accepted=False, problem=problem)
         return await power.record_answer(command, accepted=True)
 
     @activity.defn(name="watch_power")

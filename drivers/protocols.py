@@ -518,8 +518,10 @@ class PowerDriver(Protocol):
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """Send `command` once, and return when the BMC has accepted it: no proof that it has done
-        it. Raises PowerOutcomeUnknown if it may have got it but has not answered; after any other
-        error it has not acted on it."""
+        it. BmcUnreachable, CallTimedOut, BmcUnidentified and PowerDriverFailed say that it was not
+        sent: it is sent again then. The others in the list above say that the BMC does not do it.
+        PowerOutcomeUnknown, and whatever else is raised, says that the BMC may have got it: it is
+        not sent again."""
 
     async def change_password(
         self,

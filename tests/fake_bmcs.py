@@ -34,7 +34,7 @@ class FakeBmc:
     guid: str | None = "guid-1"
     password: str = "bmc-pw"
     fails: HostlerError | None = None
-    command_fails: HostlerError | None = None
+    command_fails: Exception | None = None
     after_effect: bool = False
     lies: bool = False
     lies_of_passwords: bool = False

@@ -21,7 +21,7 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.power import PowerActivities
-from contracts.errors import HostlerError
+from contracts.errors import Failed, HostlerError, Unavailable
 from contracts.leases import LeaseScope, Owner
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -419,6 +419,29 @@ async def test_what_may_have_been_lost_is_not_sent_again(power: Site, action: Ac
     assert failure.type == "OutcomeUnknown"
     assert "no answer to the command" in failure.message
     assert power.bmc.commands == []
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), ConnectionError("bmc-pw"), Unavailable("gone"), Failed("odd")]
+)
+async def test_what_a_driver_is_not_to_raise_is_an_unknown_outcome(
+    power: Site, error: Exception
+) -> None:
+    """Of a driver from outside: it may have sent it."""
+    tries = 0
+
+    def count() -> None:
+        nonlocal tries
+        tries += 1
+
+    power.bmcs.on_command = count
+    power.bmc.command_fails = error
+    failure = await power.failure(Action.RESET)
+    assert failure.type == "OutcomeUnknown"
+    assert f"the driver ipmi has failed over it: {type(error).__name__}" in failure.message
+    assert tries == 1
+    (message,) = await power.messages()
+    assert "it is not sent again" in message
 
 
 async def test_a_boot_that_nobody_can_prove_is_said_to_be_so(power: Site) -> None:
