@@ -134,9 +134,21 @@ class PowerActivities:
         """The host's next boot, and no other, is from the network. Raises LeaseLost, Conflict (the
         driver can't), Unavailable, Failed (the BMC does not do it)."""
         bmc = await self._bmcs.find(lease.host)
+        booter = _network_booter(bmc)
         await self._inventory.leases.verify(lease)
         with surprises_of_bmc(lease.host):
-            await _network_booter(bmc).set_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
+            await uninterrupted(booter.set_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S))
+
+    @activity.defn(name="clear_network_boot")
+    async def clear_network_boot(self, lease: LeaseRef) -> None:
+        """The host's next boot is as ever. Raises LeaseLost, NotFound, Disabled, Unavailable,
+        Failed (the BMC does not do it)."""
+        bmc = await self._bmcs.find(lease.host)
+        if not isinstance(bmc.driver, NetworkBooter):
+            return
+        await self._inventory.leases.verify(lease)
+        with surprises_of_bmc(lease.host):
+            await bmc.driver.clear_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
 
     @activity.defn(name="await_power_lease")
     async def await_power_lease(self, request: AwaitLeaseInput) -> Lease:

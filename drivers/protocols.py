@@ -543,12 +543,18 @@ class PowerDriver(Protocol):
 
 @runtime_checkable
 class NetworkBooter(Protocol):
-    """What a PowerDriver may be able to do besides. Both raise what its other methods raise."""
+    """What a PowerDriver may be able to do besides. All raise what its other methods raise."""
 
     async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
         """Look whether the BMC can do it; nothing changes. Raises BmcCommandRejected."""
 
     async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
         """The next boot, and no other, is from the network; proven by reading it back. It boots
-        when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13). May be
-        called many times. Raises BmcCommandRejected: also if the BMC says yes, and does not."""
+        when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13), or never
+        (Redfish). May be called many times. Raises BmcCommandRejected: also if the BMC says yes,
+        and does not."""
+
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Take back what `set_network_boot` has set, if the BMC still shows it; proven by reading
+        it back. What else it is to boot from stays. May be called many times. Raises
+        BmcCommandRejected as that does."""

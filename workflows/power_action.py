@@ -12,7 +12,7 @@ import asyncio
 from datetime import timedelta
 
 from temporalio import exceptions, workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.leases import LeaseActivities
@@ -39,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.states import Phase
     from contracts.steps import AcquireLeaseInput, HostRef
     from workflows import policies
-    from workflows.failures import as_application_error
+    from workflows.failures import as_application_error, explain
     from workflows.power_plan import check, failure, is_there_already, judge, warnings
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
     from workflows.takeover import conflict
@@ -62,6 +62,7 @@ class PowerAction:
         self._final = False
         self._canceled = False
         self._cancel_came_late = False
+        self._may_have_booted = False
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
@@ -119,9 +120,8 @@ class PowerAction:
             return self._result(
                 PowerOutcome.THERE_ALREADY, survey.state, survey, "nothing was sent"
             )
-        if asked.network_boot:
-            await self._set_network_boot()
-        seen, proof = await self._do(asked.action, survey, seconds)
+        do = self._do_from_network if asked.network_boot else self._do
+        seen, proof = await do(asked.action, survey, seconds)
         return self._result(PowerOutcome.DONE, seen.state, seen, proof)
 
     # --- the steps ------------------------------------------------------------------------------
@@ -180,17 +180,54 @@ class PowerAction:
         self._warnings = warnings(self._asked, survey)
         return survey
 
-    async def _set_network_boot(self) -> None:
-        """Under the lease, right before it boots."""
+    async def _do_from_network(
+        self, action: Action, survey: PowerSurvey, seconds: int
+    ) -> tuple[PowerSeen, str]:
+        """Set under the lease, right before it boots; without a boot not left behind: there are
+        BMCs that would go by it weeks later."""
         self._enter(Phase.SWITCHING, f"{self._asked.host} is to boot from the network, once")
-        # Taken for done while it runs: whoever cancels must not leave that behind.
+        try:
+            await workflow.execute_activity_method(
+                PowerActivities.set_network_boot,
+                self._held,
+                summary="The next boot is from the network",
+                **policies.BMC_COMMAND,
+            )
+            return await self._do(action, survey, seconds)
+        except (asyncio.CancelledError, ActivityError, ApplicationError) as error:
+            if not self._may_have_booted:
+                await self._clear_network_boot(error)
+            raise
+
+    async def _clear_network_boot(self, error: BaseException) -> None:
+        """Raises ApplicationError in the place of `error` if that is left behind."""
+        host = self._asked.host
+        self._enter(Phase.ROLLING_BACK, f"{host} is to boot as before")
         self._final = True
-        await workflow.execute_activity_method(
-            PowerActivities.set_network_boot,
-            self._held,
-            summary="The next boot is from the network",
-            **policies.FIRST_LOOK,
-        )
+        try:
+            await workflow.execute_activity_method(
+                PowerActivities.clear_network_boot,
+                self._held,
+                summary="The next boot is as before",
+                **policies.BMC_COMMAND,
+            )
+        except ActivityError as left:
+            if isinstance(error, ActivityError) and not self._canceled:
+                error = as_application_error(error)
+            first = (
+                error
+                if isinstance(error, ApplicationError)
+                else ApplicationError("The action was cancelled.", type="Failed")
+            )
+            # It ends as a failure, though it was cancelled: a cancel would not say this.
+            self._canceled = False
+            raise ApplicationError(
+                f"{first.message} The next boot of {host} may still be from the network: "
+                f"{explain(left)}",
+                *first.details,
+                type=first.type,
+                non_retryable=True,
+            ) from error
 
     async def _do(self, action: Action, survey: PowerSurvey, seconds: int) -> tuple[PowerSeen, str]:
         """Send, watch, judge; what was seen, and by what it is known that it is done."""
@@ -228,6 +265,7 @@ class PowerAction:
         if action is Action.SOFT and goes_on and is_on:
             self._enter(Phase.SWITCHING, f"{verdict.message}: it is switched off")
             return await self._do(Action.OFF, survey, seconds)
+        self._may_have_booted = sent.accepted and verdict.outcome is CommandOutcome.UNKNOWN
         raise failure(self._asked.host, action, verdict)
 
     async def _send(self, command: PowerCommandRef) -> PowerSent:

@@ -171,6 +171,18 @@ class IpmitoolDriver:
         if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
             raise failures.boots_as_before(access)
 
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        if access.guid is not None:
+            await self.examine(access, timeout=timeout)
+        if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            return
+        output = await self._run(access, [_raw(ipmi_commands.BOOT_AS_EVER)], _left(deadline))
+        ipmi_commands.check(access.name, "boot it as before", output.code or 0)
+        if ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            raise failures.boots_from_network_still(access)
+
     async def _boot_flags(self, access: BmcAccess, deadline: float) -> Sequence[int]:
         output = await self._run(access, [_raw(ipmi_commands.BOOT_FLAGS)], _left(deadline))
         ipmi_commands.check(access.name, "tell what it boots from", output.code or 0)

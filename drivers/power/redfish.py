@@ -38,6 +38,7 @@ _RESET_TYPES = {
     PowerCommand.SOFT: "GracefulShutdown",
 }
 _PXE_ONCE = {"BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe"}
+_AS_EVER = {"BootSourceOverrideEnabled": "Disabled"}
 _STATES = {"On": PowerState.ON, "Off": PowerState.OFF}
 # Of a command: the service broke down over it, or something between did.
 _UNDECIDED = frozenset({500, 502, 503, 504})
@@ -144,19 +145,22 @@ class RedfishDriver:
         async with _deadline(access, timeout), self._clients.use(access) as client:
             system = await self._system(access, client.http)
             _require_pxe(access, system)
-            tag = system.get("@odata.etag")
-            response = await _send(
-                access,
-                client.http.patch(
-                    _path(access, system),
-                    json={"Boot": _PXE_ONCE},
-                    headers={"If-Match": tag} if tag else {},
-                ),
-            )
+            response = await _change_boot(access, client.http, system, _PXE_ONCE)
             _check(access, "boot it from the network", response)
-            shown = (await self._system(access, client.http)).get("Boot")
-            if not isinstance(shown, dict) or not shown.items() >= _PXE_ONCE.items():
+            if not _boots_from_network_once(await self._system(access, client.http)):
                 raise failures.boots_as_before(access)
+
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        self.validate(access)
+        async with _deadline(access, timeout), self._clients.use(access) as client:
+            system = await self._system(access, client.http)
+            if not _boots_from_network_once(system):
+                return
+            response = await _change_boot(access, client.http, system, _AS_EVER)
+            _check(access, "boot it as before", response)
+            if _boots_from_network_once(await self._system(access, client.http)):
+                raise failures.boots_from_network_still(access)
 
     async def change_password(
         self,
@@ -198,11 +202,7 @@ class RedfishDriver:
             path = _path(access, member)
             account = await _get(access, client, path)
             if account.get("UserName") == access.user:
-                tag = account.get("@odata.etag")
-                headers = {"If-Match": tag} if tag else {}
-                response = await _send(
-                    access, client.patch(path, json={"Password": password}, headers=headers)
-                )
+                response = await _patch(access, client, path, account, {"Password": password})
                 _check(access, "change a password", response)
                 return
         raise failures.no_account(access)
@@ -289,6 +289,28 @@ async def _get(access: BmcAccess, client: httpx.AsyncClient, path: str) -> Mappi
     return resource
 
 
+async def _patch(
+    access: BmcAccess,
+    client: httpx.AsyncClient,
+    path: str,
+    shown: Mapping[str, Any],
+    change: Mapping[str, Any],
+) -> httpx.Response:
+    """`shown`: the resource as it was."""
+    tag = shown.get("@odata.etag")
+    headers = {"If-Match": tag} if tag else {}
+    return await _send(access, client.patch(path, json=change, headers=headers))
+
+
+async def _change_boot(
+    access: BmcAccess,
+    client: httpx.AsyncClient,
+    system: Mapping[str, Any],
+    boot: Mapping[str, str],
+) -> httpx.Response:
+    return await _patch(access, client, _path(access, system), system, {"Boot": boot})
+
+
 def _check(access: BmcAccess, what: str, response: httpx.Response) -> None:
     status = response.status_code
     if response.is_success:
@@ -341,6 +363,11 @@ def _guid(system: Mapping[str, Any]) -> str | None:
 
 def _state(system: Mapping[str, Any]) -> PowerState:
     return _STATES.get(str(system.get("PowerState")), PowerState.UNKNOWN)
+
+
+def _boots_from_network_once(system: Mapping[str, Any]) -> bool:
+    shown = system.get("Boot")
+    return isinstance(shown, dict) and shown.items() >= _PXE_ONCE.items()
 
 
 def _reset(access: BmcAccess, system: Mapping[str, Any], command: PowerCommand) -> tuple[str, str]:

@@ -892,6 +892,100 @@ async def test_what_is_not_to_boot_from_the_network_is_not_switched(power: Site)
     assert power.bmc.commands == []
 
 
+def rejects_the_command(power: Site) -> None:
+    power.bmc.command_fails = rejected()
+
+
+def vms_come(power: Site) -> None:
+    power.bmc.command_fails = mute()
+    vms_arrive(power)
+
+
+def loses_the_command(power: Site) -> None:
+    power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
+
+
+def accepts_and_does_nothing(power: Site) -> None:
+    power.bmc.lies = True
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (rejects_the_command, "BmcCommandRejected"),
+        (vms_come, "Conflict"),
+        (loses_the_command, "OutcomeUnknown"),
+        (accepts_and_does_nothing, "PowerUnchanged"),
+    ],
+)
+async def test_a_boot_from_the_network_that_did_not_come_about_is_taken_back(
+    power: Site, fault: Callable[[Site], None], kind: str
+) -> None:
+    armed: list[bool] = []
+
+    def break_down() -> None:
+        armed.append(power.bmc.network_next)
+        fault(power)
+
+    power.bmcs.on_command = break_down
+    failure = await power.failure(Action.CYCLE, network_boot=True)
+    assert failure.type == kind
+    assert (armed, power.bmc.network_next) == ([True], False)
+    power.bmc.command_fails, power.bmc.lies, power.machine.vms = None, False, []
+    power.bmcs.on_command = lambda: None
+    await power.act(Action.CYCLE)
+    assert power.bmc.network_boots == 0
+
+
+async def test_an_accepted_boot_from_the_network_is_not_taken_back(power: Site) -> None:
+    """Its firmware may need longer than anybody waits."""
+    power.machine.boot_hidden = power.bmc.lies = True
+    failure = await power.failure(Action.CYCLE, network_boot=True)
+    assert "accepted, not proven" in failure.message
+    assert power.bmc.network_next
+
+
+async def test_a_cancel_before_the_boot_from_the_network_takes_it_back(power: Site) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    power.bmcs.on_network_boot = wait
+    handle = await power.begin(Action.CYCLE, network_boot=True)
+    while not power.bmc.network_next:
+        await pause()
+    await handle.cancel()
+    gate.set()
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, CancelledError)
+    assert (power.bmc.commands, power.bmc.network_next) == ([], False)
+    assert await power.inventory.leases.find("kvm-1", LeaseScope.POWER) is None
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_a_boot_from_the_network_that_can_not_be_taken_back_is_told(
+    power: Site, cancel: bool
+) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    power.bmcs.on_network_boot = wait
+    power.bmc.command_fails = power.bmc.clear_fails = rejected()
+    handle = await power.begin(Action.CYCLE, network_boot=True)
+    while not power.bmc.network_next:
+        await pause()
+    if cancel:
+        await handle.cancel()
+    gate.set()
+    failure = await failure_of(handle)
+    assert failure.type == ("Failed" if cancel else "BmcCommandRejected")
+    assert "The next boot of kvm-1 may still be from the network: The BMC of" in failure.message
+
+
 async def test_what_is_on_does_not_boot(power: Site) -> None:
     result = await power.act(Action.ON, network_boot=True)
     assert result.outcome is PowerOutcome.THERE_ALREADY

@@ -112,10 +112,22 @@ def boot_once(directory: Path) -> None:
             boot = {**boot, kinds: [kind for kind in boot[kinds] if kind != "Pxe"]}
         return {**boot, "BootSourceOverrideEnabled": "Once" if path in once else "Disabled"}
 
+    @app.before_request
+    def as_ever() -> Any:
+        asked = flask.request.get_json(silent=True) or {}
+        if asked.get("Boot") != {"BootSourceOverrideEnabled": "Disabled"}:
+            return None
+        if not (directory / "forgetful").exists():
+            once.discard(flask.request.path.rstrip("/"))
+        with (directory / "commands").open("a") as commands:
+            commands.write("Disabled\n")
+        return "", 204
+
     @app.after_request
     def change(response: flask.Response) -> flask.Response:
         request, path = flask.request, flask.request.path.rstrip("/")
-        if request.method == "PATCH" and response.status_code == 204 and "Boot" in request.json:
+        told = request.method == "PATCH" and response.status_code == 204
+        if told and "BootSourceOverrideTarget" in request.json.get("Boot", {}):
             if not (directory / "forgetful").exists():
                 once.add(path)
             with (directory / "commands").open("a") as commands:

@@ -72,6 +72,24 @@ async def test_it_boots_from_the_network_once(driver: PowerDriver, bmc: Simulate
     assert (state["commands"], state["network_boots"]) == (["cycle", "reset"], 1)
 
 
+async def test_a_boot_from_the_network_is_taken_back(
+    driver: PowerDriver, bmc: SimulatedBmc
+) -> None:
+    assert isinstance(driver, NetworkBooter)
+    access = bmc.access(guid=bmc.guid)
+    await driver.clear_network_boot(access, timeout=ENOUGH)
+    await driver.set_network_boot(access, timeout=ENOUGH)
+    for _ in range(2):
+        await driver.clear_network_boot(access, timeout=ENOUGH)
+    await driver.set_power(access, PowerCommand.CYCLE, timeout=ENOUGH)
+    state = await bmc.state()
+    assert (state["commands"], state["network_boots"]) == (["cycle"], 0)
+    await driver.set_network_boot(access, timeout=ENOUGH)
+    await bmc.switch(lie=True)
+    with pytest.raises(BmcCommandRejected, match="shows that it does"):
+        await driver.clear_network_boot(access, timeout=ENOUGH)
+
+
 async def test_a_bmc_that_has_no_boot_options_says_so(
     driver: PowerDriver, bmc: SimulatedBmc
 ) -> None:
@@ -96,7 +114,9 @@ async def test_ipmi_sim_is_told_too(driver: PowerDriver, openipmi: IpmiSim) -> N
     await driver.check_network_boot(openipmi.access(), timeout=ENOUGH)
     assert await openipmi.commands() == []
     await driver.set_network_boot(openipmi.access(), timeout=ENOUGH)
-    assert await openipmi.commands() == ["pxe"]
+    await driver.clear_network_boot(openipmi.access(), timeout=ENOUGH)
+    first, then = await openipmi.commands()
+    assert (first, then != "pxe") == ("pxe", True)
 
 
 async def test_ipmi_sim_cycles_too(driver: PowerDriver, openipmi: IpmiSim) -> None:
@@ -197,8 +217,9 @@ async def test_another_machines_bmc_is_told_nothing(driver: PowerDriver, machine
     with pytest.raises(WrongBmc):
         await driver.change_password(stranger, "a-new-password", timeout=ENOUGH)
     assert isinstance(driver, NetworkBooter)
-    with pytest.raises(WrongBmc):
-        await driver.set_network_boot(stranger, timeout=ENOUGH)
+    for call in (driver.set_network_boot, driver.clear_network_boot):
+        with pytest.raises(WrongBmc):
+            await call(stranger, timeout=ENOUGH)
     assert await machine.commands() == []
     assert await driver.power_state(machine.access(), timeout=ENOUGH) is PowerState.ON
 

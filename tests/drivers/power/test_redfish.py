@@ -161,6 +161,19 @@ async def test_a_bmc_that_says_yes_and_boots_as_before(
         await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
 
 
+async def test_a_boot_from_the_network_is_taken_back(redfish: RedfishDriver, bmc: Emulator) -> None:
+    await redfish.clear_network_boot(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == []  # nothing is there to take back
+    await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+    for _ in range(2):
+        await redfish.clear_network_boot(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == ["Once:Pxe", "Disabled"]
+    await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+    (bmc.directory / "forgetful").touch()
+    with pytest.raises(BmcCommandRejected, match="shows that it does"):
+        await redfish.clear_network_boot(bmc.access(), timeout=ENOUGH)
+
+
 async def test_a_machine_that_has_no_network_to_boot_from(
     redfish: RedfishDriver, bmc: Emulator
 ) -> None:
@@ -184,6 +197,7 @@ async def test_another_machines_bmc_is_told_nothing(redfish: RedfishDriver, bmc:
         redfish.change_password(stranger, "another", timeout=ENOUGH),
         redfish.check_network_boot(stranger, timeout=ENOUGH),
         redfish.set_network_boot(stranger, timeout=ENOUGH),
+        redfish.clear_network_boot(stranger, timeout=ENOUGH),
     ):
         with pytest.raises(WrongBmc):
             await call
