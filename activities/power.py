@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
-from activities.bmcs import Bmc, BmcDirectory, ask, surprises_of_bmc
+from activities.bmcs import Bmc, BmcDirectory, ask, surprise_of_bmc, surprises_of_bmc
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
@@ -124,7 +124,7 @@ class PowerActivities:
         await self._inventory.oobm.require([host.name], request.option)
         if request.network_boot:
             bmc = await self._bmcs.find(host.name)
-            with surprises_of_bmc(host.name):
+            with surprises_of_bmc(bmc):
                 await _network_booter(bmc).check_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
         settings = await self._inventory.settings.resolve(cluster=host.cluster)
         return PowerUse(boot_timeout=settings[HOST_REBOOT_TIMEOUT])
@@ -136,7 +136,7 @@ class PowerActivities:
         bmc = await self._bmcs.find(lease.host)
         booter = _network_booter(bmc)
         await self._inventory.leases.verify(lease)
-        with surprises_of_bmc(lease.host):
+        with surprises_of_bmc(bmc):
             await uninterrupted(booter.set_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S))
 
     @activity.defn(name="clear_network_boot")
@@ -147,7 +147,7 @@ class PowerActivities:
         if not isinstance(bmc.driver, NetworkBooter):
             return
         await self._inventory.leases.verify(lease)
-        with surprises_of_bmc(lease.host):
+        with surprises_of_bmc(bmc):
             await bmc.driver.clear_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
 
     @activity.defn(name="await_power_lease")
@@ -235,10 +235,8 @@ class PowerActivities:
         except PowerOutcomeUnknown as error:
             return await power.record_answer(command, accepted=False, problem=error.message)
         except Exception as error:
-            kind = type(error).__name__
-            activity.logger.exception("%s: the driver %s", bmc.login.host, bmc.login.driver)
-            problem = f"the driver {bmc.login.driver} has failed over it: {kind}"
-            return await power.record_answer(command, accepted=False, problem=problem)
+            surprise = surprise_of_bmc(bmc, error)
+            return await power.record_answer(command, accepted=False, problem=surprise.message)
         return await power.record_answer(command, accepted=True)
 
     @activity.defn(name="watch_power")

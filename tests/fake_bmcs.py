@@ -33,14 +33,14 @@ class FakeBmc:
     state: PowerState = PowerState.ON
     guid: str | None = "guid-1"
     password: str = "bmc-pw"
-    fails: HostlerError | None = None
+    fails: Exception | None = None
     command_fails: Exception | None = None
     after_effect: bool = False
     lies: bool = False
     lies_of_passwords: bool = False
     late_by: int = 0
     staged_password: str | None = None
-    password_fails: HostlerError | None = None
+    password_fails: Exception | None = None
     boots: int = 1
     network_next: bool = False
     network_boots: int = 0

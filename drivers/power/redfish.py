@@ -203,7 +203,8 @@ class RedfishDriver:
             account = await _get(access, client, path)
             if account.get("UserName") == access.user:
                 response = await _patch(access, client, path, account, {"Password": password})
-                _check(access, "change a password", response)
+                # BMCs quote the values that they refuse.
+                _check(access, "change a password", response, quoting=False)
                 return
         raise failures.no_account(access)
 
@@ -311,15 +312,16 @@ async def _change_boot(
     return await _patch(access, client, _path(access, system), system, {"Boot": boot})
 
 
-def _check(access: BmcAccess, what: str, response: httpx.Response) -> None:
+def _check(access: BmcAccess, what: str, response: httpx.Response, *, quoting: bool = True) -> None:
     status = response.status_code
     if response.is_success:
         return
+    said = _said(response) if quoting else ""
     if status == httpx.codes.UNAUTHORIZED:
         raise failures.login_refused(access)
     if status == httpx.codes.FORBIDDEN:
         raise InsufficientPrivilege(
-            f"The BMC of {access.name} does not let {access.user} {what}{_said(response)}.",
+            f"The BMC of {access.name} does not let {access.user} {what}{said}.",
             remedy="Give that account another role on the BMC (Administrator, or Operator for "
             "power alone); some refuse everything until a first password was changed.",
             details={"privilege": access.privilege.value},
@@ -327,7 +329,7 @@ def _check(access: BmcAccess, what: str, response: httpx.Response) -> None:
     if status == _BUSY:
         raise failures.unreachable(access, "it is busy (HTTP 503)")
     raise BmcCommandRejected(
-        f"The BMC of {access.name} refused to {what}: HTTP {status}{_said(response)}.",
+        f"The BMC of {access.name} refused to {what}: HTTP {status}{said}.",
         remedy="See what its own log says about that.",
         details={"code": status},
     )

@@ -438,7 +438,10 @@ async def test_what_a_driver_is_not_to_raise_is_an_unknown_outcome(
     power.bmc.command_fails = error
     failure = await power.failure(Action.RESET)
     assert failure.type == "OutcomeUnknown"
-    assert f"the driver ipmi has failed over it: {type(error).__name__}" in failure.message
+    assert f"The driver ipmi has failed over the BMC of kvm-1: {type(error).__name__}" in str(
+        failure.message
+    )
+    assert "bmc-pw" not in failure.message
     assert tries == 1
     (message,) = await power.messages()
     assert "it is not sent again" in message
@@ -745,6 +748,30 @@ async def test_a_bmc_that_keeps_its_password_keeps_it_here_too(power: Site) -> N
     assert login.staged_secret_id is None
     assert await power.inventory.secrets.reveal_all([secret]) == {}
     assert (await power.act(Action.STATUS)).state is PowerState.ON
+
+
+class Blabs(Exception):
+    """Of a driver that nobody here has written."""
+
+
+@pytest.mark.parametrize("kind", [BmcCommandRejected, Blabs])
+async def test_a_driver_that_tells_passwords_is_not_quoted(
+    power: Site, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    power.bmc.password_fails = kind("'canary-new' in the place of 'bmc-pw' is not good enough")
+    secret = await power.inventory.secrets.store("bmc_password", "canary-new", actor="test")
+    handle = await power.change_password(secret)
+    await failure_of(handle)
+    power.bmc.fails = Blabs("no bmc-pw")
+    asked = await power.begin(Action.STATUS)
+    assert "Blabs: no ********" in (await asked.result()).proof
+    told = [str(event) for run in (handle, asked) for event in (await run.fetch_history()).events]
+    told += [event.message for event in await power.inventory.events.list()]
+    told.append(caplog.text)
+    assert any("not good enough" in text for text in told)
+    for text in told:
+        assert "canary-new" not in text
+        assert "bmc-pw" not in text
 
 
 async def test_a_bmc_that_takes_it_late_is_waited_for(power: Site) -> None:

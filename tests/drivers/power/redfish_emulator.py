@@ -6,7 +6,7 @@ may only read, and a log of what its machines were told.
 Its machines, SYSTEMS, do what they are told at once. What they boot from may be changed for once.
 Files in DIRECTORY: with `swallow` they do it, and nobody gets an answer; with `overload` the answer
 is that it is busy; with `nameless` they have no UUID; with `forgetful` they keep booting from what
-they do; with `no_pxe` they have no network.
+they do; with `no_pxe` they have no network; with `picky` no new password is good enough.
 """
 
 import ssl
@@ -79,6 +79,9 @@ def add_accounts(accounts: Accounts) -> None:
         if flask.request.method == "PATCH":
             if flask.request.headers.get("If-Match") != f'W/"{user}"':
                 return {"error": {"message": "Another one has changed it."}}, 412
+            if (accounts.file.parent / "picky").exists():
+                value = f"The value '{flask.request.json['Password']}' for the property Password"
+                return {"error": {"message": f"{value} is not acceptable."}}, 400
             accounts.change(user, flask.request.json["Password"])
             return "", 204
         return {"UserName": user, "@odata.etag": f'W/"{user}"'}

@@ -241,6 +241,15 @@ async def test_a_new_password_lets_in_and_the_old_one_does_not(
         await redfish.change_password(old, "a-third-one", timeout=ENOUGH)
 
 
+async def test_a_new_password_that_the_bmc_quotes_is_not_told(
+    redfish: RedfishDriver, bmc: Emulator
+) -> None:
+    (bmc.directory / "picky").touch()
+    with pytest.raises(BmcCommandRejected, match="HTTP 400") as refused:
+        await redfish.change_password(bmc.access(), "canary", timeout=ENOUGH)
+    assert "canary" not in str(refused.value)
+
+
 async def test_an_answer_that_does_not_come_is_an_unknown_outcome(
     redfish: RedfishDriver, bmc: Emulator
 ) -> None:
