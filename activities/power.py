@@ -243,12 +243,16 @@ class PowerActivities:
     async def watch_power(self, request: WatchPowerInput) -> PowerSeen:
         """Look again and again until the command has come about, or its time is over. A BMC that
         has refused the login is asked once more, at the end: it might lock the account. What was
-        last seen is written down."""
+        last seen is written down. That it was seen off is in the heartbeats: a next attempt
+        may come when it is on again."""
         command = request.command
         bmc = await self._bmcs.find(command.lease.host)
-        was_off = False
+        # As the attempts before this one have seen it.
+        was_off = any(activity.info().heartbeat_details)
         refused: PowerSighting | None = None
         while True:
+            if was_off:
+                activity.heartbeat(True)
             over = datetime.now(UTC) >= request.until
             if refused is not None and not over:
                 seen, boot = refused, await self._seen(command)

@@ -63,6 +63,7 @@ class PowerAction:
         self._canceled = False
         self._cancel_came_late = False
         self._may_have_booted = False
+        self._answer_timeout = 0
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
@@ -113,7 +114,7 @@ class PowerAction:
     async def _switch(self) -> PowerActionResult:
         asked = self._asked
         settings = await self._settings()
-        seconds = asked.timeout or settings.timeout
+        seconds, self._answer_timeout = asked.timeout or settings.timeout, settings.answer_timeout
         await self._acquire(seconds)
         survey = await self._survey(settings)
         if is_there_already(asked.action, survey.state):
@@ -296,14 +297,12 @@ class PowerAction:
     async def _watch(self, command: PowerCommandRef, seconds: int) -> PowerSeen:
         host = command.lease.host
         self._enter(Phase.VERIFYING, f"Watches {host} until {command.action!s} has come about")
-        policy = policies.ActivityPolicy(**policies.HOST_READ)
-        policy["start_to_close_timeout"] = timedelta(seconds=seconds) + policies.BMC_GRACE
         try:
             seen: PowerSeen = await workflow.execute_activity_method(
                 PowerActivities.watch_power,
                 WatchPowerInput(command=command, until=workflow.now() + timedelta(seconds=seconds)),
                 summary=f"{host}: until {command.action!s} has come about",
-                **policy,
+                **policies.bmc_watch(seconds, self._answer_timeout),
             )
         except ActivityError as error:
             # Its configuration was deleted or disabled, for example: the command was sent all the

@@ -3,8 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,8 +33,10 @@ from contracts.power_actions import (
     BmcTestResult,
     PowerActionInput,
     PowerActionResult,
+    PowerCommandRef,
     PowerOutcome,
     RequirePowerInput,
+    WatchPowerInput,
 )
 from contracts.states import MAINTENANCE_STATES, ResourceState
 from contracts.vms import Vm
@@ -285,6 +287,10 @@ async def test_a_bmc_has_as_long_to_answer_as_the_setting_says(power: Site, acti
     (look,) = [one for one in looks if one.activity_type.name in {"ask_power", "survey_power"}]
     # The BMC's time-out, what a driver may take longer, and the host itself.
     assert look.start_to_close_timeout.ToTimedelta() >= timedelta(seconds=60 + 5 + 8)
+    # One look that begins before the action's time is over, and one after it.
+    for watch in [one for one in looks if one.activity_type.name == "watch_power"]:
+        longest = timedelta(seconds=2 + 2 * (60 + 5 + 8))
+        assert watch.start_to_close_timeout.ToTimedelta() >= longest
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -467,6 +473,30 @@ async def test_a_boot_that_nobody_knew_is_proven_by_the_power_that_was_off(power
         await pause()
     power.bmc.state = PowerState.ON
     assert "seen off" in (await handle.result()).proof
+
+
+async def test_that_it_was_off_outlives_the_worker_that_has_seen_it(power: Site) -> None:
+    owner = Owner(workflow_id="power/kvm-1", first_run_id="run-1")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, owner, "power cycle")
+    command = PowerCommandRef(lease=ref(lease), action=Action.CYCLE, generation=1, timeout=60)
+    request = WatchPowerInput(command=command, until=datetime.now(UTC) + timedelta(seconds=60))
+    said: list[Any] = []
+    first = ActivityEnvironment()
+    first.on_heartbeat = lambda *details: said.append(details)
+    power.bmc.state = PowerState.OFF
+    watching = asyncio.ensure_future(first.run(steps_of(power).watch_power, request))
+    while not said:
+        await pause()
+    watching.cancel()
+    power.bmc.state = PowerState.ON
+    second = ActivityEnvironment()
+    second.info = replace(second.info, heartbeat_details=said[-1])
+    second.on_heartbeat = lambda *details: said.append(details)
+    said.clear()
+    seen = await second.run(steps_of(power).watch_power, request)
+    assert (seen.state, seen.was_off) == (PowerState.ON, True)
+    # A third attempt knows it by this one.
+    assert said == [(True,)]
 
 
 @pytest.mark.parametrize("action", _BOOTS)
@@ -1035,8 +1065,8 @@ class NoNetworkBoots:
         self.examine, self.power_state = driver.examine, driver.power_state
 
 
-async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
-    activities = PowerActivities(
+def steps_of(power: Site) -> PowerActivities:
+    return PowerActivities(
         power.inventory,
         BmcDirectory(power.inventory, power.bmcs),
         HostDirectory(power.inventory),
@@ -1044,6 +1074,10 @@ async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
         cast(ServiceManager, power.machine),
         LeaseActivities(power.inventory, Holders(power.inventory, power.client)),
     )
+
+
+async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
+    activities = steps_of(power)
     request = RequirePowerInput(host="kvm-1", option="an_option", network_boot=network_boot)
     try:
         use = await ActivityEnvironment().run(activities.require_power, request)
