@@ -191,7 +191,7 @@ class PowerActivities:
         Unavailable (it was not sent), Failed (the BMC does not do it), Conflict (it may not be done
         any more: VMs have come, the BMC was configured anew)."""
         host = request.lease.host
-        before = await self._inventory.power.command(request)
+        before = await self._inventory.power.take_over_command(request)
         if before is not None:
             return before
         bmc = await self._bmcs.find(host)
