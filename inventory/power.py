@@ -13,6 +13,7 @@ from contracts.leases import LeaseRef
 from contracts.oobm import LOGIN_PROBLEMS, PowerCount, PowerProblem, PowerRound
 from contracts.power import PowerState
 from contracts.power_actions import (
+    BOOTS,
     SHOULD_BE,
     Action,
     CommandOutcome,
@@ -423,7 +424,8 @@ def _is_explained(command: PowerCommandRow | None, after: PowerStanding, seen_at
         return False
     ended: datetime = min(command.finished_at or command.until, command.until)
     action = Action(command.action)
-    expected = after.state is SHOULD_BE[action] or action is Action.CYCLE
+    # Boots may take the power away for a moment, a reset too.
+    expected = after.state is SHOULD_BE[action] or action in BOOTS
     return expected and command.sent_at <= seen_at <= ended
 
 

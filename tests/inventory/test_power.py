@@ -244,6 +244,20 @@ async def test_a_command_that_was_taken_over_is_not_withdrawn(
     assert await messages(inventory) == ["reset (test): On -> On"]
 
 
+@pytest.mark.parametrize("action", [Action.RESET, Action.CYCLE])
+async def test_a_boot_explains_a_look_at_its_moment_without_power(
+    inventory: Inventory, action: Action
+) -> None:
+    await configured(inventory)
+    await record(inventory, sighting(1, PowerState.ON))
+    boot = await command(inventory, action)
+    await inventory.power.begin_command(boot, 1)
+    await record(inventory, sighting(1, PowerState.OFF))
+    await record(inventory, sighting(1, PowerState.ON))
+    await inventory.power.finish_command(boot, CommandOutcome.DONE, "On -> On")
+    assert await messages(inventory) == [f"{action} (test): On -> On"]
+
+
 async def test_a_command_needs_the_lease(inventory: Inventory) -> None:
     await configured(inventory)
     off = await command(inventory)
