@@ -448,7 +448,7 @@ class BmcAccess:
             None: those that this machine trusts. Redfish alone.
         options: what the settings `outofbandmanagement.DRIVER.*` say, without that prefix; what is
             missing has the driver's default. ipmitool: `interface` (lanplus), `path`
-            (/usr/bin/ipmitool), `retries` (1); redfish: `scheme` (https).
+            (/usr/bin/ipmitool), `retries` (1).
     """
 
     name: str

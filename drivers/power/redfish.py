@@ -1,7 +1,7 @@
 """Redfish (DMTF DSP0266) by httpx.
 
 Every request carries the login (HTTP Basic, which each service must offer): there is no session to
-expire, to run out of, or to be left behind. Connections are kept.
+expire, to run out of, or to be left behind. It goes by TLS alone. Connections are kept.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from drivers.power import failures
 from drivers.power.fields import refuse, validate_address
 from drivers.protocols import BmcAccess, BmcReport
 
-PORTS = {"https": DEFAULT_PORTS["redfish"], "http": 80}
+PORT = DEFAULT_PORTS["redfish"]
 _CONNECT_S = 5.0
 _ROOT = "/redfish/v1/"
 _RESET_TYPES = {
@@ -51,11 +51,10 @@ class _Client:
     dead = False
 
     def __init__(self, access: BmcAccess) -> None:
-        scheme = str(access.options.get("scheme", "https"))
         address = f"[{access.address}]" if ":" in access.address else access.address
         trusted = True if access.certificate is None else _trust(access.certificate)
         self.http = httpx.AsyncClient(
-            base_url=f"{scheme}://{address}:{access.port or PORTS[scheme]}",
+            base_url=f"https://{address}:{access.port or PORT}",
             auth=httpx.BasicAuth(access.user, access.password),
             verify=trusted,
             # Of the rest, each call has its own deadline.
@@ -87,8 +86,6 @@ class RedfishDriver:
             refuse("user", "must not be empty, nor have a colon in it")
         if not access.password:
             refuse("password", "must not be empty")
-        if access.options.get("scheme", "https") not in PORTS:
-            refuse("outofbandmanagement.redfish.scheme", "must be https or http")
         if access.certificate is not None:
             _trust(access.certificate)
 

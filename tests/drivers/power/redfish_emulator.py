@@ -1,7 +1,7 @@
 """sushy-tools' Redfish emulator, with what it lacks: accounts whose passwords are changed, one that
 may only read, and a log of what its machines were told.
 
-    python -m tests.drivers.power.redfish_emulator DIRECTORY PORT [CERTIFICATE KEY]
+    python -m tests.drivers.power.redfish_emulator DIRECTORY PORT CERTIFICATE KEY
 
 Its machines, SYSTEMS, do what they are told at once. What they boot from may be changed for once.
 Files in DIRECTORY: with `swallow` they do it, and nobody gets an answer; with `overload` the answer
@@ -146,7 +146,7 @@ def boot_once(directory: Path) -> None:
 
 
 def main() -> None:
-    directory, port, *tls = sys.argv[1:]
+    directory, port, certificate, key = sys.argv[1:]
     accounts = Accounts(Path(directory))
     systems = [{"uuid": s, "name": s, "power_state": "On", "nics": []} for s in SYSTEMS]
     emulator.app.configure(
@@ -160,10 +160,8 @@ def main() -> None:
     add_accounts(accounts)
     log_commands(Path(directory))
     boot_once(Path(directory))
-    context = None
-    if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*tls)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
     app.run(host="127.0.0.1", port=int(port), ssl_context=context)
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import datetime
 import socket
+import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,10 +49,9 @@ ENOUGH = 30.0
 class Emulator:
     directory: Path
     port: int
-    certificate: str | None = None
+    certificate: str
 
     def access(self, user: str = USER, password: str = PASSWORD) -> BmcAccess:
-        scheme = "https" if self.certificate else "http"
         return BmcAccess(
             "kvm-1",
             "127.0.0.1",
@@ -60,7 +60,6 @@ class Emulator:
             port=self.port,
             guid=SYSTEMS[0],
             certificate=self.certificate,
-            options={"scheme": scheme},
         )
 
     def commands(self) -> list[str]:
@@ -69,18 +68,38 @@ class Emulator:
 
 
 @asynccontextmanager
-async def emulator(directory: Path, *, tls: bool = False) -> AsyncIterator[Emulator]:
+async def emulator(directory: Path) -> AsyncIterator[Emulator]:
     port = free_port("127.0.0.1", socket.SOCK_STREAM)
-    certificate, files = None, []
-    if tls:
-        certificate, key = self_signed("bmc.example")
-        for name, text in (("certificate", certificate), ("key", key)):
-            (directory / name).write_text(text)
-            files.append(str(directory / name))
+    certificate, files = own_certificate(directory)
     module = ("-m", "tests.drivers.power.redfish_emulator")
     async with running(sys.executable, *module, str(directory), str(port), *files):
         await until_ready(port, "127.0.0.1", "tcp")
         yield Emulator(directory, port, certificate)
+
+
+def own_certificate(directory: Path) -> tuple[str, list[str]]:
+    """The certificate, and the files with it and its key."""
+    certificate, key = self_signed("bmc.example")
+    files = [directory / "certificate", directory / "key"]
+    for file, text in zip(files, (certificate, key), strict=True):
+        file.write_text(text)
+    return certificate, [str(file) for file in files]
+
+
+@asynccontextmanager
+async def served(
+    directory: Path,
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[BmcAccess]:
+    """Something else than the emulator, by TLS."""
+    certificate, files = own_certificate(directory)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield BmcAccess(
+            "kvm-1", "127.0.0.1", "admin", "password", port=port, certificate=certificate
+        )
 
 
 def self_signed(name: str) -> tuple[str, str]:
@@ -301,27 +320,41 @@ async def test_a_closed_port_and_an_unknown_name_are_unreachable(redfish: Redfis
 
 
 async def test_who_accepts_a_connection_and_says_nothing_is_too_slow(
-    redfish: RedfishDriver,
+    tmp_path: Path, redfish: RedfishDriver
 ) -> None:
     async def keep_quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(keep_quiet, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    access = BmcAccess(
-        "kvm-1", "127.0.0.1", "admin", "password", port=port, options={"scheme": "http"}
-    )
-    with pytest.raises(CallTimedOut):
-        await redfish.power_state(access, timeout=0.5)
-    server.close()
+    async with served(tmp_path, keep_quiet) as access:
+        with pytest.raises(CallTimedOut):
+            await redfish.power_state(access, timeout=0.5)
+        await redfish.close()
+
+
+async def test_no_password_goes_without_tls(redfish: RedfishDriver) -> None:
+    got = bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.extend(await reader.read(4096))
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        plain = {"scheme": "http"}
+        access = BmcAccess("kvm-1", "127.0.0.1", "admin", "password", port=port, options=plain)
+        with pytest.raises(BmcUnreachable):
+            await redfish.power_state(access, timeout=ENOUGH)
+    handshake = 0x16
+    assert got[0] == handshake
+    assert b"Authorization" not in got
 
 
 @pytest.mark.parametrize(
     "answer", ["[]", "no JSON", '{"Systems": {"@odata.id": "http://198.18.0.1/systems"}}']
 )
 async def test_what_is_no_redfish_is_told_and_gets_no_password_elsewhere(
-    redfish: RedfishDriver, answer: str
+    tmp_path: Path, redfish: RedfishDriver, answer: str
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -330,31 +363,25 @@ async def test_what_is_no_redfish_is_told_and_gets_no_password_elsewhere(
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    access = BmcAccess(
-        "kvm-1", "127.0.0.1", "admin", "password", port=port, options={"scheme": "http"}
-    )
-    with pytest.raises(BmcCommandRejected, match="no Redfish service"):
-        await redfish.power_state(access, timeout=ENOUGH)
-    server.close()
+    async with served(tmp_path, serve) as access:
+        with pytest.raises(BmcCommandRejected, match="no Redfish service"):
+            await redfish.power_state(access, timeout=ENOUGH)
 
 
 async def test_only_the_configured_certificate_is_trusted(
-    tmp_path: Path, redfish: RedfishDriver
+    redfish: RedfishDriver, bmc: Emulator
 ) -> None:
-    async with emulator(tmp_path, tls=True) as bmc:
-        access = bmc.access()
-        assert await redfish.power_state(access, timeout=ENOUGH) is PowerState.ON
-        another, _ = self_signed("bmc.example")
-        for certificate in (None, another):
-            stranger = replace(access, certificate=certificate)
-            with pytest.raises(BmcCertificateRefused) as refused:
-                await redfish.power_state(stranger, timeout=ENOUGH)
-            assert refused.value.remedy
-            with pytest.raises(BmcCertificateRefused):
-                await redfish.set_power(stranger, PowerCommand.OFF, timeout=ENOUGH)
-        assert bmc.commands() == []
+    access = bmc.access()
+    assert await redfish.power_state(access, timeout=ENOUGH) is PowerState.ON
+    another, _ = self_signed("bmc.example")
+    for certificate in (None, another):
+        stranger = replace(access, certificate=certificate)
+        with pytest.raises(BmcCertificateRefused) as refused:
+            await redfish.power_state(stranger, timeout=ENOUGH)
+        assert refused.value.remedy
+        with pytest.raises(BmcCertificateRefused):
+            await redfish.set_power(stranger, PowerCommand.OFF, timeout=ENOUGH)
+    assert bmc.commands() == []
 
 
 @pytest.mark.parametrize(
