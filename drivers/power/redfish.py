@@ -29,6 +29,7 @@ from drivers.protocols import BmcAccess, BmcReport
 
 PORT = DEFAULT_PORTS["redfish"]
 _CONNECT_S = 5.0
+_IDLE_S = 900.0  # as IPMI sessions
 _ROOT = "/redfish/v1/"
 _RESET_TYPES = {
     PowerCommand.ON: "On",
@@ -74,10 +75,15 @@ class _Client:
 
 
 class RedfishDriver:
-    """Connections are kept, one client for each way to reach a BMC."""
+    """Connections are kept, one client for each way to reach a BMC.
 
-    def __init__(self) -> None:
-        self._clients = Pool(_Client.open)
+    Args:
+        idle: seconds after which a client that nobody has used is closed, with its password; up to
+            twice as many.
+    """
+
+    def __init__(self, *, idle: float = _IDLE_S) -> None:
+        self._clients = Pool(_Client.open, idle=idle)
 
     def validate(self, access: BmcAccess) -> None:
         """See PowerDriver."""

@@ -6,7 +6,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -330,6 +330,31 @@ async def test_who_accepts_a_connection_and_says_nothing_is_too_slow(
         with pytest.raises(CallTimedOut):
             await redfish.power_state(access, timeout=0.5)
         await redfish.close()
+
+
+async def test_a_connection_that_nobody_uses_is_not_kept(tmp_path: Path) -> None:
+    opened, closed = 0, asyncio.Semaphore(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+        writer.close()
+        closed.release()
+
+    driver = RedfishDriver(idle=1)
+    async with served(tmp_path, serve) as access:
+        for _ in range(2):
+            for _ in range(2):
+                with pytest.raises(BmcCommandRejected, match="no Redfish service"):
+                    await driver.power_state(access, timeout=ENOUGH)
+            async with asyncio.timeout(ENOUGH):
+                await closed.acquire()
+    assert opened == 2
+    await driver.close()
 
 
 async def test_no_password_goes_without_tls(redfish: RedfishDriver) -> None:
