@@ -470,12 +470,12 @@ class BmcReport:
     Attributes:
         guid: what tells this BMC from any other: its system's UUID, in lower case with hyphens, or
             None if it has none.
-        privilege: what the login may do there.
+        privilege: what the login may do there; None: it does not tell.
         state: `On`, `Off`, or `Unknown` (it has answered, but with neither).
     """
 
     guid: str | None
-    privilege: BmcPrivilege
+    privilege: BmcPrivilege | None
     state: PowerState
 
 

@@ -15,7 +15,7 @@ import httpx
 
 from contracts.errors import HostlerError
 from contracts.oobm import DEFAULT_PORTS
-from contracts.power import PowerCommand, PowerState
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import (
     BmcCertificateRefused,
     BmcCommandRejected,
@@ -40,6 +40,12 @@ _RESET_TYPES = {
 }
 _PXE_ONCE = {"BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe"}
 _AS_EVER = {"BootSourceOverrideEnabled": "Disabled"}
+# Those that every service has (DSP0266, "Roles").
+_ROLES = {
+    "ReadOnly": BmcPrivilege.USER,
+    "Operator": BmcPrivilege.OPERATOR,
+    "Administrator": BmcPrivilege.ADMINISTRATOR,
+}
 _STATES = {"On": PowerState.ON, "Off": PowerState.OFF}
 # Of a command: the service broke down over it, or something between did.
 _UNDECIDED = frozenset({500, 502, 503, 504})
@@ -98,9 +104,16 @@ class RedfishDriver:
     async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
         """See PowerDriver."""
         self.validate(access)
-        async with _deadline(access, timeout):
-            system = await self._log_in(access)
-        return BmcReport(_guid(system), access.privilege, _state(system))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        client = _Client(access)
+        try:
+            async with _deadline(access, timeout):
+                system = await self._system(access, client.http)
+            privilege = await self._privilege(access, client.http, deadline - loop.time())
+        finally:
+            await client.close()
+        return BmcReport(_guid(system), privilege, _state(system))
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         """See PowerDriver."""
@@ -198,6 +211,15 @@ class RedfishDriver:
         self, client: httpx.AsyncClient, access: BmcAccess, password: str
     ) -> None:
         await self._system(access, client)  # is it the right BMC?
+        path, account = await self._account(access, client)
+        response = await _patch(access, client, path, account, {"Password": password})
+        # BMCs quote the values that they refuse.
+        _check(access, "change a password", response, quoting=False)
+
+    async def _account(
+        self, access: BmcAccess, client: httpx.AsyncClient
+    ) -> tuple[str, Mapping[str, Any]]:
+        """The user's own, and where it is."""
         root = await _get(access, client, _ROOT)
         service = await _get(access, client, _link(access, root, "AccountService"))
         accounts = await _get(access, client, _link(access, service, "Accounts"))
@@ -205,11 +227,20 @@ class RedfishDriver:
             path = _path(access, member)
             account = await _get(access, client, path)
             if account.get("UserName") == access.user:
-                response = await _patch(access, client, path, account, {"Password": password})
-                # BMCs quote the values that they refuse.
-                _check(access, "change a password", response, quoting=False)
-                return
+                return path, account
         raise failures.no_account(access)
+
+    async def _privilege(
+        self, access: BmcAccess, client: httpx.AsyncClient, seconds: float
+    ) -> BmcPrivilege | None:
+        """By the account's role. Not every login may see accounts, some BMCs have hundreds, and
+        roles may be of their own making: the look itself does not depend on it."""
+        try:
+            async with _deadline(access, seconds):
+                _, account = await self._account(access, client)
+        except HostlerError:
+            return None
+        return _ROLES.get(str(account.get("RoleId")))
 
     async def _log_in(self, access: BmcAccess) -> Mapping[str, Any]:
         """By a connection of its own."""

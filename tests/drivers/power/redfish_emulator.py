@@ -6,7 +6,8 @@ may only read, and a log of what its machines were told.
 Its machines, SYSTEMS, do what they are told at once. What they boot from may be changed for once.
 Files in DIRECTORY: with `swallow` they do it, and nobody gets an answer; with `overload` the answer
 is that it is busy; with `nameless` they have no UUID; with `forgetful` they keep booting from what
-they do; with `no_pxe` they have no network; with `picky` no new password is good enough.
+they do; with `no_pxe` they have no network; with `picky` no new password is good enough;
+with `secretive` nobody sees accounts.
 """
 
 import ssl
@@ -54,6 +55,9 @@ def add_accounts(accounts: Accounts) -> None:
 
     @app.before_request
     def refuse() -> Any:
+        hidden = (accounts.file.parent / "secretive").exists()
+        if hidden and flask.request.path.startswith(_SERVICE):
+            return {"error": {"message": "Not with that role."}}, 403
         if flask.request.method != "GET" and flask.request.headers.get("X-User") == READER:
             said = {"code": "Base.1.8.InsufficientPrivilege", "message": "Not with that role."}
             return {"error": said}, 403
@@ -84,7 +88,8 @@ def add_accounts(accounts: Accounts) -> None:
                 return {"error": {"message": f"{value} is not acceptable."}}, 400
             accounts.change(user, flask.request.json["Password"])
             return "", 204
-        return {"UserName": user, "@odata.etag": f'W/"{user}"'}
+        shown = {"UserName": user, "@odata.etag": f'W/"{user}"'}
+        return shown | {"RoleId": "ReadOnly" if user == READER else "Administrator"}
 
 
 def log_commands(directory: Path) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from contracts.errors import InvalidInput
-from contracts.power import PowerCommand, PowerState
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import (
     BmcCertificateRefused,
     BmcCommandRejected,
@@ -206,6 +206,20 @@ async def test_a_machine_that_has_no_network_to_boot_from(
 async def test_a_bmc_tells_who_it_is(redfish: RedfishDriver, bmc: Emulator) -> None:
     report = await redfish.examine(bmc.access(), timeout=ENOUGH)
     assert (report.guid, report.state) == (SYSTEMS[0], PowerState.ON)
+
+
+@pytest.mark.parametrize(
+    ("user", "privilege"),
+    [(USER, BmcPrivilege.ADMINISTRATOR), (READER, BmcPrivilege.USER)],
+)
+async def test_what_the_login_may_do_is_its_accounts_role(
+    redfish: RedfishDriver, bmc: Emulator, user: str, privilege: BmcPrivilege
+) -> None:
+    access = replace(bmc.access(user=user), privilege=BmcPrivilege.OPERATOR)
+    assert (await redfish.examine(access, timeout=ENOUGH)).privilege is privilege
+    (bmc.directory / "secretive").touch()
+    report = await redfish.examine(access, timeout=ENOUGH)
+    assert (report.privilege, report.state) == (None, PowerState.ON)
 
 
 async def test_another_machines_bmc_is_told_nothing(redfish: RedfishDriver, bmc: Emulator) -> None:
