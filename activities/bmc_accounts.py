@@ -216,7 +216,7 @@ class _Logins:
         # Counted before: who dies here does not know what came of it.
         self._count(1)
         try:
-            with surprises_of_bmc(bmc.login.host):
+            with surprises_of_bmc(bmc):
                 async with asyncio.timeout(_CHANGE_WITHIN_S + _GRACE_S):
                     await bmc.driver.examine(bmc.access, timeout=_CHANGE_WITHIN_S)
         except LoginRefused:
@@ -231,7 +231,7 @@ class _Logins:
         """What the BMC said against it. Raises Unavailable."""
         self._count(1)
         try:
-            with surprises_of_bmc(bmc.login.host):
+            with surprises_of_bmc(bmc, password):
                 async with asyncio.timeout(_CHANGE_WITHIN_S + _GRACE_S):
                     await bmc.driver.change_password(bmc.access, password, timeout=_CHANGE_WITHIN_S)
         except LoginRefused as error:
@@ -307,7 +307,7 @@ def _takes_neither(host: str) -> Failed:
 
 async def _look(bmc: Bmc, seconds: int) -> BmcLook:
     try:
-        with surprises_of_bmc(bmc.login.host):
+        with surprises_of_bmc(bmc):
             async with asyncio.timeout(seconds + _GRACE_S):
                 report = await bmc.driver.examine(bmc.access, timeout=seconds)
     except (LoginRefused, InsufficientPrivilege) as error:

@@ -1,6 +1,7 @@
 """From a host's name to how its BMC is reached, and from what a driver says to what is known."""
 
 import asyncio
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from typing import Protocol
 
 from temporalio import activity
 
-from activities.execution import surprises_of
 from contracts.errors import Conflict, Failed, HostlerError, InvalidInput, Unavailable
 from contracts.oobm import PowerProblem
 from contracts.power import PowerState
@@ -153,13 +153,41 @@ class BmcDirectory:
 
 
 @contextmanager
-def surprises_of_bmc(host: str) -> Iterator[None]:
-    """As `surprises_of`; a deadline that passed is one that the BMC has missed."""
+def surprises_of_bmc(bmc: Bmc, new_password: str | None = None) -> Iterator[None]:
+    """As `surprises_of`; a deadline that passed is one that the BMC has missed. No error tells its
+    password; nor the new one that it is given, which BMCs quote when they refuse it."""
     try:
-        with surprises_of(host):
-            yield
+        yield
+    except HostlerError as error:
+        if new_password is not None:
+            hidden = (bmc.access.password, new_password)
+            error.message = _without(error.message, hidden)
+            error.remedy = _without(error.remedy, hidden) if error.remedy else None
+            raise error from None
+        raise
     except TimeoutError:
-        raise BmcUnreachable(f"The BMC of {host} did not answer in time.") from None
+        raise BmcUnreachable(f"The BMC of {bmc.login.host} did not answer in time.") from None
+    except Exception as error:
+        raise surprise_of_bmc(bmc, error, new_password) from None
+
+
+def surprise_of_bmc(bmc: Bmc, error: Exception, new_password: str | None = None) -> Failed:
+    """What a driver of this BMC is not to raise, as a failure; it is logged."""
+    hidden = (bmc.access.password, new_password or "")
+    trace = _without("".join(traceback.format_exception(error)), hidden)
+    activity.logger.error("the BMC of %s is beyond Hostler: %s", bmc.login.host, trace)
+    said = _without(str(error), hidden)
+    return Failed(
+        f"The driver {bmc.login.driver} has failed over the BMC of {bmc.login.host}: "
+        f"{type(error).__name__}: {said}"
+    )
+
+
+def _without(text: str, passwords: Sequence[str]) -> str:
+    """The longest first: one may be part of another."""
+    for password in sorted(filter(None, passwords), key=len, reverse=True):
+        text = text.replace(password, "********")
+    return text
 
 
 async def ask(bmc: Bmc, seconds: int) -> PowerSighting:
@@ -169,7 +197,7 @@ async def ask(bmc: Bmc, seconds: int) -> PowerSighting:
     host = bmc.login.host
     guid = None
     try:
-        with surprises_of_bmc(host):
+        with surprises_of_bmc(bmc):
             async with asyncio.timeout(seconds + _GRACE_S):
                 if bmc.access.guid is None:
                     report = await bmc.driver.examine(bmc.access, timeout=seconds)

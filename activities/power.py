@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
-from activities.bmcs import Bmc, BmcDirectory, ask, surprises_of_bmc
+from activities.bmcs import Bmc, BmcDirectory, ask, surprise_of_bmc, surprises_of_bmc
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
-from contracts.errors import Conflict, Failed, HostlerError, LeaseHeld, NotFound, Unavailable
+from contracts.errors import Conflict, Failed, InvalidInput, LeaseHeld, NotFound, Unavailable
 from contracts.leases import Lease, LeaseRef
 from contracts.oobm import LOGIN_PROBLEMS, PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -48,8 +48,14 @@ from contracts.steps import HostRef
 from contracts.vms import Vm
 from drivers.errors import (
     AccountRefused,
+    BmcCertificateRefused,
+    BmcCommandRejected,
+    BmcUnidentified,
+    BmcUnreachable,
+    CallTimedOut,
     InsufficientPrivilege,
     LoginRefused,
+    PowerDriverFailed,
     PowerOutcomeUnknown,
     WrongBmc,
 )
@@ -63,6 +69,17 @@ _COMMAND_WITHIN_S = 15
 # A worker that was stopped in between, for longer than this, must not send what others by now take
 # for lost.
 _SENT_WITHIN_S = 5.0
+# What `PowerDriver.set_power` raises when it has not sent the command, or the BMC does not take it.
+# After anything else nobody knows.
+_NOT_SENT = (BmcUnreachable, CallTimedOut, BmcUnidentified, PowerDriverFailed)
+_REFUSED = (
+    InvalidInput,
+    LoginRefused,
+    InsufficientPrivilege,
+    WrongBmc,
+    BmcCertificateRefused,
+    BmcCommandRejected,
+)
 
 
 class PowerActivities:
@@ -107,7 +124,7 @@ class PowerActivities:
         await self._inventory.oobm.require([host.name], request.option)
         if request.network_boot:
             bmc = await self._bmcs.find(host.name)
-            with surprises_of_bmc(host.name):
+            with surprises_of_bmc(bmc):
                 await _network_booter(bmc).check_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
         settings = await self._inventory.settings.resolve(cluster=host.cluster)
         return PowerUse(boot_timeout=settings[HOST_REBOOT_TIMEOUT])
@@ -117,9 +134,21 @@ class PowerActivities:
         """The host's next boot, and no other, is from the network. Raises LeaseLost, Conflict (the
         driver can't), Unavailable, Failed (the BMC does not do it)."""
         bmc = await self._bmcs.find(lease.host)
+        booter = _network_booter(bmc)
         await self._inventory.leases.verify(lease)
-        with surprises_of_bmc(lease.host):
-            await _network_booter(bmc).set_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
+        with surprises_of_bmc(bmc):
+            await uninterrupted(booter.set_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S))
+
+    @activity.defn(name="clear_network_boot")
+    async def clear_network_boot(self, lease: LeaseRef) -> None:
+        """The host's next boot is as ever. Raises LeaseLost, NotFound, Disabled, Unavailable,
+        Failed (the BMC does not do it)."""
+        bmc = await self._bmcs.find(lease.host)
+        if not isinstance(bmc.driver, NetworkBooter):
+            return
+        await self._inventory.leases.verify(lease)
+        with surprises_of_bmc(bmc):
+            await bmc.driver.clear_network_boot(bmc.access, timeout=_COMMAND_WITHIN_S)
 
     @activity.defn(name="await_power_lease")
     async def await_power_lease(self, request: AwaitLeaseInput) -> Lease:
@@ -162,7 +191,7 @@ class PowerActivities:
         Unavailable (it was not sent), Failed (the BMC does not do it), Conflict (it may not be done
         any more: VMs have come, the BMC was configured anew)."""
         host = request.lease.host
-        before = await self._inventory.power.command(request)
+        before = await self._inventory.power.take_over_command(request)
         if before is not None:
             return before
         bmc = await self._bmcs.find(host)
@@ -194,30 +223,36 @@ class PowerActivities:
                 f"This worker was held up before it told the BMC of {bmc.login.host} anything."
             )
         try:
-            with surprises_of_bmc(bmc.login.host):
-                await bmc.driver.set_power(
-                    bmc.access, PowerCommand(command.action.value), timeout=_COMMAND_WITHIN_S
-                )
-        except PowerOutcomeUnknown as error:
-            return await power.record_answer(command, accepted=False, problem=error.message)
-        except Unavailable:
+            await bmc.driver.set_power(
+                bmc.access, PowerCommand(command.action.value), timeout=_COMMAND_WITHIN_S
+            )
+        except _NOT_SENT:
             await power.withdraw_command(command)
             raise
-        except HostlerError as error:
+        except _REFUSED as error:
             await power.finish_command(command, CommandOutcome.REFUSED, error.message)
             raise
+        except PowerOutcomeUnknown as error:
+            return await power.record_answer(command, accepted=False, problem=error.message)
+        except Exception as error:
+            surprise = surprise_of_bmc(bmc, error)
+            return await power.record_answer(command, accepted=False, problem=surprise.message)
         return await power.record_answer(command, accepted=True)
 
     @activity.defn(name="watch_power")
     async def watch_power(self, request: WatchPowerInput) -> PowerSeen:
         """Look again and again until the command has come about, or its time is over. A BMC that
         has refused the login is asked once more, at the end: it might lock the account. What was
-        last seen is written down."""
+        last seen is written down. That it was seen off is in the heartbeats: a next attempt
+        may come when it is on again."""
         command = request.command
         bmc = await self._bmcs.find(command.lease.host)
-        was_off = False
+        # As the attempts before this one have seen it.
+        was_off = any(activity.info().heartbeat_details)
         refused: PowerSighting | None = None
         while True:
+            if was_off:
+                activity.heartbeat(True)
             over = datetime.now(UTC) >= request.until
             if refused is not None and not over:
                 seen, boot = refused, await self._seen(command)

@@ -1,5 +1,6 @@
 """`hostler oobm`: how hosts' BMCs are reached, and where out-of-band management is enabled."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,23 @@ CertificateOption = Annotated[
         metavar="FILE", help="Certificate in PEM that has signed the BMC's, or is it (redfish)."
     ),
 ]
+
+
+class Unset(StrEnum):
+    """What may be taken back."""
+
+    PORT = "port"
+    CIPHER_SUITE = "cipher-suite"
+    CERTIFICATE = "certificate"
+
+
+UnsetOption = Annotated[
+    list[Unset] | None,
+    typer.Option(
+        help="Take back what was given before: the driver's own choice holds, and the "
+        "certificates that the worker's machine trusts. May be repeated."
+    ),
+]
 ClusterOption = Annotated[str | None, typer.Option(help="A cluster, in the place of a host.")]
 ZoneOption = Annotated[str | None, typer.Option(help="A zone, in the place of a host.")]
 OptionalHostArgument = Annotated[
@@ -75,6 +93,7 @@ def configure(
     privilege: PrivilegeOption = None,
     cipher_suite: CipherSuiteOption = None,
     certificate_file: CertificateOption = None,
+    unset: UnsetOption = None,
     enabled: Annotated[
         bool | None, typer.Option("--enable/--disable", help="Switch it on, or off.")
     ] = None,
@@ -89,6 +108,11 @@ def configure(
     asked = _asked(
         address, user, password_file, driver, port, privilege, cipher_suite, certificate_file
     )
+    for one in unset or ():
+        field = one.replace("-", "_")
+        if asked.get(field) is not None:
+            raise InvalidInput(f"--unset {one} does not go with another {one}: give one of both.")
+        asked[field] = None
     if enabled is not None:
         asked["enabled"] = enabled
     if not asked:

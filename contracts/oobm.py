@@ -147,7 +147,7 @@ class BmcLook(Contract):
     known (None).
 
     Attributes:
-        privilege: as what it lets this user in.
+        privilege: as what it lets this user in; None: it does not tell.
         problem: of the step that failed, in words.
     """
 

@@ -1,6 +1,7 @@
 """Connections that are kept: one per host and credential, shared by concurrent callers."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -42,22 +43,37 @@ class Pool(Generic[A, C]):
 
     A changed access (another password, another pinned key, another address) gets a connection of
     its own; the old one is closed when its last user is done, since that may be a migration.
+
+    Args:
+        open_connection: makes one.
+        idle: seconds after which one that nobody has used is closed, up to twice as many; None: it
+            is kept.
     """
 
-    def __init__(self, open_connection: Callable[[A], Coroutine[None, None, C]]) -> None:
+    def __init__(
+        self,
+        open_connection: Callable[[A], Coroutine[None, None, C]],
+        *,
+        idle: float | None = None,
+    ) -> None:
         self._open = open_connection
+        self._idle = idle
         self._slots: dict[str, list[_Slot[A, C]]] = {}
+        self._purge: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def use(self, access: A) -> AsyncIterator[C]:
         """The connection to a host. What opening it raises, every waiting caller gets."""
         slot = self._slot(access)
         slot.users += 1
+        if self._idle is not None and (self._purge is None or self._purge.done()):
+            self._purge = asyncio.create_task(self._end_idle(self._idle))
         try:
             await self._tidy(access.name)
             yield await slot.opened()
         finally:
             slot.users -= 1
+            slot.used = asyncio.get_running_loop().time()
             await self._tidy(access.name)
 
     async def forget(self, host: str) -> None:
@@ -67,6 +83,8 @@ class Pool(Generic[A, C]):
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._purge is not None:
+            self._purge.cancel()
         for host in list(self._slots):
             await self.forget(host)
 
@@ -76,14 +94,28 @@ class Pool(Generic[A, C]):
             slots.append(_Slot(access, asyncio.create_task(self._open(access))))
         return slots[-1]
 
-    async def _tidy(self, host: str) -> None:
-        """Close what nobody uses or can use any more."""
+    async def _tidy(self, host: str, used_since: float = -math.inf) -> None:
+        """Close what nobody uses or can use any more, or has used since then."""
         slots = self._slots.get(host, [])
-        done = [s for s in slots if s.useless or (s is not slots[-1] and not s.users)]
+
+        def kept(slot: _Slot[A, C]) -> bool:
+            latest = slot is slots[-1] and slot.used > used_since
+            return not slot.useless and (latest or slot.users > 0)
+
+        done = [slot for slot in slots if not kept(slot)]
         for slot in done:
             slots.remove(slot)
+        if not slots:
+            self._slots.pop(host, None)
         for slot in done:
             await slot.close()
+
+    async def _end_idle(self, seconds: float) -> None:
+        """As long as any connection is kept."""
+        while self._slots:
+            await asyncio.sleep(seconds)
+            for host in list(self._slots):
+                await self._tidy(host, asyncio.get_running_loop().time() - seconds)
 
 
 class _Slot(Generic[A, C]):
@@ -93,6 +125,7 @@ class _Slot(Generic[A, C]):
         self.access = access
         self.opening = opening
         self.users = 0
+        self.used = asyncio.get_running_loop().time()
         # All who waited may have been cancelled: nobody would look at the exception then.
         opening.add_done_callback(look_at)
 

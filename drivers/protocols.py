@@ -448,7 +448,7 @@ class BmcAccess:
             None: those that this machine trusts. Redfish alone.
         options: what the settings `outofbandmanagement.DRIVER.*` say, without that prefix; what is
             missing has the driver's default. ipmitool: `interface` (lanplus), `path`
-            (/usr/bin/ipmitool), `retries` (1); redfish: `scheme` (https).
+            (/usr/bin/ipmitool), `retries` (1).
     """
 
     name: str
@@ -470,12 +470,12 @@ class BmcReport:
     Attributes:
         guid: what tells this BMC from any other: its system's UUID, in lower case with hyphens, or
             None if it has none.
-        privilege: what the login may do there.
+        privilege: what the login may do there; None: it does not tell.
         state: `On`, `Off`, or `Unknown` (it has answered, but with neither).
     """
 
     guid: str | None
-    privilege: BmcPrivilege
+    privilege: BmcPrivilege | None
     state: PowerState
 
 
@@ -518,8 +518,10 @@ class PowerDriver(Protocol):
         timeout: float,  # noqa: ASYNC109
     ) -> None:
         """Send `command` once, and return when the BMC has accepted it: no proof that it has done
-        it. Raises PowerOutcomeUnknown if it may have got it but has not answered; after any other
-        error it has not acted on it."""
+        it. BmcUnreachable, CallTimedOut, BmcUnidentified and PowerDriverFailed say that it was not
+        sent: it is sent again then. The others in the list above say that the BMC does not do it.
+        PowerOutcomeUnknown, and whatever else is raised, says that the BMC may have got it: it is
+        not sent again."""
 
     async def change_password(
         self,
@@ -541,12 +543,18 @@ class PowerDriver(Protocol):
 
 @runtime_checkable
 class NetworkBooter(Protocol):
-    """What a PowerDriver may be able to do besides. Both raise what its other methods raise."""
+    """What a PowerDriver may be able to do besides. All raise what its other methods raise."""
 
     async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
         """Look whether the BMC can do it; nothing changes. Raises BmcCommandRejected."""
 
     async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
         """The next boot, and no other, is from the network; proven by reading it back. It boots
-        when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13). May be
-        called many times. Raises BmcCommandRejected: also if the BMC says yes, and does not."""
+        when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13), or never
+        (Redfish). May be called many times. Raises BmcCommandRejected: also if the BMC says yes,
+        and does not."""
+
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Take back what `set_network_boot` has set, if the BMC still shows it; proven by reading
+        it back. What else it is to boot from stays. May be called many times. Raises
+        BmcCommandRejected as that does."""

@@ -175,7 +175,8 @@ class PowerCommandRow(SQLModel, table=True):
 
     `operation`: workflow id and first run id. `boot_id`: of the host, before the command. `until`:
     what is seen later is not its work, even if nobody has written down its end.
-    `accepted_at`: when the BMC had said that it does it. `outcome`: a CommandOutcome, once that is
+    `accepted_at`: when the BMC had said that it does it. `problem`: why it has not, or that an
+    attempt at sending it was taken over by the next one. `outcome`: a CommandOutcome, once that is
     known.
     """
 

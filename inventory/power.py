@@ -13,6 +13,7 @@ from contracts.leases import LeaseRef
 from contracts.oobm import LOGIN_PROBLEMS, PowerCount, PowerProblem, PowerRound
 from contracts.power import PowerState
 from contracts.power_actions import (
+    BOOTS,
     SHOULD_BE,
     Action,
     CommandOutcome,
@@ -40,6 +41,7 @@ _FRESH_ROUNDS = 3
 _KEPT_ROUNDS = 100
 # Until a command is sent and its last look has ended, beside the time that it has itself.
 _COMMAND_GRACE = timedelta(seconds=30)
+_ITS_SENDER_IS_LOST = "the worker that was to send it has not said what became of it"
 _AT_A_TIME = 500  # of names in one statement
 # What they tell is told once, not at each attempt.
 _REFUSALS = LOGIN_PROBLEMS | {PowerProblem.ANOTHER_BMC}
@@ -209,11 +211,12 @@ class Power:
 
     # --- commands -------------------------------------------------------------------------------
 
-    async def command(self, command: PowerCommandRef) -> PowerSent | None:
-        """What is known of it; None: it was not sent."""
-        async with self._database.reading() as session:
-            row = await session.get(PowerCommandRow, _key(command))
-            return _sent(row) if row is not None else None
+    async def take_over_command(self, command: PowerCommandRef) -> PowerSent | None:
+        """What is known of one that an attempt before this one has begun, which can't withdraw it
+        any more; None: it was not begun."""
+        async with self._database.writing() as session:
+            row = await session.get(PowerCommandRow, _key(command), with_for_update=True)
+            return _taken_over(session, row) if row is not None else None
 
     async def begin_command(self, command: PowerCommandRef, generation: int) -> PowerSent | None:
         """Commit that the command is sent now, by that generation of the configuration: None. If
@@ -222,9 +225,9 @@ class Power:
         host = command.lease.host
         async with self._database.writing() as session:
             await verify_lease(session, command.lease, hold=True)
-            row = await session.get(PowerCommandRow, _key(command))
+            row = await session.get(PowerCommandRow, _key(command), with_for_update=True)
             if row is not None:
-                return _sent(row)
+                return _taken_over(session, row)
             query = select(OobmRow.generation).where(col(OobmRow.host) == host).with_for_update()
             configured = (await session.exec(query)).first()
             if not configured == generation == command.generation:
@@ -245,10 +248,11 @@ class Power:
             return None
 
     async def withdraw_command(self, command: PowerCommandRef) -> None:
-        """It was certainly not sent: it may be sent yet."""
+        """It was certainly not sent: it may be sent yet. But not if another attempt has found it:
+        that one looks what became of it."""
         async with self._database.writing() as session:
-            row = await session.get(PowerCommandRow, _key(command))
-            if row is not None:
+            row = await session.get(PowerCommandRow, _key(command), with_for_update=True)
+            if row is not None and not row.problem and row.outcome is None:
                 await session.delete(row)
 
     async def record_answer(
@@ -420,7 +424,8 @@ def _is_explained(command: PowerCommandRow | None, after: PowerStanding, seen_at
         return False
     ended: datetime = min(command.finished_at or command.until, command.until)
     action = Action(command.action)
-    expected = after.state is SHOULD_BE[action] or action is Action.CYCLE
+    # Boots may take the power away for a moment, a reset too.
+    expected = after.state is SHOULD_BE[action] or action in BOOTS
     return expected and command.sent_at <= seen_at <= ended
 
 
@@ -430,6 +435,13 @@ def _operation(lease: LeaseRef) -> str:
 
 def _key(command: PowerCommandRef) -> tuple[str, str]:
     return _operation(command.lease), command.action
+
+
+def _taken_over(session: AsyncSession, row: PowerCommandRow) -> PowerSent:
+    if row.accepted_at is None and not row.problem:
+        row.problem = _ITS_SENDER_IS_LOST
+        session.add(row)
+    return _sent(row)
 
 
 def _sent(row: PowerCommandRow) -> PowerSent:

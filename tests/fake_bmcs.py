@@ -1,6 +1,6 @@
 """BMCs in memory: a driver of them, and the set that has nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from contracts.errors import HostlerError
@@ -27,24 +27,25 @@ class FakeBmc:
         lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
         late_by: so many logins after it has taken a password, it goes by it.
         boots: how often the machine has booted, and `network_boots` of these from the network.
-        network_fails: what both methods of NetworkBooter raise.
+        network_fails: what the methods of NetworkBooter raise; `clear_fails`: its last one alone.
     """
 
     state: PowerState = PowerState.ON
     guid: str | None = "guid-1"
     password: str = "bmc-pw"
-    fails: HostlerError | None = None
-    command_fails: HostlerError | None = None
+    fails: Exception | None = None
+    command_fails: Exception | None = None
     after_effect: bool = False
     lies: bool = False
     lies_of_passwords: bool = False
     late_by: int = 0
     staged_password: str | None = None
-    password_fails: HostlerError | None = None
+    password_fails: Exception | None = None
     boots: int = 1
     network_next: bool = False
     network_boots: int = 0
     network_fails: HostlerError | None = None
+    clear_fails: HostlerError | None = None
     asked: int = 0
     commands: list[PowerCommand] = field(default_factory=list)
     refused_logins: int = 0
@@ -58,18 +59,24 @@ class _BmcByHost(dict[str, FakeBmc]):
         return bmc
 
 
+async def _at_once() -> None:
+    pass
+
+
 class FakeBmcs:
     """PowerDriver, and PowerDriverSet: BMCs by the names of their hosts.
 
     Attributes:
         on_command: called before a command takes effect.
         on_login: called with a BMC before it answers to a login.
+        on_network_boot: awaited when a BMC was told to boot from the network.
     """
 
     def __init__(self) -> None:
         self.of: dict[str, FakeBmc] = _BmcByHost()
         self.on_command: Callable[[], None] = lambda: None
         self.on_login: Callable[[FakeBmc], None] = lambda _: None
+        self.on_network_boot: Callable[[], Awaitable[None]] = _at_once
         self.forgotten: list[str] = []
 
     def get(self, _name: str) -> "FakeBmcs":
@@ -115,6 +122,14 @@ class FakeBmcs:
     async def set_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
         await self.check_network_boot(access, timeout=timeout)
         self.of[access.name].network_next = True
+        await self.on_network_boot()
+
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        await self.check_network_boot(access, timeout=timeout)
+        fails = self.of[access.name].clear_fails
+        if fails is not None:
+            raise fails
+        self.of[access.name].network_next = False
 
     async def change_password(
         self,

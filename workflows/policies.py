@@ -106,9 +106,6 @@ LIVE_MIGRATION = ActivityPolicy(
 )
 """One VM's way to one destination, and a guest's shutdown: as long as the guest needs."""
 
-# What the last looks at a BMC, and at its host, may take longer than the time that they are given.
-BMC_GRACE = timedelta(seconds=90)
-
 # What a look takes beside the answer of the BMC: the host itself, the inventory, and a driver that
 # does not keep its own deadline.
 _LOOK_GRACE = timedelta(seconds=20)
@@ -127,6 +124,16 @@ def bmc_look(seconds: int) -> ActivityPolicy:
 
 BMC_LOOK = bmc_look(LONGEST_BMC_ANSWER_S)
 """The same where the setting is not known."""
+
+
+def bmc_watch(seconds: int, answer_timeout: int) -> ActivityPolicy:
+    """Look for so many seconds at a BMC, which has `answer_timeout` seconds to answer. The last two
+    looks may begin at their very end."""
+    last_looks = 2 * (timedelta(seconds=answer_timeout) + _LOOK_GRACE)
+    policy = ActivityPolicy(**HOST_READ)
+    policy["start_to_close_timeout"] = timedelta(seconds=seconds) + last_looks
+    return policy
+
 
 BMC_COMMAND = ActivityPolicy(
     start_to_close_timeout=timedelta(minutes=2),

@@ -4,14 +4,15 @@
 
 A command is sent at most once. After a crash in between nobody sends it again: it is looked for
 what became of it, and if that can't be told the action ends as OutcomeUnknown. Cancel before the
-command is sent ends the action; later it comes too late, and what became of it is still found out.
+command is sent ends the action; later it comes too late, what became of it is still found out, and
+no other command follows.
 """
 
 import asyncio
 from datetime import timedelta
 
 from temporalio import exceptions, workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.leases import LeaseActivities
@@ -38,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.states import Phase
     from contracts.steps import AcquireLeaseInput, HostRef
     from workflows import policies
-    from workflows.failures import as_application_error
+    from workflows.failures import as_application_error, explain
     from workflows.power_plan import check, failure, is_there_already, judge, warnings
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
     from workflows.takeover import conflict
@@ -61,6 +62,8 @@ class PowerAction:
         self._final = False
         self._canceled = False
         self._cancel_came_late = False
+        self._may_have_booted = False
+        self._answer_timeout = 0
 
     # --- the run, read like a runbook -----------------------------------------------------------
 
@@ -111,16 +114,15 @@ class PowerAction:
     async def _switch(self) -> PowerActionResult:
         asked = self._asked
         settings = await self._settings()
-        seconds = asked.timeout or settings.timeout
+        seconds, self._answer_timeout = asked.timeout or settings.timeout, settings.answer_timeout
         await self._acquire(seconds)
         survey = await self._survey(settings)
         if is_there_already(asked.action, survey.state):
             return self._result(
                 PowerOutcome.THERE_ALREADY, survey.state, survey, "nothing was sent"
             )
-        if asked.network_boot:
-            await self._set_network_boot()
-        seen, proof = await self._do(asked.action, survey, seconds)
+        do = self._do_from_network if asked.network_boot else self._do
+        seen, proof = await do(asked.action, survey, seconds)
         return self._result(PowerOutcome.DONE, seen.state, seen, proof)
 
     # --- the steps ------------------------------------------------------------------------------
@@ -179,17 +181,54 @@ class PowerAction:
         self._warnings = warnings(self._asked, survey)
         return survey
 
-    async def _set_network_boot(self) -> None:
-        """Under the lease, right before it boots."""
+    async def _do_from_network(
+        self, action: Action, survey: PowerSurvey, seconds: int
+    ) -> tuple[PowerSeen, str]:
+        """Set under the lease, right before it boots; without a boot not left behind: there are
+        BMCs that would go by it weeks later."""
         self._enter(Phase.SWITCHING, f"{self._asked.host} is to boot from the network, once")
-        # Taken for done while it runs: whoever cancels must not leave that behind.
+        try:
+            await workflow.execute_activity_method(
+                PowerActivities.set_network_boot,
+                self._held,
+                summary="The next boot is from the network",
+                **policies.BMC_COMMAND,
+            )
+            return await self._do(action, survey, seconds)
+        except (asyncio.CancelledError, ActivityError, ApplicationError) as error:
+            if not self._may_have_booted:
+                await self._clear_network_boot(error)
+            raise
+
+    async def _clear_network_boot(self, error: BaseException) -> None:
+        """Raises ApplicationError in the place of `error` if that is left behind."""
+        host = self._asked.host
+        self._enter(Phase.ROLLING_BACK, f"{host} is to boot as before")
         self._final = True
-        await workflow.execute_activity_method(
-            PowerActivities.set_network_boot,
-            self._held,
-            summary="The next boot is from the network",
-            **policies.FIRST_LOOK,
-        )
+        try:
+            await workflow.execute_activity_method(
+                PowerActivities.clear_network_boot,
+                self._held,
+                summary="The next boot is as before",
+                **policies.BMC_COMMAND,
+            )
+        except ActivityError as left:
+            if isinstance(error, ActivityError) and not self._canceled:
+                error = as_application_error(error)
+            first = (
+                error
+                if isinstance(error, ApplicationError)
+                else ApplicationError("The action was cancelled.", type="Failed")
+            )
+            # It ends as a failure, though it was cancelled: a cancel would not say this.
+            self._canceled = False
+            raise ApplicationError(
+                f"{first.message} The next boot of {host} may still be from the network: "
+                f"{explain(left)}",
+                *first.details,
+                type=first.type,
+                non_retryable=True,
+            ) from error
 
     async def _do(self, action: Action, survey: PowerSurvey, seconds: int) -> tuple[PowerSeen, str]:
         """Send, watch, judge; what was seen, and by what it is known that it is done."""
@@ -223,9 +262,11 @@ class PowerAction:
         if verdict.outcome is CommandOutcome.DONE:
             return seen, verdict.message
         is_on = seen.state is PowerState.ON
-        if action is Action.SOFT and self._asked.fall_back_to_off and is_on:
+        goes_on = self._asked.fall_back_to_off and not self._cancel_came_late
+        if action is Action.SOFT and goes_on and is_on:
             self._enter(Phase.SWITCHING, f"{verdict.message}: it is switched off")
             return await self._do(Action.OFF, survey, seconds)
+        self._may_have_booted = sent.accepted and verdict.outcome is CommandOutcome.UNKNOWN
         raise failure(self._asked.host, action, verdict)
 
     async def _send(self, command: PowerCommandRef) -> PowerSent:
@@ -256,14 +297,12 @@ class PowerAction:
     async def _watch(self, command: PowerCommandRef, seconds: int) -> PowerSeen:
         host = command.lease.host
         self._enter(Phase.VERIFYING, f"Watches {host} until {command.action!s} has come about")
-        policy = policies.ActivityPolicy(**policies.HOST_READ)
-        policy["start_to_close_timeout"] = timedelta(seconds=seconds) + policies.BMC_GRACE
         try:
             seen: PowerSeen = await workflow.execute_activity_method(
                 PowerActivities.watch_power,
                 WatchPowerInput(command=command, until=workflow.now() + timedelta(seconds=seconds)),
                 summary=f"{host}: until {command.action!s} has come about",
-                **policy,
+                **policies.bmc_watch(seconds, self._answer_timeout),
             )
         except ActivityError as error:
             # Its configuration was deleted or disabled, for example: the command was sent all the

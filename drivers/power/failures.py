@@ -101,6 +101,15 @@ def boots_as_before(access: BmcAccess) -> BmcCommandRejected:
     )
 
 
+def boots_from_network_still(access: BmcAccess) -> BmcCommandRejected:
+    """It was told to boot as before."""
+    return BmcCommandRejected(
+        f"The BMC of {access.name} has accepted not to boot it from the network, and shows that it "
+        "does.",
+        remedy="Take that back by the BMC's own means before the host boots again.",
+    )
+
+
 def outcome_unknown(access: BmcAccess, what: str) -> PowerOutcomeUnknown:
     """`what`: the command that was sent."""
     return PowerOutcomeUnknown(

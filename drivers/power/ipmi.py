@@ -106,6 +106,16 @@ class IpmiDriver:
         if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
             raise failures.boots_as_before(access)
 
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        deadline = _deadline(timeout)
+        if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            return
+        answer = await self._ask(access, ipmi_commands.BOOT_AS_EVER, deadline)
+        ipmi_commands.check(access.name, "boot it as before", answer["code"])
+        if ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            raise failures.boots_from_network_still(access)
+
     async def _boot_flags(self, access: BmcAccess, deadline: float) -> Sequence[int]:
         answer = await self._ask(access, ipmi_commands.BOOT_FLAGS, deadline)
         ipmi_commands.check(access.name, "tell what it boots from", answer["code"])

@@ -69,6 +69,9 @@ def boot_from_network_once(data: Sequence[int]) -> Ask:
     return Ask(0x00, 0x08, (0x05, _VALID | flags & _UEFI, _NETWORK, 0x00, 0x00, 0x00))
 
 
+BOOT_AS_EVER = Ask(0x00, 0x08, (0x05, 0x00, 0x00, 0x00, 0x00, 0x00))
+
+
 def boots_from_network_once(data: Sequence[int]) -> bool:
     """Of BOOT_FLAGS's answer. There are BMCs (ipmi_sim is one) that do not show the flags as
     valid, though they are."""

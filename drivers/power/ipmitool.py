@@ -25,8 +25,9 @@ PORT = DEFAULT_PORTS["ipmitool"]
 _INTERFACE, _PATH, _RETRIES = "lanplus", "/usr/bin/ipmitool", 1
 _STATUS = "chassis power status"
 # With -v, on standard error, which it does not hold back: before it sends, and after an answer.
-_SENDING = re.compile(r"^RAW REQ \(.* netfn=0x(\w+) .* cmd=0x(\w+) ", re.MULTILINE)
-_ANSWERED = "RAW RSP ("
+_SENDING, _ANSWERED = "RAW REQ (", "RAW RSP ("
+# Its last words when it has got no session, whatever the reason.
+_NO_SESSION = "Error: Unable to establish "
 _STATUS_REFUSED = "Get Chassis Power Status failed"
 _RAW_CODE = re.compile(r"^Unable to send RAW command \(.* rsp=0x(\w+)\)", re.MULTILINE)
 _RAW_SILENT = re.compile(r"^Unable to send RAW command \([^)]*cmd=0x\w+\)$", re.MULTILINE)
@@ -96,9 +97,12 @@ class Output:
             or _STATUS_REFUSED in self.stderr
         )
 
-    def sent(self, ask: Ask) -> bool:
-        """Whether that request was on its way."""
-        return (f"{ask.netfn:x}", f"{ask.command:x}") in _SENDING.findall(self.stderr)
+    @property
+    def sent_nothing(self) -> bool:
+        """Whether it says so: it ended without a session. All else is no proof: what it says may be
+        lost, or be another program's words."""
+        ended = self.complete and self.status != 0
+        return ended and _NO_SESSION in self.stderr and _SENDING not in self.stderr
 
 
 class IpmitoolDriver:
@@ -143,10 +147,10 @@ class IpmitoolDriver:
     ) -> None:
         """See PowerDriver."""
         deadline = asyncio.get_running_loop().time() + timeout
-        if access.guid is not None:
-            await self.examine(access, timeout=timeout)
+        # A read that fails proves that nothing was sent; after the command, silence proves nothing.
+        await self.examine(access, timeout=timeout)
         ask = ipmi_commands.chassis_control(command)
-        output = await self._run(access, [_raw(ask)], _left(deadline), once=(command.value, ask))
+        output = await self._run(access, [_raw(ask)], _left(deadline), once=command.value)
         ipmi_commands.check(access.name, f"switch power {command.value}", output.code or 0)
 
     async def check_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
@@ -166,6 +170,18 @@ class IpmitoolDriver:
         ipmi_commands.check(access.name, "boot it from the network", output.code or 0)
         if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
             raise failures.boots_as_before(access)
+
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        if access.guid is not None:
+            await self.examine(access, timeout=timeout)
+        if not ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            return
+        output = await self._run(access, [_raw(ipmi_commands.BOOT_AS_EVER)], _left(deadline))
+        ipmi_commands.check(access.name, "boot it as before", output.code or 0)
+        if ipmi_commands.boots_from_network_once(await self._boot_flags(access, deadline)):
+            raise failures.boots_from_network_still(access)
 
     async def _boot_flags(self, access: BmcAccess, deadline: float) -> Sequence[int]:
         output = await self._run(access, [_raw(ipmi_commands.BOOT_FLAGS)], _left(deadline))
@@ -227,22 +243,22 @@ class IpmitoolDriver:
         commands: Sequence[str],
         timeout: float,  # noqa: ASYNC109
         *,
-        once: tuple[str, Ask] | None = None,
+        once: str | None = None,
     ) -> Output:
-        """Do `commands` in one session. `once`: the name and the request that must not be sent
-        again. Raises whatever stands for a session that was not opened, or an answer that did not
-        come; a completion code is in the output."""
+        """Do `commands` in one session. `once`: the name of what must not be sent again. Raises
+        whatever stands for a session that was not opened, or an answer that did not come; a
+        completion code is in the output."""
         self.validate(access)
         output = await _ipmitool(access, commands, timeout)
-        if once is not None and output.sent(once[1]):
+        if once is not None and not output.sent_nothing:
             if output.code is None and _ANSWERED not in output.stderr:
-                raise failures.outcome_unknown(access, once[0])
+                raise failures.outcome_unknown(access, once)
             return output
         failure = session_failure(access, output)
         if failure is not None:
             raise failure
         # It may be no ipmitool at all, or one that gave up in words which are not known here.
-        if once is not None or (output.status != 0 and not output.answered):
+        if output.status != 0 and not output.answered:
             raise PowerDriverFailed(
                 f"ipmitool ended with status {output.status}, and nothing shows that it has asked "
                 f"the BMC of {access.name} anything.",
@@ -347,7 +363,7 @@ def session_failure(access: BmcAccess, output: Output) -> HostlerError | None:
     if "get auth capabilities error" in lowered or "unable to establish" in lowered:
         return failures.unreachable(access, "")
     if not output.complete:
-        heard = "discovered ipmb" in lowered or _SENDING.search(said) is not None
+        heard = "discovered ipmb" in lowered or _SENDING in said
         return failures.too_late(access) if heard else failures.unreachable(access, "")
     if _RAW_SILENT.search(said) or "unable to get chassis power status" in lowered:
         return failures.too_late(access)

@@ -1,7 +1,7 @@
 """Redfish (DMTF DSP0266) by httpx.
 
 Every request carries the login (HTTP Basic, which each service must offer): there is no session to
-expire, to run out of, or to be left behind. Connections are kept.
+expire, to run out of, or to be left behind. It goes by TLS alone. Connections are kept.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import httpx
 
 from contracts.errors import HostlerError
 from contracts.oobm import DEFAULT_PORTS
-from contracts.power import PowerCommand, PowerState
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import (
     BmcCertificateRefused,
     BmcCommandRejected,
@@ -27,8 +27,9 @@ from drivers.power import failures
 from drivers.power.fields import refuse, validate_address
 from drivers.protocols import BmcAccess, BmcReport
 
-PORTS = {"https": DEFAULT_PORTS["redfish"], "http": 80}
+PORT = DEFAULT_PORTS["redfish"]
 _CONNECT_S = 5.0
+_IDLE_S = 900.0  # as IPMI sessions
 _ROOT = "/redfish/v1/"
 _RESET_TYPES = {
     PowerCommand.ON: "On",
@@ -38,6 +39,13 @@ _RESET_TYPES = {
     PowerCommand.SOFT: "GracefulShutdown",
 }
 _PXE_ONCE = {"BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe"}
+_AS_EVER = {"BootSourceOverrideEnabled": "Disabled"}
+# Those that every service has (DSP0266, "Roles").
+_ROLES = {
+    "ReadOnly": BmcPrivilege.USER,
+    "Operator": BmcPrivilege.OPERATOR,
+    "Administrator": BmcPrivilege.ADMINISTRATOR,
+}
 _STATES = {"On": PowerState.ON, "Off": PowerState.OFF}
 # Of a command: the service broke down over it, or something between did.
 _UNDECIDED = frozenset({500, 502, 503, 504})
@@ -50,11 +58,10 @@ class _Client:
     dead = False
 
     def __init__(self, access: BmcAccess) -> None:
-        scheme = str(access.options.get("scheme", "https"))
         address = f"[{access.address}]" if ":" in access.address else access.address
         trusted = True if access.certificate is None else _trust(access.certificate)
         self.http = httpx.AsyncClient(
-            base_url=f"{scheme}://{address}:{access.port or PORTS[scheme]}",
+            base_url=f"https://{address}:{access.port or PORT}",
             auth=httpx.BasicAuth(access.user, access.password),
             verify=trusted,
             # Of the rest, each call has its own deadline.
@@ -74,10 +81,15 @@ class _Client:
 
 
 class RedfishDriver:
-    """Connections are kept, one client for each way to reach a BMC."""
+    """Connections are kept, one client for each way to reach a BMC.
 
-    def __init__(self) -> None:
-        self._clients = Pool(_Client.open)
+    Args:
+        idle: seconds after which a client that nobody has used is closed, with its password; up to
+            twice as many.
+    """
+
+    def __init__(self, *, idle: float = _IDLE_S) -> None:
+        self._clients = Pool(_Client.open, idle=idle)
 
     def validate(self, access: BmcAccess) -> None:
         """See PowerDriver."""
@@ -86,17 +98,22 @@ class RedfishDriver:
             refuse("user", "must not be empty, nor have a colon in it")
         if not access.password:
             refuse("password", "must not be empty")
-        if access.options.get("scheme", "https") not in PORTS:
-            refuse("outofbandmanagement.redfish.scheme", "must be https or http")
         if access.certificate is not None:
             _trust(access.certificate)
 
     async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
         """See PowerDriver."""
         self.validate(access)
-        async with _deadline(access, timeout):
-            system = await self._log_in(access)
-        return BmcReport(_guid(system), access.privilege, _state(system))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        client = _Client(access)
+        try:
+            async with _deadline(access, timeout):
+                system = await self._system(access, client.http)
+            privilege = await self._privilege(access, client.http, deadline - loop.time())
+        finally:
+            await client.close()
+        return BmcReport(_guid(system), privilege, _state(system))
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         """See PowerDriver."""
@@ -144,19 +161,22 @@ class RedfishDriver:
         async with _deadline(access, timeout), self._clients.use(access) as client:
             system = await self._system(access, client.http)
             _require_pxe(access, system)
-            tag = system.get("@odata.etag")
-            response = await _send(
-                access,
-                client.http.patch(
-                    _path(access, system),
-                    json={"Boot": _PXE_ONCE},
-                    headers={"If-Match": tag} if tag else {},
-                ),
-            )
+            response = await _change_boot(access, client.http, system, _PXE_ONCE)
             _check(access, "boot it from the network", response)
-            shown = (await self._system(access, client.http)).get("Boot")
-            if not isinstance(shown, dict) or not shown.items() >= _PXE_ONCE.items():
+            if not _boots_from_network_once(await self._system(access, client.http)):
                 raise failures.boots_as_before(access)
+
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        """See NetworkBooter."""
+        self.validate(access)
+        async with _deadline(access, timeout), self._clients.use(access) as client:
+            system = await self._system(access, client.http)
+            if not _boots_from_network_once(system):
+                return
+            response = await _change_boot(access, client.http, system, _AS_EVER)
+            _check(access, "boot it as before", response)
+            if _boots_from_network_once(await self._system(access, client.http)):
+                raise failures.boots_from_network_still(access)
 
     async def change_password(
         self,
@@ -191,6 +211,15 @@ class RedfishDriver:
         self, client: httpx.AsyncClient, access: BmcAccess, password: str
     ) -> None:
         await self._system(access, client)  # is it the right BMC?
+        path, account = await self._account(access, client)
+        response = await _patch(access, client, path, account, {"Password": password})
+        # BMCs quote the values that they refuse.
+        _check(access, "change a password", response, quoting=False)
+
+    async def _account(
+        self, access: BmcAccess, client: httpx.AsyncClient
+    ) -> tuple[str, Mapping[str, Any]]:
+        """The user's own, and where it is."""
         root = await _get(access, client, _ROOT)
         service = await _get(access, client, _link(access, root, "AccountService"))
         accounts = await _get(access, client, _link(access, service, "Accounts"))
@@ -198,14 +227,20 @@ class RedfishDriver:
             path = _path(access, member)
             account = await _get(access, client, path)
             if account.get("UserName") == access.user:
-                tag = account.get("@odata.etag")
-                headers = {"If-Match": tag} if tag else {}
-                response = await _send(
-                    access, client.patch(path, json={"Password": password}, headers=headers)
-                )
-                _check(access, "change a password", response)
-                return
+                return path, account
         raise failures.no_account(access)
+
+    async def _privilege(
+        self, access: BmcAccess, client: httpx.AsyncClient, seconds: float
+    ) -> BmcPrivilege | None:
+        """By the account's role. Not every login may see accounts, some BMCs have hundreds, and
+        roles may be of their own making: the look itself does not depend on it."""
+        try:
+            async with _deadline(access, seconds):
+                _, account = await self._account(access, client)
+        except HostlerError:
+            return None
+        return _ROLES.get(str(account.get("RoleId")))
 
     async def _log_in(self, access: BmcAccess) -> Mapping[str, Any]:
         """By a connection of its own."""
@@ -289,15 +324,38 @@ async def _get(access: BmcAccess, client: httpx.AsyncClient, path: str) -> Mappi
     return resource
 
 
-def _check(access: BmcAccess, what: str, response: httpx.Response) -> None:
+async def _patch(
+    access: BmcAccess,
+    client: httpx.AsyncClient,
+    path: str,
+    shown: Mapping[str, Any],
+    change: Mapping[str, Any],
+) -> httpx.Response:
+    """`shown`: the resource as it was."""
+    tag = shown.get("@odata.etag")
+    headers = {"If-Match": tag} if tag else {}
+    return await _send(access, client.patch(path, json=change, headers=headers))
+
+
+async def _change_boot(
+    access: BmcAccess,
+    client: httpx.AsyncClient,
+    system: Mapping[str, Any],
+    boot: Mapping[str, str],
+) -> httpx.Response:
+    return await _patch(access, client, _path(access, system), system, {"Boot": boot})
+
+
+def _check(access: BmcAccess, what: str, response: httpx.Response, *, quoting: bool = True) -> None:
     status = response.status_code
     if response.is_success:
         return
+    said = _said(response) if quoting else ""
     if status == httpx.codes.UNAUTHORIZED:
         raise failures.login_refused(access)
     if status == httpx.codes.FORBIDDEN:
         raise InsufficientPrivilege(
-            f"The BMC of {access.name} does not let {access.user} {what}{_said(response)}.",
+            f"The BMC of {access.name} does not let {access.user} {what}{said}.",
             remedy="Give that account another role on the BMC (Administrator, or Operator for "
             "power alone); some refuse everything until a first password was changed.",
             details={"privilege": access.privilege.value},
@@ -305,7 +363,7 @@ def _check(access: BmcAccess, what: str, response: httpx.Response) -> None:
     if status == _BUSY:
         raise failures.unreachable(access, "it is busy (HTTP 503)")
     raise BmcCommandRejected(
-        f"The BMC of {access.name} refused to {what}: HTTP {status}{_said(response)}.",
+        f"The BMC of {access.name} refused to {what}: HTTP {status}{said}.",
         remedy="See what its own log says about that.",
         details={"code": status},
     )
@@ -341,6 +399,11 @@ def _guid(system: Mapping[str, Any]) -> str | None:
 
 def _state(system: Mapping[str, Any]) -> PowerState:
     return _STATES.get(str(system.get("PowerState")), PowerState.UNKNOWN)
+
+
+def _boots_from_network_once(system: Mapping[str, Any]) -> bool:
+    shown = system.get("Boot")
+    return isinstance(shown, dict) and shown.items() >= _PXE_ONCE.items()
 
 
 def _reset(access: BmcAccess, system: Mapping[str, Any], command: PowerCommand) -> tuple[str, str]:

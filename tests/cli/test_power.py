@@ -172,6 +172,31 @@ def test_the_first_configuration_is_put_and_later_ones_are_changes(
     assert hostler("oobm", "configure", "kvm-1").exit_code == 2
 
 
+def test_what_was_given_is_taken_back(api: FakeApi) -> None:
+    api.on(f"PATCH {OOBM}", ok(oobm()))
+    options = ("--unset", "port", "--unset", "cipher-suite", "--unset", "certificate")
+    done = hostler("oobm", "configure", "kvm-1", *options, "--driver", "redfish")
+    assert done.exit_code == 0, done.output
+    nothing = {"port": None, "cipher_suite": None, "certificate": None}
+    assert api.bodies(f"PATCH {OOBM}") == [{"driver": "redfish", **nothing}]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--unset", "port", "--port", "1623"), "does not go with another port"),
+        (("--unset", "address"), "'port', 'cipher-suite', 'certificate'"),
+    ],
+)
+def test_what_can_not_be_taken_back_is_refused(
+    api: FakeApi, options: tuple[str, ...], said: str
+) -> None:
+    done = hostler("oobm", "configure", "kvm-1", *options)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert api.requests == []
+
+
 def test_show_says_all_but_the_password(api: FakeApi) -> None:
     api.on(f"GET {OOBM}", ok(oobm()))
     done = hostler("oobm", "show", "kvm-1")

@@ -225,6 +225,39 @@ async def test_a_command_that_was_not_sent_may_be_begun_again(inventory: Invento
     assert await inventory.power.begin_command(reset, 1) is None
 
 
+@pytest.mark.parametrize("found_by", ["begin_command", "take_over_command"])
+async def test_a_command_that_was_taken_over_is_not_withdrawn(
+    inventory: Inventory, found_by: str
+) -> None:
+    """Its first attempt wakes up after the second one has found it."""
+    await configured(inventory)
+    reset = await command(inventory, Action.RESET)
+    await inventory.power.begin_command(reset, 1)
+    if found_by == "begin_command":
+        found = await inventory.power.begin_command(reset, 1)
+    else:
+        found = await inventory.power.take_over_command(reset)
+    assert found is not None
+    assert "has not said" in found.problem
+    await inventory.power.withdraw_command(reset)
+    await inventory.power.finish_command(reset, CommandOutcome.UNKNOWN, "On -> On")
+    assert await messages(inventory) == ["reset (test): On -> On"]
+
+
+@pytest.mark.parametrize("action", [Action.RESET, Action.CYCLE])
+async def test_a_boot_explains_a_look_at_its_moment_without_power(
+    inventory: Inventory, action: Action
+) -> None:
+    await configured(inventory)
+    await record(inventory, sighting(1, PowerState.ON))
+    boot = await command(inventory, action)
+    await inventory.power.begin_command(boot, 1)
+    await record(inventory, sighting(1, PowerState.OFF))
+    await record(inventory, sighting(1, PowerState.ON))
+    await inventory.power.finish_command(boot, CommandOutcome.DONE, "On -> On")
+    assert await messages(inventory) == [f"{action} (test): On -> On"]
+
+
 async def test_a_command_needs_the_lease(inventory: Inventory) -> None:
     await configured(inventory)
     off = await command(inventory)
@@ -244,7 +277,7 @@ async def test_a_command_goes_by_the_configuration_that_was_looked_at(
     )
     with pytest.raises(Conflict, match="was not sent"):
         await inventory.power.begin_command(off, read)
-    assert await inventory.power.command(off) is None
+    assert await inventory.power.take_over_command(off) is None
     await inventory.power.begin_command(off.model_copy(update={"generation": 2}), 2)
 
 

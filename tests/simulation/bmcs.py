@@ -175,6 +175,9 @@ class _Mortal:
         await self._booter.set_network_boot(access, timeout=timeout)
         await self._deaths.reached("boot")
 
+    async def clear_network_boot(self, access: BmcAccess, *, timeout: float) -> None:  # noqa: ASYNC109
+        await self._booter.clear_network_boot(access, timeout=timeout)
+
     @property
     def _booter(self) -> NetworkBooter:
         assert isinstance(self._driver, NetworkBooter)

@@ -3,8 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.power import PowerActivities
-from contracts.errors import HostlerError
+from contracts.errors import Failed, HostlerError, Unavailable
 from contracts.leases import LeaseScope, Owner
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -33,8 +33,10 @@ from contracts.power_actions import (
     BmcTestResult,
     PowerActionInput,
     PowerActionResult,
+    PowerCommandRef,
     PowerOutcome,
     RequirePowerInput,
+    WatchPowerInput,
 )
 from contracts.states import MAINTENANCE_STATES, ResourceState
 from contracts.vms import Vm
@@ -285,6 +287,10 @@ async def test_a_bmc_has_as_long_to_answer_as_the_setting_says(power: Site, acti
     (look,) = [one for one in looks if one.activity_type.name in {"ask_power", "survey_power"}]
     # The BMC's time-out, what a driver may take longer, and the host itself.
     assert look.start_to_close_timeout.ToTimedelta() >= timedelta(seconds=60 + 5 + 8)
+    # One look that begins before the action's time is over, and one after it.
+    for watch in [one for one in looks if one.activity_type.name == "watch_power"]:
+        longest = timedelta(seconds=2 + 2 * (60 + 5 + 8))
+        assert watch.start_to_close_timeout.ToTimedelta() >= longest
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -421,6 +427,32 @@ async def test_what_may_have_been_lost_is_not_sent_again(power: Site, action: Ac
     assert power.bmc.commands == []
 
 
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), ConnectionError("bmc-pw"), Unavailable("gone"), Failed("odd")]
+)
+async def test_what_a_driver_is_not_to_raise_is_an_unknown_outcome(
+    power: Site, error: Exception
+) -> None:
+    """Of a driver from outside: it may have sent it."""
+    tries = 0
+
+    def count() -> None:
+        nonlocal tries
+        tries += 1
+
+    power.bmcs.on_command = count
+    power.bmc.command_fails = error
+    failure = await power.failure(Action.RESET)
+    assert failure.type == "OutcomeUnknown"
+    assert f"The driver ipmi has failed over the BMC of kvm-1: {type(error).__name__}" in str(
+        failure.message
+    )
+    assert "bmc-pw" not in failure.message
+    assert tries == 1
+    (message,) = await power.messages()
+    assert "it is not sent again" in message
+
+
 async def test_a_boot_that_nobody_can_prove_is_said_to_be_so(power: Site) -> None:
     power.machine.boot_hidden = True
     failure = await power.failure(Action.RESET)
@@ -441,6 +473,30 @@ async def test_a_boot_that_nobody_knew_is_proven_by_the_power_that_was_off(power
         await pause()
     power.bmc.state = PowerState.ON
     assert "seen off" in (await handle.result()).proof
+
+
+async def test_that_it_was_off_outlives_the_worker_that_has_seen_it(power: Site) -> None:
+    owner = Owner(workflow_id="power/kvm-1", first_run_id="run-1")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, owner, "power cycle")
+    command = PowerCommandRef(lease=ref(lease), action=Action.CYCLE, generation=1, timeout=60)
+    request = WatchPowerInput(command=command, until=datetime.now(UTC) + timedelta(seconds=60))
+    said: list[Any] = []
+    first = ActivityEnvironment()
+    first.on_heartbeat = lambda *details: said.append(details)
+    power.bmc.state = PowerState.OFF
+    watching = asyncio.ensure_future(first.run(steps_of(power).watch_power, request))
+    while not said:
+        await pause()
+    watching.cancel()
+    power.bmc.state = PowerState.ON
+    second = ActivityEnvironment()
+    second.info = replace(second.info, heartbeat_details=said[-1])
+    second.on_heartbeat = lambda *details: said.append(details)
+    said.clear()
+    seen = await second.run(steps_of(power).watch_power, request)
+    assert (seen.state, seen.was_off) == (PowerState.ON, True)
+    # A third attempt knows it by this one.
+    assert said == [(True,)]
 
 
 @pytest.mark.parametrize("action", _BOOTS)
@@ -611,6 +667,16 @@ async def test_cancel_comes_too_late_once_it_was_sent(power: Site) -> None:
     assert (await handle.query(PowerAction.status)).cancel_came_late
 
 
+async def test_after_a_cancel_soft_does_not_fall_back(power: Site) -> None:
+    power.bmc.lies = True
+    handle = await power.begin(Action.SOFT, fall_back_to_off=True, timeout=3)
+    while not power.bmc.commands:
+        await pause()
+    await handle.cancel()
+    assert (await failure_of(handle)).type == "PowerUnchanged"
+    assert power.bmc.commands == [PowerCommand.SOFT]
+
+
 async def test_cancel_before_that_sends_nothing(power: Site) -> None:
     power.bmc.lies = True
     first = await power.begin(Action.OFF, timeout=20)
@@ -712,6 +778,30 @@ async def test_a_bmc_that_keeps_its_password_keeps_it_here_too(power: Site) -> N
     assert login.staged_secret_id is None
     assert await power.inventory.secrets.reveal_all([secret]) == {}
     assert (await power.act(Action.STATUS)).state is PowerState.ON
+
+
+class Blabs(Exception):
+    """Of a driver that nobody here has written."""
+
+
+@pytest.mark.parametrize("kind", [BmcCommandRejected, Blabs])
+async def test_a_driver_that_tells_passwords_is_not_quoted(
+    power: Site, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    power.bmc.password_fails = kind("'canary-new' in the place of 'bmc-pw' is not good enough")
+    secret = await power.inventory.secrets.store("bmc_password", "canary-new", actor="test")
+    handle = await power.change_password(secret)
+    await failure_of(handle)
+    power.bmc.fails = Blabs("no bmc-pw")
+    asked = await power.begin(Action.STATUS)
+    assert "Blabs: no ********" in (await asked.result()).proof
+    told = [str(event) for run in (handle, asked) for event in (await run.fetch_history()).events]
+    told += [event.message for event in await power.inventory.events.list()]
+    told.append(caplog.text)
+    assert any("not good enough" in text for text in told)
+    for text in told:
+        assert "canary-new" not in text
+        assert "bmc-pw" not in text
 
 
 async def test_a_bmc_that_takes_it_late_is_waited_for(power: Site) -> None:
@@ -859,6 +949,100 @@ async def test_what_is_not_to_boot_from_the_network_is_not_switched(power: Site)
     assert power.bmc.commands == []
 
 
+def rejects_the_command(power: Site) -> None:
+    power.bmc.command_fails = rejected()
+
+
+def vms_come(power: Site) -> None:
+    power.bmc.command_fails = mute()
+    vms_arrive(power)
+
+
+def loses_the_command(power: Site) -> None:
+    power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
+
+
+def accepts_and_does_nothing(power: Site) -> None:
+    power.bmc.lies = True
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (rejects_the_command, "BmcCommandRejected"),
+        (vms_come, "Conflict"),
+        (loses_the_command, "OutcomeUnknown"),
+        (accepts_and_does_nothing, "PowerUnchanged"),
+    ],
+)
+async def test_a_boot_from_the_network_that_did_not_come_about_is_taken_back(
+    power: Site, fault: Callable[[Site], None], kind: str
+) -> None:
+    armed: list[bool] = []
+
+    def break_down() -> None:
+        armed.append(power.bmc.network_next)
+        fault(power)
+
+    power.bmcs.on_command = break_down
+    failure = await power.failure(Action.CYCLE, network_boot=True)
+    assert failure.type == kind
+    assert (armed, power.bmc.network_next) == ([True], False)
+    power.bmc.command_fails, power.bmc.lies, power.machine.vms = None, False, []
+    power.bmcs.on_command = lambda: None
+    await power.act(Action.CYCLE)
+    assert power.bmc.network_boots == 0
+
+
+async def test_an_accepted_boot_from_the_network_is_not_taken_back(power: Site) -> None:
+    """Its firmware may need longer than anybody waits."""
+    power.machine.boot_hidden = power.bmc.lies = True
+    failure = await power.failure(Action.CYCLE, network_boot=True)
+    assert "accepted, not proven" in failure.message
+    assert power.bmc.network_next
+
+
+async def test_a_cancel_before_the_boot_from_the_network_takes_it_back(power: Site) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    power.bmcs.on_network_boot = wait
+    handle = await power.begin(Action.CYCLE, network_boot=True)
+    while not power.bmc.network_next:
+        await pause()
+    await handle.cancel()
+    gate.set()
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, CancelledError)
+    assert (power.bmc.commands, power.bmc.network_next) == ([], False)
+    assert await power.inventory.leases.find("kvm-1", LeaseScope.POWER) is None
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_a_boot_from_the_network_that_can_not_be_taken_back_is_told(
+    power: Site, cancel: bool
+) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    power.bmcs.on_network_boot = wait
+    power.bmc.command_fails = power.bmc.clear_fails = rejected()
+    handle = await power.begin(Action.CYCLE, network_boot=True)
+    while not power.bmc.network_next:
+        await pause()
+    if cancel:
+        await handle.cancel()
+    gate.set()
+    failure = await failure_of(handle)
+    assert failure.type == ("Failed" if cancel else "BmcCommandRejected")
+    assert "The next boot of kvm-1 may still be from the network: The BMC of" in failure.message
+
+
 async def test_what_is_on_does_not_boot(power: Site) -> None:
     result = await power.act(Action.ON, network_boot=True)
     assert result.outcome is PowerOutcome.THERE_ALREADY
@@ -881,8 +1065,8 @@ class NoNetworkBoots:
         self.examine, self.power_state = driver.examine, driver.power_state
 
 
-async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
-    activities = PowerActivities(
+def steps_of(power: Site) -> PowerActivities:
+    return PowerActivities(
         power.inventory,
         BmcDirectory(power.inventory, power.bmcs),
         HostDirectory(power.inventory),
@@ -890,6 +1074,10 @@ async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
         cast(ServiceManager, power.machine),
         LeaseActivities(power.inventory, Holders(power.inventory, power.client)),
     )
+
+
+async def refusal_of(power: Site, *, network_boot: bool = False) -> str | None:
+    activities = steps_of(power)
     request = RequirePowerInput(host="kvm-1", option="an_option", network_boot=network_boot)
     try:
         use = await ActivityEnvironment().run(activities.require_power, request)

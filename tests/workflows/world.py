@@ -103,7 +103,7 @@ class World:
         states: the resource states of kvm-1, in order.
         power: what kvm-1's BMC says; None: it has none.
         told: the commands that it was sent; `boots_from_network`: after how many of them it was
-            told to boot from there.
+            told to boot from there, and `not_from_network`: not to.
         deaf: it accepts these, and nothing comes of it; `rejected`: it has no such commands.
         no_network_boot: why it can't boot from the network.
         hangs: kvm-1 does not answer when it was switched on.
@@ -149,6 +149,7 @@ class World:
     power: PowerState | None = None
     told: list[Action] = field(default_factory=list)
     boots_from_network: list[int] = field(default_factory=list)
+    not_from_network: list[int] = field(default_factory=list)
     deaf: frozenset[Action] = frozenset()
     rejected: frozenset[Action] = frozenset()
     no_network_boot: str = ""
@@ -352,6 +353,10 @@ class World:
     @activity.defn(name="set_network_boot")
     async def set_network_boot(self, lease: LeaseRef) -> None:
         self.boots_from_network.append(len(self.told))
+
+    @activity.defn(name="clear_network_boot")
+    async def clear_network_boot(self, lease: LeaseRef) -> None:
+        self.not_from_network.append(len(self.told))
 
     @activity.defn(name="send_power_command")
     async def send_power_command(self, request: PowerCommandRef) -> PowerSent:

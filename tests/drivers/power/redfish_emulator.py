@@ -1,12 +1,13 @@
 """sushy-tools' Redfish emulator, with what it lacks: accounts whose passwords are changed, one that
 may only read, and a log of what its machines were told.
 
-    python -m tests.drivers.power.redfish_emulator DIRECTORY PORT [CERTIFICATE KEY]
+    python -m tests.drivers.power.redfish_emulator DIRECTORY PORT CERTIFICATE KEY
 
 Its machines, SYSTEMS, do what they are told at once. What they boot from may be changed for once.
 Files in DIRECTORY: with `swallow` they do it, and nobody gets an answer; with `overload` the answer
 is that it is busy; with `nameless` they have no UUID; with `forgetful` they keep booting from what
-they do; with `no_pxe` they have no network.
+they do; with `no_pxe` they have no network; with `picky` no new password is good enough;
+with `secretive` nobody sees accounts.
 """
 
 import ssl
@@ -54,6 +55,9 @@ def add_accounts(accounts: Accounts) -> None:
 
     @app.before_request
     def refuse() -> Any:
+        hidden = (accounts.file.parent / "secretive").exists()
+        if hidden and flask.request.path.startswith(_SERVICE):
+            return {"error": {"message": "Not with that role."}}, 403
         if flask.request.method != "GET" and flask.request.headers.get("X-User") == READER:
             said = {"code": "Base.1.8.InsufficientPrivilege", "message": "Not with that role."}
             return {"error": said}, 403
@@ -79,9 +83,13 @@ def add_accounts(accounts: Accounts) -> None:
         if flask.request.method == "PATCH":
             if flask.request.headers.get("If-Match") != f'W/"{user}"':
                 return {"error": {"message": "Another one has changed it."}}, 412
+            if (accounts.file.parent / "picky").exists():
+                value = f"The value '{flask.request.json['Password']}' for the property Password"
+                return {"error": {"message": f"{value} is not acceptable."}}, 400
             accounts.change(user, flask.request.json["Password"])
             return "", 204
-        return {"UserName": user, "@odata.etag": f'W/"{user}"'}
+        shown = {"UserName": user, "@odata.etag": f'W/"{user}"'}
+        return shown | {"RoleId": "ReadOnly" if user == READER else "Administrator"}
 
 
 def log_commands(directory: Path) -> None:
@@ -112,10 +120,22 @@ def boot_once(directory: Path) -> None:
             boot = {**boot, kinds: [kind for kind in boot[kinds] if kind != "Pxe"]}
         return {**boot, "BootSourceOverrideEnabled": "Once" if path in once else "Disabled"}
 
+    @app.before_request
+    def as_ever() -> Any:
+        asked = flask.request.get_json(silent=True) or {}
+        if asked.get("Boot") != {"BootSourceOverrideEnabled": "Disabled"}:
+            return None
+        if not (directory / "forgetful").exists():
+            once.discard(flask.request.path.rstrip("/"))
+        with (directory / "commands").open("a") as commands:
+            commands.write("Disabled\n")
+        return "", 204
+
     @app.after_request
     def change(response: flask.Response) -> flask.Response:
         request, path = flask.request, flask.request.path.rstrip("/")
-        if request.method == "PATCH" and response.status_code == 204 and "Boot" in request.json:
+        told = request.method == "PATCH" and response.status_code == 204
+        if told and "BootSourceOverrideTarget" in request.json.get("Boot", {}):
             if not (directory / "forgetful").exists():
                 once.add(path)
             with (directory / "commands").open("a") as commands:
@@ -131,7 +151,7 @@ def boot_once(directory: Path) -> None:
 
 
 def main() -> None:
-    directory, port, *tls = sys.argv[1:]
+    directory, port, certificate, key = sys.argv[1:]
     accounts = Accounts(Path(directory))
     systems = [{"uuid": s, "name": s, "power_state": "On", "nics": []} for s in SYSTEMS]
     emulator.app.configure(
@@ -145,10 +165,8 @@ def main() -> None:
     add_accounts(accounts)
     log_commands(Path(directory))
     boot_once(Path(directory))
-    context = None
-    if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*tls)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
     app.run(host="127.0.0.1", port=int(port), ssl_context=context)
 
 

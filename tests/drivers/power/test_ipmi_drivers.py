@@ -72,6 +72,24 @@ async def test_it_boots_from_the_network_once(driver: PowerDriver, bmc: Simulate
     assert (state["commands"], state["network_boots"]) == (["cycle", "reset"], 1)
 
 
+async def test_a_boot_from_the_network_is_taken_back(
+    driver: PowerDriver, bmc: SimulatedBmc
+) -> None:
+    assert isinstance(driver, NetworkBooter)
+    access = bmc.access(guid=bmc.guid)
+    await driver.clear_network_boot(access, timeout=ENOUGH)
+    await driver.set_network_boot(access, timeout=ENOUGH)
+    for _ in range(2):
+        await driver.clear_network_boot(access, timeout=ENOUGH)
+    await driver.set_power(access, PowerCommand.CYCLE, timeout=ENOUGH)
+    state = await bmc.state()
+    assert (state["commands"], state["network_boots"]) == (["cycle"], 0)
+    await driver.set_network_boot(access, timeout=ENOUGH)
+    await bmc.switch(lie=True)
+    with pytest.raises(BmcCommandRejected, match="shows that it does"):
+        await driver.clear_network_boot(access, timeout=ENOUGH)
+
+
 async def test_a_bmc_that_has_no_boot_options_says_so(
     driver: PowerDriver, bmc: SimulatedBmc
 ) -> None:
@@ -96,7 +114,9 @@ async def test_ipmi_sim_is_told_too(driver: PowerDriver, openipmi: IpmiSim) -> N
     await driver.check_network_boot(openipmi.access(), timeout=ENOUGH)
     assert await openipmi.commands() == []
     await driver.set_network_boot(openipmi.access(), timeout=ENOUGH)
-    assert await openipmi.commands() == ["pxe"]
+    await driver.clear_network_boot(openipmi.access(), timeout=ENOUGH)
+    first, then = await openipmi.commands()
+    assert (first, then != "pxe") == ("pxe", True)
 
 
 async def test_ipmi_sim_cycles_too(driver: PowerDriver, openipmi: IpmiSim) -> None:
@@ -197,8 +217,9 @@ async def test_another_machines_bmc_is_told_nothing(driver: PowerDriver, machine
     with pytest.raises(WrongBmc):
         await driver.change_password(stranger, "a-new-password", timeout=ENOUGH)
     assert isinstance(driver, NetworkBooter)
-    with pytest.raises(WrongBmc):
-        await driver.set_network_boot(stranger, timeout=ENOUGH)
+    for call in (driver.set_network_boot, driver.clear_network_boot):
+        with pytest.raises(WrongBmc):
+            await call(stranger, timeout=ENOUGH)
     assert await machine.commands() == []
     assert await driver.power_state(machine.access(), timeout=ENOUGH) is PowerState.ON
 
@@ -376,21 +397,50 @@ async def test_no_password_is_in_a_list_of_processes(
     assert new.encode() not in everything
 
 
-@pytest.mark.parametrize("program", ["/bin/false", "/bin/true"])
-async def test_what_shows_no_sign_of_having_sent_it_has_not(program: str) -> None:
+async def test_a_program_that_asks_no_bmc_anything_is_told() -> None:
     driver = IpmitoolDriver()
     for guid in (None, OTHER):
         access = BmcAccess(
-            "kvm-1", "192.0.2.1", "admin", "password", guid=guid, options={"path": program}
+            "kvm-1", "192.0.2.1", "admin", "password", guid=guid, options={"path": "/bin/false"}
         )
-        for command in (PowerCommand.OFF, PowerCommand.RESET):
-            with pytest.raises((PowerDriverFailed, BmcUnidentified)):
-                await driver.set_power(access, command, timeout=ENOUGH)
-        if program == "/bin/false":
+        for call in (
+            driver.power_state(access, timeout=ENOUGH),
+            driver.set_power(access, PowerCommand.RESET, timeout=ENOUGH),
+            driver.change_password(access, "another", timeout=ENOUGH),
+        ):
             with pytest.raises(PowerDriverFailed, match="status 1"):
-                await driver.power_state(access, timeout=ENOUGH)
-            with pytest.raises(PowerDriverFailed):
-                await driver.change_password(access, "another", timeout=ENOUGH)
+                await call
+
+
+@pytest.mark.parametrize("swallow", [False, True], ids=["answered", "killed at the deadline"])
+async def test_what_shows_no_sign_of_having_sent_it_may_have(
+    tmp_path: Path, bmc: SimulatedBmc, swallow: bool
+) -> None:
+    """A wrapper that keeps ipmitool's messages to itself."""
+    wrapper = tmp_path / "ipmitool"
+    wrapper.write_text('#!/bin/sh\nexec /usr/bin/ipmitool "$@" 2>/dev/null\n')
+    wrapper.chmod(0o755)
+    await bmc.switch(swallow=swallow)
+    access = bmc.access(options={"path": str(wrapper)})
+    with pytest.raises(PowerOutcomeUnknown):
+        await IpmitoolDriver().set_power(access, PowerCommand.RESET, timeout=3)
+    assert await bmc.commands() == ["reset"]
+
+
+async def test_ipmitool_gets_no_session_for_the_command_itself(
+    tmp_path: Path, bmc: SimulatedBmc
+) -> None:
+    """After the read before it, the BMC falls silent."""
+    wrapper, read = tmp_path / "ipmitool", tmp_path / "read"
+    wrapper.write_text(
+        f"#!/bin/sh\n[ -e {read} ] && address=127.4.8.8\ntouch {read}\n"
+        'exec /usr/bin/ipmitool "$@" ${address:+-H $address}\n'
+    )
+    wrapper.chmod(0o755)
+    access = bmc.access(options={"path": str(wrapper)})
+    with pytest.raises(BmcUnreachable):
+        await IpmitoolDriver().set_power(access, PowerCommand.RESET, timeout=ENOUGH)
+    assert await bmc.commands() == []
 
 
 async def test_ipmitool_that_is_not_there_is_told() -> None:

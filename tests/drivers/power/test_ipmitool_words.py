@@ -11,7 +11,6 @@ from drivers.errors import (
     InsufficientPrivilege,
     LoginRefused,
 )
-from drivers.power import ipmi_commands
 from drivers.power.ipmitool import Output, session_failure
 from drivers.protocols import BmcAccess
 
@@ -86,10 +85,19 @@ def test_a_refused_request_is_no_failure_of_the_session() -> None:
     assert output.code == 0xC1
 
 
-def test_whether_a_request_was_on_its_way() -> None:
-    output = Output("", LOGGED_IN + RAW, complete=False)
-    assert output.sent(ipmi_commands.SYSTEM_GUID)
-    assert not output.sent(ipmi_commands.GET_DEVICE_ID)
+@pytest.mark.parametrize(
+    ("output", "proven"),
+    [
+        (Output("", f"{BEGIN}> RAKP 2 HMAC is invalid\n{END}", complete=True, status=1), True),
+        (Output("", f"{BEGIN}{END}", complete=False, status=-9), False),
+        (Output("", LOGGED_IN + RAW + END, complete=True, status=1), False),
+        (Output("", LOGGED_IN, complete=False, status=-9), False),
+        (Output("", "", complete=True, status=1), False),
+        (Output("", "", complete=True), False),
+    ],
+)
+def test_what_proves_that_nothing_was_sent(output: Output, proven: bool) -> None:
+    assert output.sent_nothing == proven
 
 
 def test_answers_of_several_lines() -> None:

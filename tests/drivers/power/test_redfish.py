@@ -3,9 +3,10 @@
 import asyncio
 import datetime
 import socket
+import ssl
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from contracts.errors import InvalidInput
-from contracts.power import PowerCommand, PowerState
+from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import (
     BmcCertificateRefused,
     BmcCommandRejected,
@@ -48,10 +49,9 @@ ENOUGH = 30.0
 class Emulator:
     directory: Path
     port: int
-    certificate: str | None = None
+    certificate: str
 
     def access(self, user: str = USER, password: str = PASSWORD) -> BmcAccess:
-        scheme = "https" if self.certificate else "http"
         return BmcAccess(
             "kvm-1",
             "127.0.0.1",
@@ -60,7 +60,6 @@ class Emulator:
             port=self.port,
             guid=SYSTEMS[0],
             certificate=self.certificate,
-            options={"scheme": scheme},
         )
 
     def commands(self) -> list[str]:
@@ -69,18 +68,38 @@ class Emulator:
 
 
 @asynccontextmanager
-async def emulator(directory: Path, *, tls: bool = False) -> AsyncIterator[Emulator]:
+async def emulator(directory: Path) -> AsyncIterator[Emulator]:
     port = free_port("127.0.0.1", socket.SOCK_STREAM)
-    certificate, files = None, []
-    if tls:
-        certificate, key = self_signed("bmc.example")
-        for name, text in (("certificate", certificate), ("key", key)):
-            (directory / name).write_text(text)
-            files.append(str(directory / name))
+    certificate, files = own_certificate(directory)
     module = ("-m", "tests.drivers.power.redfish_emulator")
     async with running(sys.executable, *module, str(directory), str(port), *files):
         await until_ready(port, "127.0.0.1", "tcp")
         yield Emulator(directory, port, certificate)
+
+
+def own_certificate(directory: Path) -> tuple[str, list[str]]:
+    """The certificate, and the files with it and its key."""
+    certificate, key = self_signed("bmc.example")
+    files = [directory / "certificate", directory / "key"]
+    for file, text in zip(files, (certificate, key), strict=True):
+        file.write_text(text)
+    return certificate, [str(file) for file in files]
+
+
+@asynccontextmanager
+async def served(
+    directory: Path,
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[BmcAccess]:
+    """Something else than the emulator, by TLS."""
+    certificate, files = own_certificate(directory)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield BmcAccess(
+            "kvm-1", "127.0.0.1", "admin", "password", port=port, certificate=certificate
+        )
 
 
 def self_signed(name: str) -> tuple[str, str]:
@@ -161,6 +180,19 @@ async def test_a_bmc_that_says_yes_and_boots_as_before(
         await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
 
 
+async def test_a_boot_from_the_network_is_taken_back(redfish: RedfishDriver, bmc: Emulator) -> None:
+    await redfish.clear_network_boot(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == []  # nothing is there to take back
+    await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+    for _ in range(2):
+        await redfish.clear_network_boot(bmc.access(), timeout=ENOUGH)
+    assert bmc.commands() == ["Once:Pxe", "Disabled"]
+    await redfish.set_network_boot(bmc.access(), timeout=ENOUGH)
+    (bmc.directory / "forgetful").touch()
+    with pytest.raises(BmcCommandRejected, match="shows that it does"):
+        await redfish.clear_network_boot(bmc.access(), timeout=ENOUGH)
+
+
 async def test_a_machine_that_has_no_network_to_boot_from(
     redfish: RedfishDriver, bmc: Emulator
 ) -> None:
@@ -176,6 +208,20 @@ async def test_a_bmc_tells_who_it_is(redfish: RedfishDriver, bmc: Emulator) -> N
     assert (report.guid, report.state) == (SYSTEMS[0], PowerState.ON)
 
 
+@pytest.mark.parametrize(
+    ("user", "privilege"),
+    [(USER, BmcPrivilege.ADMINISTRATOR), (READER, BmcPrivilege.USER)],
+)
+async def test_what_the_login_may_do_is_its_accounts_role(
+    redfish: RedfishDriver, bmc: Emulator, user: str, privilege: BmcPrivilege
+) -> None:
+    access = replace(bmc.access(user=user), privilege=BmcPrivilege.OPERATOR)
+    assert (await redfish.examine(access, timeout=ENOUGH)).privilege is privilege
+    (bmc.directory / "secretive").touch()
+    report = await redfish.examine(access, timeout=ENOUGH)
+    assert (report.privilege, report.state) == (None, PowerState.ON)
+
+
 async def test_another_machines_bmc_is_told_nothing(redfish: RedfishDriver, bmc: Emulator) -> None:
     stranger = replace(bmc.access(), guid="6f1f9a3e-4c1b-4f61-9d5a-1b6b6a0000ff")
     for call in (
@@ -184,6 +230,7 @@ async def test_another_machines_bmc_is_told_nothing(redfish: RedfishDriver, bmc:
         redfish.change_password(stranger, "another", timeout=ENOUGH),
         redfish.check_network_boot(stranger, timeout=ENOUGH),
         redfish.set_network_boot(stranger, timeout=ENOUGH),
+        redfish.clear_network_boot(stranger, timeout=ENOUGH),
     ):
         with pytest.raises(WrongBmc):
             await call
@@ -225,6 +272,15 @@ async def test_a_new_password_lets_in_and_the_old_one_does_not(
     await redfish.change_password(old, new.password, timeout=ENOUGH)
     with pytest.raises(LoginRefused):
         await redfish.change_password(old, "a-third-one", timeout=ENOUGH)
+
+
+async def test_a_new_password_that_the_bmc_quotes_is_not_told(
+    redfish: RedfishDriver, bmc: Emulator
+) -> None:
+    (bmc.directory / "picky").touch()
+    with pytest.raises(BmcCommandRejected, match="HTTP 400") as refused:
+        await redfish.change_password(bmc.access(), "canary", timeout=ENOUGH)
+    assert "canary" not in str(refused.value)
 
 
 async def test_an_answer_that_does_not_come_is_an_unknown_outcome(
@@ -278,27 +334,66 @@ async def test_a_closed_port_and_an_unknown_name_are_unreachable(redfish: Redfis
 
 
 async def test_who_accepts_a_connection_and_says_nothing_is_too_slow(
-    redfish: RedfishDriver,
+    tmp_path: Path, redfish: RedfishDriver
 ) -> None:
     async def keep_quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(keep_quiet, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    access = BmcAccess(
-        "kvm-1", "127.0.0.1", "admin", "password", port=port, options={"scheme": "http"}
-    )
-    with pytest.raises(CallTimedOut):
-        await redfish.power_state(access, timeout=0.5)
-    server.close()
+    async with served(tmp_path, keep_quiet) as access:
+        with pytest.raises(CallTimedOut):
+            await redfish.power_state(access, timeout=0.5)
+        await redfish.close()
+
+
+async def test_a_connection_that_nobody_uses_is_not_kept(tmp_path: Path) -> None:
+    opened, closed = 0, asyncio.Semaphore(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+        writer.close()
+        closed.release()
+
+    driver = RedfishDriver(idle=1)
+    async with served(tmp_path, serve) as access:
+        for _ in range(2):
+            for _ in range(2):
+                with pytest.raises(BmcCommandRejected, match="no Redfish service"):
+                    await driver.power_state(access, timeout=ENOUGH)
+            async with asyncio.timeout(ENOUGH):
+                await closed.acquire()
+    assert opened == 2
+    await driver.close()
+
+
+async def test_no_password_goes_without_tls(redfish: RedfishDriver) -> None:
+    got = bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.extend(await reader.read(4096))
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        plain = {"scheme": "http"}
+        access = BmcAccess("kvm-1", "127.0.0.1", "admin", "password", port=port, options=plain)
+        with pytest.raises(BmcUnreachable):
+            await redfish.power_state(access, timeout=ENOUGH)
+    handshake = 0x16
+    assert got[0] == handshake
+    assert b"Authorization" not in got
 
 
 @pytest.mark.parametrize(
     "answer", ["[]", "no JSON", '{"Systems": {"@odata.id": "http://198.18.0.1/systems"}}']
 )
 async def test_what_is_no_redfish_is_told_and_gets_no_password_elsewhere(
-    redfish: RedfishDriver, answer: str
+    tmp_path: Path, redfish: RedfishDriver, answer: str
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -307,31 +402,25 @@ async def test_what_is_no_redfish_is_told_and_gets_no_password_elsewhere(
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    access = BmcAccess(
-        "kvm-1", "127.0.0.1", "admin", "password", port=port, options={"scheme": "http"}
-    )
-    with pytest.raises(BmcCommandRejected, match="no Redfish service"):
-        await redfish.power_state(access, timeout=ENOUGH)
-    server.close()
+    async with served(tmp_path, serve) as access:
+        with pytest.raises(BmcCommandRejected, match="no Redfish service"):
+            await redfish.power_state(access, timeout=ENOUGH)
 
 
 async def test_only_the_configured_certificate_is_trusted(
-    tmp_path: Path, redfish: RedfishDriver
+    redfish: RedfishDriver, bmc: Emulator
 ) -> None:
-    async with emulator(tmp_path, tls=True) as bmc:
-        access = bmc.access()
-        assert await redfish.power_state(access, timeout=ENOUGH) is PowerState.ON
-        another, _ = self_signed("bmc.example")
-        for certificate in (None, another):
-            stranger = replace(access, certificate=certificate)
-            with pytest.raises(BmcCertificateRefused) as refused:
-                await redfish.power_state(stranger, timeout=ENOUGH)
-            assert refused.value.remedy
-            with pytest.raises(BmcCertificateRefused):
-                await redfish.set_power(stranger, PowerCommand.OFF, timeout=ENOUGH)
-        assert bmc.commands() == []
+    access = bmc.access()
+    assert await redfish.power_state(access, timeout=ENOUGH) is PowerState.ON
+    another, _ = self_signed("bmc.example")
+    for certificate in (None, another):
+        stranger = replace(access, certificate=certificate)
+        with pytest.raises(BmcCertificateRefused) as refused:
+            await redfish.power_state(stranger, timeout=ENOUGH)
+        assert refused.value.remedy
+        with pytest.raises(BmcCertificateRefused):
+            await redfish.set_power(stranger, PowerCommand.OFF, timeout=ENOUGH)
+    assert bmc.commands() == []
 
 
 @pytest.mark.parametrize(
