@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import httpx
 
@@ -24,7 +25,7 @@ from drivers.errors import (
 )
 from drivers.pool import Pool
 from drivers.power import failures
-from drivers.power.fields import refuse, validate_address
+from drivers.power.fields import is_placeholder, refuse, validate_address
 from drivers.protocols import BmcAccess, BmcReport
 
 PORTS = {"https": DEFAULT_PORTS["redfish"], "http": 80}
@@ -335,8 +336,11 @@ def _path(access: BmcAccess, reference: Any) -> str:
 
 
 def _guid(system: Mapping[str, Any]) -> str | None:
-    uuid = system.get("UUID")
-    return uuid.lower() if isinstance(uuid, str) and uuid else None
+    try:
+        guid = UUID(system.get("UUID"))
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return None if is_placeholder(guid) else str(guid)
 
 
 def _state(system: Mapping[str, Any]) -> PowerState:

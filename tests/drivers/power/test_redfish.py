@@ -258,10 +258,20 @@ async def test_of_several_systems_none_is_taken_by_chance(
     assert bmc.commands() == []
 
 
-async def test_a_system_without_a_uuid_is_not_taken_for_another_one(
-    redfish: RedfishDriver, bmc: Emulator
+@pytest.mark.parametrize(
+    "shared",
+    [
+        "",
+        "none",
+        "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+        "03000200-0400-0500-0006-000700080009",
+        "00020003-0004-0005-0006-000700080009",
+    ],
+)
+async def test_a_system_without_a_uuid_of_its_own_is_not_taken_for_another_one(
+    redfish: RedfishDriver, bmc: Emulator, shared: str
 ) -> None:
-    (bmc.directory / "nameless").touch()
+    (bmc.directory / "nameless").write_text(shared)
     with pytest.raises(BmcUnidentified):
         await redfish.set_power(bmc.access(), PowerCommand.OFF, timeout=ENOUGH)
     assert bmc.commands() == []
