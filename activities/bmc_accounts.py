@@ -171,11 +171,12 @@ class BmcAccountActivities:
     async def set_bmc_password(self, lease: LeaseRef) -> BmcPasswordProven:
         """Have the BMC take the stored new password, and prove it by a login with nothing else. One
         that refuses it in words is an answer: it keeps the old one. Raises Unavailable, Failed
-        (it takes neither), OutcomeUnknown (it was told, and shows no sign of it), LeaseLost."""
+        (it takes neither), OutcomeUnknown (it was told, and shows no sign of it), LeaseLost,
+        NotFound (also of the new password)."""
         await self._inventory.leases.verify(lease)
         login = await self._inventory.oobm.login(lease.host)
         if login.staged_secret_id is None:
-            return BmcPasswordProven(changed=True, proof="it was promoted before")
+            raise NotFound(f"No new password of the BMC of {lease.host} is stored.")
         old = await self._bmcs.of(login)
         new = await self._bmcs.of(login, login.staged_secret_id)
         return await _set(old, new, _Logins.of_the_attempts_before(), self._waits)

@@ -183,6 +183,7 @@ class OobmConfigurations:
         actor: str,
     ) -> None:
         async with self._database.writing() as session:
+            held = await _power_is_held(session, host)
             row = await _row(session, host, lock=True)
             if row is None:
                 if not replace or secret_id is None:
@@ -195,7 +196,7 @@ class OobmConfigurations:
                 session.add(row)
                 told = "configured"
             else:
-                told = await _change(session, row, values, secret_id, replace=replace)
+                told = await _change(session, row, values, secret_id, replace=replace, held=held)
             if told:
                 add_event(session, "oobm.configured", f"host/{host}", told, actor=actor)
 
@@ -261,13 +262,9 @@ class OobmConfigurations:
         """The same without a lease, for whoever has logged in with the new password. Whether it was
         done: not if it is another one by now, or an operation works on the BMC. Raises NotFound."""
         async with self._database.writing() as session:
+            held = await _power_is_held(session, host)
             row = await _row(session, host, lock=True) or _not_configured(host)
-            held = select(LeaseRow.host).where(
-                col(LeaseRow.host) == host,
-                col(LeaseRow.scope) == LeaseScope.POWER,
-                col(LeaseRow.workflow_id).is_not(None),
-            )
-            if row.staged_secret_id != staged or (await session.exec(held)).first() is not None:
+            if row.staged_secret_id != staged or held:
                 return False
             await _promote(session, row, actor)
             return True
@@ -443,6 +440,15 @@ async def _require_own(session: AsyncSession, row: OobmRow) -> None:
         )
 
 
+async def _power_is_held(session: AsyncSession, host: str) -> bool:
+    """Whether an operation works on the host's BMC; none begins before the transaction has ended.
+    Before the row is locked, as by those operations."""
+    query = select(LeaseRow.workflow_id).where(
+        col(LeaseRow.host) == host, col(LeaseRow.scope) == LeaseScope.POWER
+    )
+    return (await session.exec(query.with_for_update(read=True))).first() is not None
+
+
 def _not_configured(host: str) -> NoReturn:
     raise NotFound(
         f"{host} has no out-of-band management.",
@@ -468,8 +474,9 @@ async def _change(
     secret_id: str | None,
     *,
     replace: bool,
+    held: bool,
 ) -> str:
-    """What was changed, in words; "" if nothing was."""
+    """What was changed, in words; "" if nothing was. `held`: an operation works on the BMC."""
     wanted = dict(values)
     if replace:
         wanted = {
@@ -488,10 +495,11 @@ async def _change(
     if secret_id is not None:
         told.append("another password")
     if secret_id is not None or any(name in changes for name in _CONNECTION):
-        # A password that nobody could prove is settled by whoever says which one is right.
-        if secret_id is None:
+        # A password that nobody could prove is settled by whoever says which one is right, but not
+        # while the BMC may be taking it.
+        if secret_id is None or held:
             _require_settled(row)
-        else:
+        if secret_id is not None:
             former = secrets_of(row)
             changes |= {"secret_id": secret_id, "staged_secret_id": None}
         changes |= {**_FORGOTTEN, "generation": row.generation + 1, "guid": None}

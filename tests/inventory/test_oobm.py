@@ -174,6 +174,30 @@ async def test_a_new_password_is_kept_beside_the_old_one_until_it_is_proven(
     assert await secrets_left(inventory, old, new) == {new}
 
 
+async def test_a_new_password_is_not_replaced_while_the_bmc_may_be_taking_it(
+    inventory: Inventory,
+) -> None:
+    await configured(inventory)
+    old = (await inventory.oobm.login("kvm-1")).secret_id
+    new, given = await inventory.secrets.store_all(
+        [("bmc_password", "new"), ("bmc_password", "given")], actor="test"
+    )
+    lease = ref(await power_lease(inventory))
+    await inventory.oobm.stage_password("kvm-1", new, lease=lease)
+    for replace in (True, False):
+        values = {"address": "127.0.1.1", "user": "admin"} if replace else {}
+        with pytest.raises(Conflict, match="being changed"):
+            await inventory.oobm.configure(
+                "kvm-1", values, secret_id=given, replace=replace, actor="test"
+            )
+    assert await secrets_left(inventory, old, new) == {old, new}
+    # Once the change has ended and could prove neither, it is for the operator to say.
+    await inventory.leases.release(lease)
+    await inventory.oobm.configure("kvm-1", {}, secret_id=given, replace=False, actor="test")
+    assert not (await inventory.oobm.get("kvm-1")).password_changing
+    assert await secrets_left(inventory, old, new, given) == {given}
+
+
 async def test_a_new_password_that_the_bmc_did_not_take_goes(inventory: Inventory) -> None:
     await configured(inventory)
     lease = ref(await power_lease(inventory))

@@ -21,7 +21,7 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.power import PowerActivities
-from contracts.errors import HostlerError
+from contracts.errors import HostlerError, NotFound
 from contracts.leases import LeaseScope, Owner
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -834,6 +834,15 @@ async def test_one_that_takes_neither_keeps_both(power: Site) -> None:
     assert login.staged_secret_id == staged
     both = await power.inventory.secrets.reveal_all([login.secret_id, staged])
     assert len(both) == 2
+
+
+async def test_a_new_password_that_is_not_there_is_not_proven(power: Site) -> None:
+    lease = await power.inventory.leases.acquire(
+        "kvm-1", LeaseScope.POWER, Owner(workflow_id="password", first_run_id="run-1"), "password"
+    )
+    accounts = BmcAccountActivities(power.inventory, BmcDirectory(power.inventory, power.bmcs))
+    with pytest.raises(NotFound, match="No new password"):
+        await ActivityEnvironment().run(accounts.set_bmc_password, ref(lease))
 
 
 async def pause() -> None:
