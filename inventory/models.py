@@ -148,12 +148,12 @@ class OobmRow(SQLModel, table=True):
     """How a host's BMC is reached, and what it last said.
 
     `enabled`: the host's own switch; those of its cluster and zone count as well. `generation`:
-    rises with each change of how it is reached, so that what was seen by a former configuration,
-    also by one that was deleted, is not taken for the present one. `endpoint`: what no other host's
-    has. `staged_secret_id`: a new password that is not proven yet. `guid`: of the BMC, from its
-    first answer on. `observed_at`: when it was last asked; the state is stale after `fresh_until`.
-    `failures`: in a row; while there are any, it is not asked with the others, and not before
-    `retry_at`.
+    rises with each change of how it is reached, or of its password, so that what was seen by a
+    former configuration, also by one that was deleted, is not taken for the present one.
+    `endpoint`: what no other host's has. `staged_secret_id`: a new password that is not proven yet.
+    `guid`: of the BMC, from its first answer on. `observed_at`: when it was last asked; the state
+    is stale after `fresh_until`. `failures`: in a row; while there are any, it is not asked with
+    the others, and not before `retry_at`.
     """
 
     __tablename__ = "oobm"

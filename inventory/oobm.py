@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -248,6 +248,8 @@ class OobmConfigurations:
         async with self._changing(host, lease) as (session, row):
             if row.staged_secret_id is None:
                 row.staged_secret_id = secret_id
+                # A look that goes by the old one alone may be refused from now on.
+                row.generation += 1
                 session.add(row)
             return row.staged_secret_id
 
@@ -303,6 +305,17 @@ def in_force() -> ColumnElement[bool]:
         col(ClusterRow.oobm_enabled).is_(True),
         col(ZoneRow.oobm_enabled).is_(True),
     )
+
+
+def not_changing() -> ColumnElement[bool]:
+    """Of OobmRow: no operation gives the BMC another password, which counts the logins that are
+    refused meanwhile."""
+    held = select(LeaseRow.host).where(
+        col(LeaseRow.host) == col(OobmRow.host),
+        col(LeaseRow.scope) == LeaseScope.POWER,
+        col(LeaseRow.workflow_id).is_not(None),
+    )
+    return or_(col(OobmRow.staged_secret_id).is_(None), ~held.exists())
 
 
 def with_places(query: Any) -> Any:
@@ -532,7 +545,8 @@ async def _discard(session: AsyncSession, secret_ids: set[str]) -> None:
 async def _promote(session: AsyncSession, row: OobmRow, operation: str) -> None:
     former, row.secret_id = row.secret_id, row.staged_secret_id or row.secret_id
     row.staged_secret_id = None
-    # It may have refused the former one meanwhile.
+    # It may have refused the former one meanwhile, and may refuse a look that still goes by it.
+    row.generation += 1
     row.failures, row.retry_at, row.updated_at = 0, None, now()
     session.add(row)
     await session.flush()

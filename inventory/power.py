@@ -33,7 +33,7 @@ from inventory.models import (
     ZoneRow,
     now,
 )
-from inventory.oobm import BmcLogin, in_force, login_of, with_places
+from inventory.oobm import BmcLogin, in_force, login_of, not_changing, with_places
 
 # A state is stale when it was not confirmed for so many rounds.
 _FRESH_ROUNDS = 3
@@ -87,7 +87,8 @@ class Power:
         )
 
     async def to_ask(self, shard: PowerShard, since: datetime) -> list[BmcLogin]:
-        """Of a shard, those that were not asked since then and are not left alone for now."""
+        """Of a shard, those that were not asked since then and are not left alone for now. In both
+        lanes, one whose password is being changed is left to that."""
         return await self._logins(
             col(OobmRow.host) > shard.after,
             col(OobmRow.host) <= shard.last,
@@ -108,7 +109,8 @@ class Power:
     async def _logins(
         self, *conditions: Any, order: Any = None, limit: int | None = None
     ) -> list[BmcLogin]:
-        query = with_places(select(OobmRow, ClusterRow, ZoneRow)).where(in_force(), *conditions)
+        query = with_places(select(OobmRow, ClusterRow, ZoneRow))
+        query = query.where(in_force(), not_changing(), *conditions)
         query = query.order_by(col(OobmRow.host) if order is None else order).limit(limit)
         async with self._database.reading() as session:
             return [login_of(*found) for found in await session.exec(query)]

@@ -741,6 +741,8 @@ async def test_what_a_bmc_was_told_is_kept_until_that_is_settled(
     failure = await failure_of(await power.change_password(secret))
     assert failure.type == "OutcomeUnknown"
     assert "Both passwords are kept" in failure.message
+    # It lets us in with the old one still.
+    assert (await power.inventory.oobm.get("kvm-1")).power.failures == 0
     login = await power.inventory.oobm.login("kvm-1")
     assert (login.secret_id, login.staged_secret_id) == (former, secret)
     assert power.bmc.refused_logins <= 4
@@ -788,6 +790,8 @@ async def test_refused_logins_are_counted_while_a_former_change_is_settled(power
     assert failure.type == "OutcomeUnknown"
     assert "Both passwords are kept" in failure.message
     assert power.bmc.refused_logins == 4
+    known = (await power.inventory.oobm.get("kvm-1")).power
+    assert known.problem is PowerProblem.LOGIN_REFUSED
     assert (await power.inventory.oobm.login("kvm-1")).staged_secret_id == left
 
 
@@ -832,6 +836,9 @@ async def test_one_that_takes_neither_keeps_both(power: Site) -> None:
     assert "neither" in failure.message
     login = await power.inventory.oobm.login("kvm-1")
     assert login.staged_secret_id == staged
+    # Whoever comes next would be refused, too.
+    known = (await power.inventory.oobm.get("kvm-1")).power
+    assert (known.problem, known.failures) == (PowerProblem.LOGIN_REFUSED, 1)
     both = await power.inventory.secrets.reveal_all([login.secret_id, staged])
     assert len(both) == 2
 
