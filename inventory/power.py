@@ -146,7 +146,7 @@ class Power:
                 if (before.state, before.problem) != (after.state, after.problem):
                     changes.append(PowerChange(row.host, after.state, after.problem))
                     _tell(session, row, before, after, commands, seen.began_at, operation)
-            # One time for all of them: the earliest claims the least.
+            # One time for all of them: the earliest claims the least. Who was seen later stays so.
             if unchanged:
                 await _confirm(session, unchanged, interval)
         return changes
@@ -386,6 +386,7 @@ async def _confirm(
         await session.exec(
             update(OobmRow)
             .where(col(OobmRow.host).in_(names[begin : begin + _AT_A_TIME]))
+            .where(col(OobmRow.observed_at).is_(None) | (col(OobmRow.observed_at) < at))
             .values(observed_at=at, fresh_until=at + _FRESH_ROUNDS * interval)
         )
 

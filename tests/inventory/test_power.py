@@ -135,6 +135,20 @@ async def test_what_is_older_than_what_is_written_is_left_out(inventory: Invento
     assert (await inventory.oobm.get("kvm-1")).power.state is PowerState.OFF
 
 
+async def test_a_slow_one_does_not_make_the_others_look_older(inventory: Inventory) -> None:
+    for number in (1, 2):
+        await configured(inventory, number)
+    begin = datetime.now(UTC)
+    at = [begin + timedelta(seconds=seconds) for seconds in range(5)]
+    await record(inventory, *(sighting(one, PowerState.ON, began_at=at[0]) for one in (1, 2)))
+    await record(inventory, sighting(1, PowerState.ON, began_at=at[3]))
+    slow = sighting(2, PowerState.ON, began_at=at[1])
+    await record(inventory, sighting(1, PowerState.ON, began_at=at[4]), slow)
+    seen = [(await inventory.oobm.get(f"kvm-{number}")).power.observed_at for number in (1, 2)]
+    assert seen == [at[3], at[1]]
+    assert await record(inventory, sighting(1, PowerState.OFF, began_at=at[2])) == []
+
+
 async def test_what_was_seen_by_a_configuration_that_is_deleted_says_nothing_of_the_next_one(
     inventory: Inventory,
 ) -> None:
