@@ -64,6 +64,14 @@ class PowerFleet:
     oldest_observed_at: datetime | None
 
 
+@dataclass(frozen=True)
+class _News:
+    host: str
+    before: PowerStanding
+    after: PowerStanding
+    seen_at: datetime
+
+
 class Power:
     """Reads BMCs in shards, writes what was seen of them. A sighting says how a host was when it
     began: what was written since is newer, and stays."""
@@ -126,12 +134,12 @@ class Power:
         """
         by_host: dict[str, PowerSighting] = {}
         changes: list[PowerChange] = []
+        news: list[_News] = []
         unchanged: dict[datetime, list[str]] = {}
         async with self._database.writing() as session:
             rows = await _rows(session, [one.host for one in sightings])
             for one in await _of_their_own(session, sightings):
                 by_host[one.host] = one
-            commands = await _latest_commands(session, [row.host for row in rows])
             for row in rows:
                 seen = by_host[row.host]
                 if row.generation != seen.generation or _is_outdated(row, seen):
@@ -145,7 +153,10 @@ class Power:
                 session.add(row)
                 if (before.state, before.problem) != (after.state, after.problem):
                     changes.append(PowerChange(row.host, after.state, after.problem))
-                    _tell(session, row, before, after, commands, seen.began_at, operation)
+                    news.append(_News(row.host, before, after, seen.began_at))
+            commands = await _latest_commands(session, [one.host for one in news])
+            for one_news in news:
+                _tell(session, one_news, commands.get(one_news.host), operation)
             # One time for all of them: the earliest claims the least. Who was seen later stays so.
             if unchanged:
                 await _confirm(session, unchanged, interval)
@@ -235,6 +246,7 @@ class Power:
                     f"{command.action!s} was not sent.",
                     remedy="Ask for it again if it is still wanted.",
                 )
+            await session.exec(_outlived(command))
             session.add(
                 PowerCommandRow(
                     operation=_operation(command.lease),
@@ -336,7 +348,7 @@ async def _of_their_own(
 async def _latest_commands(
     session: AsyncSession, hosts: Sequence[str]
 ) -> dict[str, PowerCommandRow]:
-    """The latest command of each host."""
+    """The latest of each host that has had one of late."""
     latest: dict[str, PowerCommandRow] = {}
     for begin in range(0, len(hosts), _AT_A_TIME):
         query = (
@@ -392,25 +404,20 @@ async def _confirm(
 
 
 def _tell(
-    session: AsyncSession,
-    row: OobmRow,
-    before: PowerStanding,
-    after: PowerStanding,
-    commands: dict[str, PowerCommandRow],
-    seen_at: datetime,
-    operation: str,
+    session: AsyncSession, news: _News, command: PowerCommandRow | None, operation: str
 ) -> None:
     """The first word of a BMC is news only if it is none."""
+    before, after = news.before, news.after
     if before.problem is PowerProblem.NOT_ASKED and after.problem is None:
         return
-    if _is_explained(commands.get(row.host), after, seen_at):
+    if _is_explained(command, after, news.seen_at):
         return
     why = f": {after.reason}" if after.reason else ""
     kind = "power.refused" if after.problem in _REFUSALS else "power.changed"
     add_event(
         session,
         kind,
-        f"host/{row.host}",
+        f"host/{news.host}",
         f"{before.state} -> {after.state}{why}",
         operation=operation,
         actor=operation,
@@ -425,6 +432,16 @@ def _is_explained(command: PowerCommandRow | None, after: PowerStanding, seen_at
     action = Action(command.action)
     expected = after.state is SHOULD_BE[action] or action is Action.CYCLE
     return expected and command.sent_at <= seen_at <= ended
+
+
+def _outlived(command: PowerCommandRef) -> Any:
+    """The deletion of the host's commands that explain nothing any more. Those of this operation
+    stay; no other one can send again, since this one holds the lease."""
+    return delete(PowerCommandRow).where(
+        col(PowerCommandRow.host) == command.lease.host,
+        col(PowerCommandRow.operation) != _operation(command.lease),
+        col(PowerCommandRow.until) < now(),
+    )
 
 
 def _operation(lease: LeaseRef) -> str:

@@ -1,11 +1,14 @@
 """What BMCs say, what they were told, and rounds."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
+from sqlmodel import select, update
 
 from contracts.errors import Conflict, LeaseLost
-from contracts.leases import LeaseRef, LeaseScope
+from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.oobm import PowerProblem, PowerRound
 from contracts.power import PowerState
 from contracts.power_actions import (
@@ -17,6 +20,7 @@ from contracts.power_actions import (
     PowerSighting,
 )
 from inventory import Inventory
+from inventory.models import PowerCommandRow
 from tests.inventory.conftest import OTHER, OWNER, ref
 from tests.inventory.test_oobm import ALL, INTERVAL, configured
 
@@ -48,8 +52,10 @@ async def messages(inventory: Inventory, host: str = "kvm-1") -> list[str]:
     return [event.message for event in events if event.kind.startswith("power.")]
 
 
-async def command(inventory: Inventory, action: Action = Action.OFF) -> PowerCommandRef:
-    lease = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OWNER, "power")
+async def command(
+    inventory: Inventory, action: Action = Action.OFF, owner: Owner = OWNER
+) -> PowerCommandRef:
+    lease = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, owner, "power")
     return PowerCommandRef(
         lease=ref(lease),
         action=action,
@@ -273,6 +279,48 @@ async def test_a_command_that_was_not_sent_may_be_begun_again(inventory: Invento
     await begin(inventory, reset)
     await inventory.power.withdraw_command(reset)
     assert await begin(inventory, reset) is None
+
+
+async def test_commands_of_the_past_do_not_pile_up(inventory: Inventory) -> None:
+    await configured(inventory)
+    ages = update(PowerCommandRow).values(until=datetime.now(UTC) - timedelta(seconds=1))
+    for number in range(3):
+        owner = Owner(workflow_id="power/kvm-1", first_run_id=f"run-{number}")
+        soft = await command(inventory, Action.SOFT, owner)
+        off = soft.model_copy(update={"action": Action.OFF})
+        for one in (soft, off):
+            await begin(inventory, one)
+            await inventory.power.finish_command(one, CommandOutcome.DONE, "done")
+            async with inventory.database.writing() as session:
+                await session.exec(ages)
+        # Those of an operation that is at work stay: they are not sent again.
+        assert await begin(inventory, soft) is not None
+        await inventory.leases.release(soft.lease)
+    async with inventory.database.reading() as session:
+        left = (await session.exec(select(PowerCommandRow.operation))).all()
+    assert left == ["power/kvm-1#run-2"] * 2
+
+
+async def test_a_sweep_reads_the_commands_of_those_hosts_alone_that_have_changed(
+    inventory: Inventory,
+) -> None:
+    for number in (1, 2):
+        await configured(inventory, number)
+        await record(inventory, sighting(number, PowerState.ON))
+    asked: list[list[str]] = []
+
+    def note(_connection: Any, _cursor: Any, said: str, values: Any, *_more: Any) -> None:
+        if "FROM power_command" in said:
+            given = values.values() if isinstance(values, dict) else values
+            asked.append([value for value in given if str(value).startswith("kvm-")])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        for state in (PowerState.ON, PowerState.OFF):
+            await record(inventory, sighting(1, PowerState.ON), sighting(2, state))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert asked == [["kvm-2"]]
 
 
 async def test_a_command_needs_the_lease(inventory: Inventory) -> None:
