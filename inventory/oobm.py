@@ -81,8 +81,8 @@ class Switches:
 
 @dataclass(frozen=True)
 class BmcLogin:
-    """What reaching a BMC takes, but for the passwords themselves. `disabled_by`: as in
-    HostPower."""
+    """What reaching a BMC takes, but for the passwords themselves. `answers`: it did when it was
+    last asked, by this configuration. `disabled_by`: as in HostPower."""
 
     host: str
     cluster: str
@@ -97,6 +97,7 @@ class BmcLogin:
     guid: str | None
     secret_id: str
     staged_secret_id: str | None
+    answers: bool = False
     disabled_by: tuple[str, ...] = ()
 
 
@@ -382,6 +383,7 @@ def login_of(row: OobmRow, cluster: ClusterRow, zone: ZoneRow) -> BmcLogin:
         guid=row.guid,
         secret_id=row.secret_id,
         staged_secret_id=row.staged_secret_id,
+        answers=row.power_state != PowerState.UNKNOWN,
         disabled_by=switches_of(row, cluster, zone).disabled_by,
     )
 

@@ -101,9 +101,19 @@ class RedfishDriver:
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         """See PowerDriver."""
+        return (await self.power_state_and_guid(access, timeout=timeout))[0]
+
+    async def power_state_and_guid(
+        self,
+        access: BmcAccess,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[PowerState, str | None]:
+        """See SessionKeeper."""
         self.validate(access)
         async with _deadline(access, timeout), self._clients.use(access) as client:
-            return _state(await self._system(access, client.http))
+            system = await self._system(access, client.http)
+        return _state(system), _guid(system)
 
     async def set_power(
         self,

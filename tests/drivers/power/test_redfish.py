@@ -174,6 +174,8 @@ async def test_a_machine_that_has_no_network_to_boot_from(
 async def test_a_bmc_tells_who_it_is(redfish: RedfishDriver, bmc: Emulator) -> None:
     report = await redfish.examine(bmc.access(), timeout=ENOUGH)
     assert (report.guid, report.state) == (SYSTEMS[0], PowerState.ON)
+    shown = await redfish.power_state_and_guid(bmc.access(), timeout=ENOUGH)
+    assert shown == (PowerState.ON, SYSTEMS[0])
 
 
 async def test_another_machines_bmc_is_told_nothing(redfish: RedfishDriver, bmc: Emulator) -> None:
