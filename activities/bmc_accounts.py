@@ -4,12 +4,14 @@ import asyncio
 import secrets
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
-from activities.bmcs import BMC_PASSWORD, Bmc, BmcDirectory, surprises_of_bmc
+from activities.bmcs import BMC_PASSWORD, Bmc, BmcDirectory, sighting_of, surprises_of_bmc
 from activities.execution import uninterrupted
 from contracts.errors import (
     Conflict,
@@ -31,7 +33,7 @@ from contracts.power_actions import (
     StageBmcPasswordInput,
     misses_password,
 )
-from contracts.settings import OOBM_SYNC_TIMEOUT
+from contracts.settings import OOBM_SYNC_INTERVAL, OOBM_SYNC_TIMEOUT
 from drivers.errors import (
     BmcCommandRejected,
     BmcUnreachable,
@@ -40,7 +42,7 @@ from drivers.errors import (
     WrongBmc,
 )
 from inventory import Inventory
-from inventory.oobm import unconfigured
+from inventory.oobm import BmcLogin, unconfigured
 
 # IPMI 1.5 takes 16 bytes, and some BMCs no more.
 _PASSWORD_LENGTH = 16
@@ -55,6 +57,7 @@ _MOST_REFUSED = 4
 # IPMI: busy, a time-out of its own, not now, being set up anew, no reason.
 _UNCLEAR_CODES = frozenset({0xC0, 0xC3, 0xCE, 0xD0, 0xD1, 0xD2, 0xFF})
 _SERVERS_FAULT = 500  # HTTP
+_REFUSED = "refused_logins"  # in the details of an error
 
 
 class BmcAccountActivities:
@@ -138,18 +141,19 @@ class BmcAccountActivities:
         if login.staged_secret_id is None:
             return BmcPasswordSettled()
         logins = _Logins.of_the_attempts_before()
-        if logins.used_up:
-            raise _refused_enough(lease.host, logins)
-        # The left one first: if it is refused, the next login ends the BMC's counting.
-        if await logins.takes(await self._bmcs.of(login, login.staged_secret_id)):
-            await self._inventory.oobm.promote_password(lease.host, lease=lease)
-            await self._bmcs.forget(lease.host)
-            return BmcPasswordSettled(promoted=True)
-        if await logins.takes(await self._bmcs.of(login)):
-            reason = "it does not take the one that a former change has left"
-            await self._inventory.oobm.drop_password(lease.host, reason, lease=lease)
-            return BmcPasswordSettled()
-        raise _takes_neither(lease.host)
+        async with self._left_alone_if_it_refuses(login):
+            if logins.used_up:
+                raise _refused_enough(lease.host, logins)
+            # The left one first: if it is refused, the next login ends the BMC's counting.
+            if await logins.takes(await self._bmcs.of(login, login.staged_secret_id)):
+                await self._inventory.oobm.promote_password(lease.host, lease=lease)
+                await self._bmcs.forget(lease.host)
+                return BmcPasswordSettled(promoted=True)
+            if await logins.takes(await self._bmcs.of(login)):
+                reason = "it does not take the one that a former change has left"
+                await self._inventory.oobm.drop_password(lease.host, reason, lease=lease)
+                return BmcPasswordSettled()
+            raise _takes_neither(lease.host, logins)
 
     @activity.defn(name="stage_bmc_password")
     async def stage_bmc_password(self, request: StageBmcPasswordInput) -> None:
@@ -171,14 +175,16 @@ class BmcAccountActivities:
     async def set_bmc_password(self, lease: LeaseRef) -> BmcPasswordProven:
         """Have the BMC take the stored new password, and prove it by a login with nothing else. One
         that refuses it in words is an answer: it keeps the old one. Raises Unavailable, Failed
-        (it takes neither), OutcomeUnknown (it was told, and shows no sign of it), LeaseLost."""
+        (it takes neither), OutcomeUnknown (it was told, and shows no sign of it), LeaseLost,
+        NotFound (also of the new password)."""
         await self._inventory.leases.verify(lease)
         login = await self._inventory.oobm.login(lease.host)
         if login.staged_secret_id is None:
-            return BmcPasswordProven(changed=True, proof="it was promoted before")
+            raise NotFound(f"No new password of the BMC of {lease.host} is stored.")
         old = await self._bmcs.of(login)
         new = await self._bmcs.of(login, login.staged_secret_id)
-        return await _set(old, new, _Logins.of_the_attempts_before(), self._waits)
+        async with self._left_alone_if_it_refuses(login):
+            return await _set(old, new, _Logins.of_the_attempts_before(), self._waits)
 
     @activity.defn(name="promote_bmc_password")
     async def promote_bmc_password(self, lease: LeaseRef) -> None:
@@ -192,6 +198,21 @@ class BmcAccountActivities:
         await self._inventory.oobm.drop_password(
             request.lease.host, "it did not take the new one", lease=request.lease
         )
+
+    @asynccontextmanager
+    async def _left_alone_if_it_refuses(self, login: BmcLogin) -> AsyncIterator[None]:
+        """If it comes to nothing because the BMC refuses us, the rounds do not log in at once."""
+        try:
+            yield
+        except Failed as error:
+            if _REFUSED in error.details:
+                settings = await self._inventory.settings.resolve()
+                await self._inventory.power.record(
+                    [sighting_of(login, datetime.now(UTC), LoginRefused(error.message))],
+                    interval=timedelta(seconds=settings[OOBM_SYNC_INTERVAL]),
+                    operation=activity.info().workflow_id or "bmc-password",
+                )
+            raise
 
 
 class _Logins:
@@ -271,7 +292,7 @@ async def _set(old: Bmc, new: Bmc, logins: _Logins, waits: Sequence[float]) -> B
         if not logins.used_up:
             takes_old = await logins.takes(old)
     if takes_old is False:
-        raise _takes_neither(host)
+        raise _takes_neither(host, logins)
     if takes_old is None:
         raise _refused_enough(host, logins)
     raise OutcomeUnknown(
@@ -293,15 +314,17 @@ def _is_refusal(error: HostlerError) -> bool:
 def _refused_enough(host: str, logins: _Logins) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"The BMC of {host} has refused {logins.refused} logins, and then not answered: no more "
-        "are tried now, since BMCs lock accounts. Which password it takes is not known."
+        "are tried now, since BMCs lock accounts. Which password it takes is not known.",
+        details={_REFUSED: logins.refused},
     )
 
 
-def _takes_neither(host: str) -> Failed:
+def _takes_neither(host: str, logins: _Logins) -> Failed:
     return Failed(
         f"The BMC of {host} takes neither its old password nor the new one.",
         remedy="Log in to it by other means, then store the right one with "
         f"`hostler oobm configure {host} --password-file FILE`.",
+        details={_REFUSED: logins.refused},
     )
 
 

@@ -23,7 +23,7 @@ from drivers.errors import (
     LoginRefused,
     WrongBmc,
 )
-from drivers.protocols import BmcAccess, PowerDriver
+from drivers.protocols import BmcAccess, PowerDriver, SessionKeeper
 from inventory import Inventory
 from inventory.oobm import BmcLogin
 
@@ -199,11 +199,7 @@ async def ask(bmc: Bmc, seconds: int) -> PowerSighting:
     try:
         with surprises_of_bmc(bmc):
             async with asyncio.timeout(seconds + _GRACE_S):
-                if bmc.access.guid is None:
-                    report = await bmc.driver.examine(bmc.access, timeout=seconds)
-                    state, guid = report.state, report.guid
-                else:
-                    state = await bmc.driver.power_state(bmc.access, timeout=seconds)
+                state, guid = await _power_of(bmc, seconds)
     except HostlerError as error:
         return sighting_of(bmc.login, began_at, error)
     return PowerSighting(
@@ -215,6 +211,18 @@ async def ask(bmc: Bmc, seconds: int) -> PowerSighting:
         problem=PowerProblem.FAILED if state is PowerState.UNKNOWN else None,
         reason="its BMC answers with neither On nor Off" if state is PowerState.UNKNOWN else "",
     )
+
+
+async def _power_of(bmc: Bmc, seconds: int) -> tuple[PowerState, str | None]:
+    """With its GUID when that is not known yet. What proves a configuration is a new login; a BMC
+    that has no GUID need not take one in each round."""
+    driver, access = bmc.driver, bmc.access
+    if access.guid is not None:
+        return await driver.power_state(access, timeout=seconds), None
+    if bmc.login.answers and isinstance(driver, SessionKeeper):
+        return await driver.power_state_and_guid(access, timeout=seconds)
+    report = await driver.examine(access, timeout=seconds)
+    return report.state, report.guid
 
 
 def sighting_of(login: BmcLogin, began_at: datetime, error: HostlerError) -> PowerSighting:

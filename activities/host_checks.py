@@ -289,10 +289,11 @@ class HostCheckActivities:
         if known.next_try_at is not None and known.next_try_at > datetime.now(UTC):
             return None
         try:
-            seen = await ask(await self._bmcs.find(host.name), seconds)
+            bmc = await self._bmcs.find(host.name)
         except (NotFound, Failed, Conflict, InvalidInput) as error:
             activity.logger.info("the BMC of %s can't be asked: %s", host.name, error)
             return None
+        seen = await self._inventory.power.of_its_own(await ask(bmc, seconds))
         settings = await self._inventory.settings.resolve()
         await self._inventory.power.record(
             [seen],

@@ -542,6 +542,20 @@ class PowerDriver(Protocol):
 
 
 @runtime_checkable
+class SessionKeeper(Protocol):
+    """What a PowerDriver may be able to do besides, whose sessions or connections are kept."""
+
+    async def power_state_and_guid(
+        self,
+        access: BmcAccess,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[PowerState, str | None]:
+        """As `power_state`, with BmcReport's GUID: of a BMC that has shown none so far, and may be
+        another one by now."""
+
+
+@runtime_checkable
 class NetworkBooter(Protocol):
     """What a PowerDriver may be able to do besides. All raise what its other methods raise."""
 

@@ -1,9 +1,17 @@
 """The tables. Names are unique; ids are for references alone."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKeyConstraint, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKeyConstraint,
+    UniqueConstraint,
+)
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -18,6 +26,11 @@ from contracts.vms import MigrationState
 def now() -> datetime:
     """The present, in UTC."""
     return datetime.now(UTC)
+
+
+def first_generation() -> int:
+    """Microseconds since 1970: no configuration begins where one that was deleted has ended."""
+    return time.time_ns() // 1000
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -135,18 +148,19 @@ class OobmRow(SQLModel, table=True):
     """How a host's BMC is reached, and what it last said.
 
     `enabled`: the host's own switch; those of its cluster and zone count as well. `generation`:
-    rises with each change of how it is reached, so that what was seen by a former configuration is
-    not taken for the present one. `endpoint`: what no other host's has. `staged_secret_id`: a new
-    password that is not proven yet. `guid`: of the BMC, from its first answer on. `observed_at`:
-    when it was last asked; the state is stale after `fresh_until`. `failures`: in a row; while
-    there are any, it is not asked with the others, and not before `retry_at`.
+    rises with each change of how it is reached, or of its password, so that what was seen by a
+    former configuration, also by one that was deleted, is not taken for the present one.
+    `endpoint`: what no other host's has. `staged_secret_id`: a new password that is not proven yet.
+    `guid`: of the BMC, from its first answer on. `observed_at`: when it was last asked; the state
+    is stale after `fresh_until`. `failures`: in a row; while there are any, it is not asked with
+    the others, and not before `retry_at`.
     """
 
     __tablename__ = "oobm"
 
     host: str = Field(primary_key=True, foreign_key="host.name")
     enabled: bool = False
-    generation: int = 1
+    generation: int = Field(sa_type=BigInteger, default_factory=first_generation)
     driver: str = DEFAULT_DRIVER
     address: str
     port: int | None = None

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -81,8 +81,8 @@ class Switches:
 
 @dataclass(frozen=True)
 class BmcLogin:
-    """What reaching a BMC takes, but for the passwords themselves. `disabled_by`: as in
-    HostPower."""
+    """What reaching a BMC takes, but for the passwords themselves. `answers`: it did when it was
+    last asked, by this configuration. `disabled_by`: as in HostPower."""
 
     host: str
     cluster: str
@@ -97,6 +97,7 @@ class BmcLogin:
     guid: str | None
     secret_id: str
     staged_secret_id: str | None
+    answers: bool = False
     disabled_by: tuple[str, ...] = ()
 
 
@@ -183,6 +184,7 @@ class OobmConfigurations:
         actor: str,
     ) -> None:
         async with self._database.writing() as session:
+            held = await _power_is_held(session, host)
             row = await _row(session, host, lock=True)
             if row is None:
                 if not replace or secret_id is None:
@@ -195,7 +197,7 @@ class OobmConfigurations:
                 session.add(row)
                 told = "configured"
             else:
-                told = await _change(session, row, values, secret_id, replace=replace)
+                told = await _change(session, row, values, secret_id, replace=replace, held=held)
             if told:
                 add_event(session, "oobm.configured", f"host/{host}", told, actor=actor)
 
@@ -247,6 +249,8 @@ class OobmConfigurations:
         async with self._changing(host, lease) as (session, row):
             if row.staged_secret_id is None:
                 row.staged_secret_id = secret_id
+                # A look that goes by the old one alone may be refused from now on.
+                row.generation += 1
                 session.add(row)
             return row.staged_secret_id
 
@@ -261,13 +265,9 @@ class OobmConfigurations:
         """The same without a lease, for whoever has logged in with the new password. Whether it was
         done: not if it is another one by now, or an operation works on the BMC. Raises NotFound."""
         async with self._database.writing() as session:
+            held = await _power_is_held(session, host)
             row = await _row(session, host, lock=True) or _not_configured(host)
-            held = select(LeaseRow.host).where(
-                col(LeaseRow.host) == host,
-                col(LeaseRow.scope) == LeaseScope.POWER,
-                col(LeaseRow.workflow_id).is_not(None),
-            )
-            if row.staged_secret_id != staged or (await session.exec(held)).first() is not None:
+            if row.staged_secret_id != staged or held:
                 return False
             await _promote(session, row, actor)
             return True
@@ -306,6 +306,17 @@ def in_force() -> ColumnElement[bool]:
         col(ClusterRow.oobm_enabled).is_(True),
         col(ZoneRow.oobm_enabled).is_(True),
     )
+
+
+def not_changing() -> ColumnElement[bool]:
+    """Of OobmRow: no operation gives the BMC another password, which counts the logins that are
+    refused meanwhile."""
+    held = select(LeaseRow.host).where(
+        col(LeaseRow.host) == col(OobmRow.host),
+        col(LeaseRow.scope) == LeaseScope.POWER,
+        col(LeaseRow.workflow_id).is_not(None),
+    )
+    return or_(col(OobmRow.staged_secret_id).is_(None), ~held.exists())
 
 
 def with_places(query: Any) -> Any:
@@ -372,6 +383,7 @@ def login_of(row: OobmRow, cluster: ClusterRow, zone: ZoneRow) -> BmcLogin:
         guid=row.guid,
         secret_id=row.secret_id,
         staged_secret_id=row.staged_secret_id,
+        answers=row.power_state != PowerState.UNKNOWN,
         disabled_by=switches_of(row, cluster, zone).disabled_by,
     )
 
@@ -443,6 +455,15 @@ async def _require_own(session: AsyncSession, row: OobmRow) -> None:
         )
 
 
+async def _power_is_held(session: AsyncSession, host: str) -> bool:
+    """Whether an operation works on the host's BMC; none begins before the transaction has ended.
+    Before the row is locked, as by those operations."""
+    query = select(LeaseRow.workflow_id).where(
+        col(LeaseRow.host) == host, col(LeaseRow.scope) == LeaseScope.POWER
+    )
+    return (await session.exec(query.with_for_update(read=True))).first() is not None
+
+
 def _not_configured(host: str) -> NoReturn:
     raise NotFound(
         f"{host} has no out-of-band management.",
@@ -468,8 +489,9 @@ async def _change(
     secret_id: str | None,
     *,
     replace: bool,
+    held: bool,
 ) -> str:
-    """What was changed, in words; "" if nothing was."""
+    """What was changed, in words; "" if nothing was. `held`: an operation works on the BMC."""
     wanted = dict(values)
     if replace:
         wanted = {
@@ -488,10 +510,11 @@ async def _change(
     if secret_id is not None:
         told.append("another password")
     if secret_id is not None or any(name in changes for name in _CONNECTION):
-        # A password that nobody could prove is settled by whoever says which one is right.
-        if secret_id is None:
+        # A password that nobody could prove is settled by whoever says which one is right, but not
+        # while the BMC may be taking it.
+        if secret_id is None or held:
             _require_settled(row)
-        else:
+        if secret_id is not None:
             former = secrets_of(row)
             changes |= {"secret_id": secret_id, "staged_secret_id": None}
         changes |= {**_FORGOTTEN, "generation": row.generation + 1, "guid": None}
@@ -524,7 +547,8 @@ async def _discard(session: AsyncSession, secret_ids: set[str]) -> None:
 async def _promote(session: AsyncSession, row: OobmRow, operation: str) -> None:
     former, row.secret_id = row.secret_id, row.staged_secret_id or row.secret_id
     row.staged_secret_id = None
-    # It may have refused the former one meanwhile.
+    # It may have refused the former one meanwhile, and may refuse a look that still goes by it.
+    row.generation += 1
     row.failures, row.retry_at, row.updated_at = 0, None, now()
     session.add(row)
     await session.flush()

@@ -34,7 +34,7 @@ from inventory.models import (
     ZoneRow,
     now,
 )
-from inventory.oobm import BmcLogin, in_force, login_of, with_places
+from inventory.oobm import BmcLogin, in_force, login_of, not_changing, with_places
 
 # A state is stale when it was not confirmed for so many rounds.
 _FRESH_ROUNDS = 3
@@ -66,6 +66,14 @@ class PowerFleet:
     oldest_observed_at: datetime | None
 
 
+@dataclass(frozen=True)
+class _News:
+    host: str
+    before: PowerStanding
+    after: PowerStanding
+    seen_at: datetime
+
+
 class Power:
     """Reads BMCs in shards, writes what was seen of them. A sighting says how a host was when it
     began: what was written since is newer, and stays."""
@@ -89,7 +97,8 @@ class Power:
         )
 
     async def to_ask(self, shard: PowerShard, since: datetime) -> list[BmcLogin]:
-        """Of a shard, those that were not asked since then and are not left alone for now."""
+        """Of a shard, those that were not asked since then and are not left alone for now. In both
+        lanes, one whose password is being changed is left to that."""
         return await self._logins(
             col(OobmRow.host) > shard.after,
             col(OobmRow.host) <= shard.last,
@@ -110,7 +119,8 @@ class Power:
     async def _logins(
         self, *conditions: Any, order: Any = None, limit: int | None = None
     ) -> list[BmcLogin]:
-        query = with_places(select(OobmRow, ClusterRow, ZoneRow)).where(in_force(), *conditions)
+        query = with_places(select(OobmRow, ClusterRow, ZoneRow))
+        query = query.where(in_force(), not_changing(), *conditions)
         query = query.order_by(col(OobmRow.host) if order is None else order).limit(limit)
         async with self._database.reading() as session:
             return [login_of(*found) for found in await session.exec(query)]
@@ -126,12 +136,12 @@ class Power:
         """
         by_host: dict[str, PowerSighting] = {}
         changes: list[PowerChange] = []
+        news: list[_News] = []
         unchanged: dict[datetime, list[str]] = {}
         async with self._database.writing() as session:
             rows = await _rows(session, [one.host for one in sightings])
             for one in await _of_their_own(session, sightings):
                 by_host[one.host] = one
-            commands = await _latest_commands(session, [row.host for row in rows])
             for row in rows:
                 seen = by_host[row.host]
                 if row.generation != seen.generation or _is_outdated(row, seen):
@@ -145,8 +155,11 @@ class Power:
                 session.add(row)
                 if (before.state, before.problem) != (after.state, after.problem):
                     changes.append(PowerChange(row.host, after.state, after.problem))
-                    _tell(session, row, before, after, commands, seen.began_at, operation)
-            # One time for all of them: the earliest claims the least.
+                    news.append(_News(row.host, before, after, seen.began_at))
+            commands = await _latest_commands(session, [one.host for one in news])
+            for one_news in news:
+                _tell(session, one_news, commands.get(one_news.host), operation)
+            # One time for all of them: the earliest claims the least. Who was seen later stays so.
             if unchanged:
                 await _confirm(session, unchanged, interval)
         return changes
@@ -236,6 +249,7 @@ class Power:
                     f"{command.action!s} was not sent.",
                     remedy="Ask for it again if it is still wanted.",
                 )
+            await session.exec(_outlived(command))
             session.add(
                 PowerCommandRow(
                     operation=_operation(command.lease),
@@ -338,7 +352,7 @@ async def _of_their_own(
 async def _latest_commands(
     session: AsyncSession, hosts: Sequence[str]
 ) -> dict[str, PowerCommandRow]:
-    """The latest command of each host."""
+    """The latest of each host that has had one of late."""
     latest: dict[str, PowerCommandRow] = {}
     for begin in range(0, len(hosts), _AT_A_TIME):
         query = (
@@ -388,30 +402,26 @@ async def _confirm(
         await session.exec(
             update(OobmRow)
             .where(col(OobmRow.host).in_(names[begin : begin + _AT_A_TIME]))
+            .where(col(OobmRow.observed_at).is_(None) | (col(OobmRow.observed_at) < at))
             .values(observed_at=at, fresh_until=at + _FRESH_ROUNDS * interval)
         )
 
 
 def _tell(
-    session: AsyncSession,
-    row: OobmRow,
-    before: PowerStanding,
-    after: PowerStanding,
-    commands: dict[str, PowerCommandRow],
-    seen_at: datetime,
-    operation: str,
+    session: AsyncSession, news: _News, command: PowerCommandRow | None, operation: str
 ) -> None:
     """The first word of a BMC is news only if it is none."""
+    before, after = news.before, news.after
     if before.problem is PowerProblem.NOT_ASKED and after.problem is None:
         return
-    if _is_explained(commands.get(row.host), after, seen_at):
+    if _is_explained(command, after, news.seen_at):
         return
     why = f": {after.reason}" if after.reason else ""
     kind = "power.refused" if after.problem in _REFUSALS else "power.changed"
     add_event(
         session,
         kind,
-        f"host/{row.host}",
+        f"host/{news.host}",
         f"{before.state} -> {after.state}{why}",
         operation=operation,
         actor=operation,
@@ -427,6 +437,16 @@ def _is_explained(command: PowerCommandRow | None, after: PowerStanding, seen_at
     # Boots may take the power away for a moment, a reset too.
     expected = after.state is SHOULD_BE[action] or action in BOOTS
     return expected and command.sent_at <= seen_at <= ended
+
+
+def _outlived(command: PowerCommandRef) -> Any:
+    """The deletion of the host's commands that explain nothing any more. Those of this operation
+    stay; no other one can send again, since this one holds the lease."""
+    return delete(PowerCommandRow).where(
+        col(PowerCommandRow.host) == command.lease.host,
+        col(PowerCommandRow.operation) != _operation(command.lease),
+        col(PowerCommandRow.until) < now(),
+    )
 
 
 def _operation(lease: LeaseRef) -> str:

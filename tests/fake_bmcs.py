@@ -21,13 +21,18 @@ _ENDS = {
 class FakeBmc:
     """One BMC.
 
-    Attributes:
-        fails: what it raises, whatever it is asked.
-        command_fails: what `set_power` raises; `after_effect`: when it has done it.
-        lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
-        late_by: so many logins after it has taken a password, it goes by it.
-        boots: how often the machine has booted, and `network_boots` of these from the network.
-        network_fails: what the methods of NetworkBooter raise; `clear_fails`: its last one alone.
+        Attributes:
+            fails: what it raises, whatever it is asked.
+            command_fails: what `set_power` raises; `after_effect`: when it has done it.
+            lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
+            late_by: so many logins after it has taken a password, it goes by it.
+            boots: how often the machine has booted, and `network_boots` of these from the network.
+    <<<<<<< HEAD
+            network_fails: what the methods of NetworkBooter raise; `clear_fails`: its last one alone.
+    =======
+            network_fails: what both methods of NetworkBooter raise.
+            asked: so many times, and so often of these, `examined`, by a login of its own.
+    >>>>>>> 6c50beab8a11e892a814f165f18da8f2d797226c
     """
 
     state: PowerState = PowerState.ON
@@ -47,6 +52,7 @@ class FakeBmc:
     network_fails: HostlerError | None = None
     clear_fails: HostlerError | None = None
     asked: int = 0
+    examined: int = 0
     commands: list[PowerCommand] = field(default_factory=list)
     refused_logins: int = 0
 
@@ -87,10 +93,20 @@ class FakeBmcs:
 
     async def examine(self, access: BmcAccess, *, timeout: float) -> BmcReport:  # noqa: ASYNC109
         bmc = self._log_in(access)
+        bmc.examined += 1
         return BmcReport(guid=bmc.guid, privilege=BmcPrivilege.ADMINISTRATOR, state=bmc.state)
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         return self._log_in(access).state
+
+    async def power_state_and_guid(
+        self,
+        access: BmcAccess,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[PowerState, str | None]:
+        bmc = self._log_in(access)
+        return bmc.state, bmc.guid
 
     async def set_power(
         self,

@@ -1,13 +1,29 @@
-"""What every driver of BMCs asks of the fields of a BmcAccess."""
+"""What every driver of BMCs asks of the fields of a BmcAccess, and of a BMC's GUID."""
 
 import string
 from typing import NoReturn
+from uuid import UUID
 
 from contracts.errors import InvalidInput
 from contracts.oobm import CIPHER_SUITES, IPMI_PASSWORD_BYTES, IPMI_USER_BYTES
 from drivers.protocols import BmcAccess
 
 _IN_A_NAME = frozenset(string.ascii_letters + string.digits + ".-_:%")
+
+# Of boards that nobody has given their own: the default of AMI's firmware, and what counts.
+_PLACEHOLDERS = frozenset(
+    {
+        UUID("03000200-0400-0500-0006-000700080009"),
+        UUID("00010203-0405-0607-0809-0a0b0c0d0e0f"),
+        UUID("12345678-1234-5678-90ab-cddeefaabbcc"),
+    }
+)
+
+
+def is_placeholder(guid: UUID) -> bool:
+    """Whether many boards have it, in whichever order of bytes: it tells none from another."""
+    orders = {guid, UUID(bytes=guid.bytes_le), UUID(bytes=guid.bytes[::-1])}
+    return len({*guid.bytes}) == 1 or not _PLACEHOLDERS.isdisjoint(orders)
 
 
 def refuse(field: str, because: str) -> NoReturn:

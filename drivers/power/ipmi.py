@@ -74,8 +74,17 @@ class IpmiDriver:
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         """See PowerDriver."""
+        return (await self.power_state_and_guid(access, timeout=timeout))[0]
+
+    async def power_state_and_guid(
+        self,
+        access: BmcAccess,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[PowerState, str | None]:
+        """See SessionKeeper."""
         answer = await self._ask(access, ipmi_commands.CHASSIS_STATUS, _deadline(timeout))
-        return _state(access, answer)
+        return _state(access, answer), answer["guid"]
 
     async def set_power(
         self,

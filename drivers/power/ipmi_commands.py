@@ -6,6 +6,7 @@ from uuid import UUID
 
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from drivers.errors import BmcCommandRejected, InsufficientPrivilege
+from drivers.power.fields import is_placeholder
 
 PRIVILEGE_LEVELS = {
     BmcPrivilege.USER: 2,
@@ -116,11 +117,11 @@ def name_of(data: Sequence[int]) -> bytes:
 
 
 def system_guid(data: Sequence[int]) -> str | None:
-    """The UUID of Get System GUID's answer; None: it has none. Most BMCs have SMBIOS's order of
-    bytes, some the specification's, some RFC 4122's: the first in which it is a UUID that somebody
-    may have made, so that it is the machine's own one (as `ipmitool mc guid` does)."""
+    """The UUID of Get System GUID's answer; None: it has none of its own. Most BMCs have SMBIOS's
+    order of bytes, some the specification's, some RFC 4122's: the first in which it is a UUID that
+    somebody may have made, so that it is the machine's own one (as `ipmitool mc guid` does)."""
     octets = bytes(data)
-    if len(octets) != 16 or not any(octets):
+    if len(octets) != 16 or is_placeholder(UUID(bytes=octets)):
         return None
     orders = (UUID(bytes_le=octets), UUID(bytes=octets[::-1]), UUID(bytes=octets))
     return str(next((o for o in orders if o.version in range(1, 9)), orders[0]))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import httpx
 
@@ -24,7 +25,7 @@ from drivers.errors import (
 )
 from drivers.pool import Pool
 from drivers.power import failures
-from drivers.power.fields import refuse, validate_address
+from drivers.power.fields import is_placeholder, refuse, validate_address
 from drivers.protocols import BmcAccess, BmcReport
 
 PORT = DEFAULT_PORTS["redfish"]
@@ -117,9 +118,19 @@ class RedfishDriver:
 
     async def power_state(self, access: BmcAccess, *, timeout: float) -> PowerState:  # noqa: ASYNC109
         """See PowerDriver."""
+        return (await self.power_state_and_guid(access, timeout=timeout))[0]
+
+    async def power_state_and_guid(
+        self,
+        access: BmcAccess,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[PowerState, str | None]:
+        """See SessionKeeper."""
         self.validate(access)
         async with _deadline(access, timeout), self._clients.use(access) as client:
-            return _state(await self._system(access, client.http))
+            system = await self._system(access, client.http)
+        return _state(system), _guid(system)
 
     async def set_power(
         self,
@@ -393,8 +404,11 @@ def _path(access: BmcAccess, reference: Any) -> str:
 
 
 def _guid(system: Mapping[str, Any]) -> str | None:
-    uuid = system.get("UUID")
-    return uuid.lower() if isinstance(uuid, str) and uuid else None
+    try:
+        guid = UUID(system.get("UUID"))
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return None if is_placeholder(guid) else str(guid)
 
 
 def _state(system: Mapping[str, Any]) -> PowerState:

@@ -20,7 +20,9 @@ from contracts.errors import Conflict, Failed, NotFound
 from contracts.host_checks import Lane, RoundPlan, SweepInput, Swept
 from contracts.host_status import Reach, Seen
 from contracts.hosts import Host, HostFacts, HostUsage
+from contracts.oobm import PowerProblem
 from contracts.power import PowerState
+from contracts.power_actions import PowerSighting
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import HostRef
 from drivers.errors import (
@@ -579,12 +581,12 @@ async def test_a_credential_that_cannot_be_read_costs_that_host_alone(
 # --- a host's BMC -------------------------------------------------------------------------------
 
 
-async def with_bmc(inventory: Inventory) -> None:
-    """kvm-1 has one, which is asked."""
+async def with_bmc(inventory: Inventory, number: int = 1) -> None:
+    """kvm-<number> has one, which is asked."""
     secret = await inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
     await inventory.oobm.configure(
-        "kvm-1",
-        {"enabled": True, "address": "127.0.1.1", "user": "admin"},
+        f"kvm-{number}",
+        {"enabled": True, "address": f"127.0.1.{number}", "user": "admin"},
         secret_id=secret,
         replace=True,
         actor="test",
@@ -627,6 +629,28 @@ async def test_a_bmc_that_does_not_say_off_changes_nothing(
         await inventory.oobm.set_cluster_switch("cluster-1", enabled=False, actor="test")
     await miss_enough(activities, machines)
     assert (await host(inventory)).status is HostStatus.DISCONNECTED
+
+
+async def test_the_bmc_of_another_host_is_no_evidence(
+    activities: HostCheckActivities, machines: Machines, inventory: Inventory, bmcs: FakeBmcs
+) -> None:
+    for number in (1, 2):
+        await with_bmc(inventory, number)
+    known = PowerSighting(
+        host="kvm-2",
+        generation=(await inventory.oobm.login("kvm-2")).generation,
+        began_at=datetime.now(UTC),
+        state=PowerState.OFF,
+        guid="guid-2",
+    )
+    await inventory.power.record([known], interval=timedelta(seconds=30), operation="test")
+    # kvm-1's configuration leads there by mistake.
+    bmcs.of["kvm-1"].state, bmcs.of["kvm-1"].guid = PowerState.OFF, "guid-2"
+    await miss_enough(activities, machines)
+    found = await host(inventory)
+    assert found.status is HostStatus.DISCONNECTED
+    assert found.power is not None
+    assert found.power.problem is PowerProblem.ANOTHER_BMC
 
 
 async def test_a_bmc_that_refuses_the_login_is_left_alone(

@@ -209,6 +209,28 @@ async def test_the_guid_is_kept_and_asked_for_from_then_on(
     assert (power.state, power.problem) == (PowerState.UNKNOWN, PowerProblem.ANOTHER_BMC)
 
 
+async def test_one_without_a_guid_takes_a_new_login_only_when_it_has_to_prove_itself(
+    activities: PowerSyncActivities, inventory: Inventory, bmcs: SlowBmcs
+) -> None:
+    bmc = bmcs.of["kvm-1"]
+    bmc.guid = None
+
+    async def examined() -> int:
+        await sweep(activities, await begin(activities))
+        return bmc.examined
+
+    assert [await examined() for _ in range(3)] == [1, 1, 1]
+    await inventory.oobm.configure(
+        "kvm-1", {"address": "127.0.1.77"}, secret_id=None, replace=False, actor="test"
+    )
+    assert [await examined() for _ in range(2)] == [2, 2]
+    assert (await inventory.oobm.get("kvm-1")).power.state is PowerState.ON
+    # By now another host's BMC has its address.
+    bmc.guid = "guid-2"
+    await examined()
+    assert (await inventory.oobm.get("kvm-1")).power.problem is PowerProblem.ANOTHER_BMC
+
+
 class Measured:
     """MetricMeter, as far as it is used: the last value of each instrument, by its attributes."""
 

@@ -174,6 +174,74 @@ async def test_a_new_password_is_kept_beside_the_old_one_until_it_is_proven(
     assert await secrets_left(inventory, old, new) == {new}
 
 
+async def test_rounds_leave_a_bmc_alone_while_its_password_is_being_changed(
+    inventory: Inventory,
+) -> None:
+    await configured(inventory)
+    new = await inventory.secrets.store("bmc_password", "new", actor="test")
+    lease = ref(await power_lease(inventory))
+    since = datetime.now(UTC)
+    assert [one.host for one in await inventory.power.to_ask(ALL, since)] == ["kvm-1"]
+    await inventory.oobm.stage_password("kvm-1", new, lease=lease)
+    assert await inventory.power.to_ask(ALL, since) == []
+    # Once it has ended, whichever password it is: a BMC is not left unasked for ever.
+    await inventory.leases.release(lease)
+    assert [one.host for one in await inventory.power.to_ask(ALL, since)] == ["kvm-1"]
+    await see(inventory, PowerState.UNKNOWN)
+    later = datetime.now(UTC) + timedelta(hours=2)
+    assert [one.host for one in await inventory.power.to_try_again(later, 10)] == ["kvm-1"]
+    await power_lease(inventory)
+    assert await inventory.power.to_try_again(later, 10) == []
+
+
+async def test_what_the_old_password_was_answered_is_worth_nothing_once_there_is_a_new_one(
+    inventory: Inventory,
+) -> None:
+    await configured(inventory)
+    await see(inventory, PowerState.ON)
+    new = await inventory.secrets.store("bmc_password", "new", actor="test")
+    lease = ref(await power_lease(inventory))
+    before = [(await inventory.oobm.login("kvm-1")).generation]
+    await inventory.oobm.stage_password("kvm-1", new, lease=lease)
+    before.append((await inventory.oobm.login("kvm-1")).generation)
+    await inventory.oobm.promote_password("kvm-1", lease=lease)
+    for generation in before:
+        late = PowerSighting(
+            host="kvm-1",
+            generation=generation,
+            began_at=datetime.now(UTC),
+            state=PowerState.UNKNOWN,
+            problem=PowerProblem.LOGIN_REFUSED,
+        )
+        assert await inventory.power.record([late], interval=INTERVAL, operation="test") == []
+    power = (await inventory.oobm.get("kvm-1")).power
+    assert (power.state, power.next_try_at) == (PowerState.ON, None)
+
+
+async def test_a_new_password_is_not_replaced_while_the_bmc_may_be_taking_it(
+    inventory: Inventory,
+) -> None:
+    await configured(inventory)
+    old = (await inventory.oobm.login("kvm-1")).secret_id
+    new, given = await inventory.secrets.store_all(
+        [("bmc_password", "new"), ("bmc_password", "given")], actor="test"
+    )
+    lease = ref(await power_lease(inventory))
+    await inventory.oobm.stage_password("kvm-1", new, lease=lease)
+    for replace in (True, False):
+        values = {"address": "127.0.1.1", "user": "admin"} if replace else {}
+        with pytest.raises(Conflict, match="being changed"):
+            await inventory.oobm.configure(
+                "kvm-1", values, secret_id=given, replace=replace, actor="test"
+            )
+    assert await secrets_left(inventory, old, new) == {old, new}
+    # Once the change has ended and could prove neither, it is for the operator to say.
+    await inventory.leases.release(lease)
+    await inventory.oobm.configure("kvm-1", {}, secret_id=given, replace=False, actor="test")
+    assert not (await inventory.oobm.get("kvm-1")).password_changing
+    assert await secrets_left(inventory, old, new, given) == {given}
+
+
 async def test_a_new_password_that_the_bmc_did_not_take_goes(inventory: Inventory) -> None:
     await configured(inventory)
     lease = ref(await power_lease(inventory))

@@ -1,32 +1,49 @@
 """What BMCs say, what they were told, and rounds."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
+from sqlmodel import select, update
 
 from contracts.errors import Conflict, LeaseLost
-from contracts.leases import LeaseRef, LeaseScope
+from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.oobm import PowerProblem, PowerRound
 from contracts.power import PowerState
 from contracts.power_actions import (
     Action,
     CommandOutcome,
     PowerCommandRef,
+    PowerSent,
     PowerShard,
     PowerSighting,
 )
 from inventory import Inventory
+from inventory.models import PowerCommandRow
 from tests.inventory.conftest import OTHER, OWNER, ref
 from tests.inventory.test_oobm import ALL, INTERVAL, configured
 
+NOW = 0  # as generation: that of the present configuration
+
 
 def sighting(number: int, state: PowerState, **more: object) -> PowerSighting:
-    values = {"began_at": datetime.now(UTC), "generation": 1, **more}
+    values = {"began_at": datetime.now(UTC), "generation": NOW, **more}
     return PowerSighting(host=f"kvm-{number}", state=state, **values)
 
 
+async def generation(inventory: Inventory, host: str = "kvm-1") -> int:
+    return (await inventory.oobm.login(host)).generation
+
+
 async def record(inventory: Inventory, *sightings: PowerSighting) -> list[str]:
-    changes = await inventory.power.record(sightings, interval=INTERVAL, operation="power-sync/1")
+    seen = [
+        one.model_copy(
+            update={"generation": one.generation or await generation(inventory, one.host)}
+        )
+        for one in sightings
+    ]
+    changes = await inventory.power.record(seen, interval=INTERVAL, operation="power-sync/1")
     return [change.host for change in changes]
 
 
@@ -35,11 +52,22 @@ async def messages(inventory: Inventory, host: str = "kvm-1") -> list[str]:
     return [event.message for event in events if event.kind.startswith("power.")]
 
 
-async def command(inventory: Inventory, action: Action = Action.OFF) -> PowerCommandRef:
-    lease = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OWNER, "power")
+async def command(
+    inventory: Inventory, action: Action = Action.OFF, owner: Owner = OWNER
+) -> PowerCommandRef:
+    lease = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, owner, "power")
     return PowerCommandRef(
-        lease=ref(lease), action=action, generation=1, reason="test", boot_id="boot-1", timeout=60
+        lease=ref(lease),
+        action=action,
+        generation=await generation(inventory),
+        reason="test",
+        boot_id="boot-1",
+        timeout=60,
     )
+
+
+async def begin(inventory: Inventory, command: PowerCommandRef) -> PowerSent | None:
+    return await inventory.power.begin_command(command, command.generation)
 
 
 async def test_shards_hold_all_that_are_asked(inventory: Inventory) -> None:
@@ -113,6 +141,34 @@ async def test_what_is_older_than_what_is_written_is_left_out(inventory: Invento
     assert (await inventory.oobm.get("kvm-1")).power.state is PowerState.OFF
 
 
+async def test_a_slow_one_does_not_make_the_others_look_older(inventory: Inventory) -> None:
+    for number in (1, 2):
+        await configured(inventory, number)
+    begin = datetime.now(UTC)
+    at = [begin + timedelta(seconds=seconds) for seconds in range(5)]
+    await record(inventory, *(sighting(one, PowerState.ON, began_at=at[0]) for one in (1, 2)))
+    await record(inventory, sighting(1, PowerState.ON, began_at=at[3]))
+    slow = sighting(2, PowerState.ON, began_at=at[1])
+    await record(inventory, sighting(1, PowerState.ON, began_at=at[4]), slow)
+    seen = [(await inventory.oobm.get(f"kvm-{number}")).power.observed_at for number in (1, 2)]
+    assert seen == [at[3], at[1]]
+    assert await record(inventory, sighting(1, PowerState.OFF, began_at=at[2])) == []
+
+
+async def test_what_was_seen_by_a_configuration_that_is_deleted_says_nothing_of_the_next_one(
+    inventory: Inventory,
+) -> None:
+    await configured(inventory)
+    former = sighting(1, PowerState.OFF, guid="guid-9", generation=await generation(inventory))
+    await inventory.oobm.forget("kvm-1", actor="test")
+    secret = await inventory.secrets.store("bmc_password", "bmc-pw", actor="test")
+    values = {"enabled": True, "address": "127.0.1.9", "user": "admin"}
+    await inventory.oobm.configure("kvm-1", values, secret_id=secret, replace=True, actor="test")
+    assert await record(inventory, former) == []
+    found = await inventory.oobm.get("kvm-1")
+    assert (found.power.problem, found.guid) == (PowerProblem.NOT_ASKED, None)
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_the_bmc_of_another_host_says_nothing_of_this_one(
     inventory: Inventory, at_once: bool
@@ -174,7 +230,7 @@ async def test_a_change_that_a_command_explains_is_no_news(inventory: Inventory)
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.ON))
     off = await command(inventory)
-    assert await inventory.power.begin_command(off, 1) is None
+    assert await begin(inventory, off) is None
     await record(inventory, sighting(1, PowerState.OFF))
     await inventory.power.finish_command(off, CommandOutcome.DONE, "On -> Off")
     assert await messages(inventory) == ["off (test): On -> Off"]
@@ -189,7 +245,7 @@ async def test_a_command_that_has_no_end_explains_nothing_after_its_own_time(
 ) -> None:
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.ON))
-    await inventory.power.begin_command(await command(inventory), 1)
+    await begin(inventory, await command(inventory))
     # Its operation was terminated; somebody switches the host off a while later.
     late = datetime.now(UTC) + timedelta(seconds=100)
     await record(inventory, sighting(1, PowerState.OFF, began_at=late))
@@ -199,7 +255,7 @@ async def test_a_command_that_has_no_end_explains_nothing_after_its_own_time(
 async def test_what_a_command_does_not_explain_is_news(inventory: Inventory) -> None:
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.OFF))
-    await inventory.power.begin_command(await command(inventory, Action.OFF), 1)
+    await begin(inventory, await command(inventory, Action.OFF))
     await record(inventory, sighting(1, PowerState.ON))
     assert await messages(inventory) == ["Off -> On"]
 
@@ -207,12 +263,12 @@ async def test_what_a_command_does_not_explain_is_news(inventory: Inventory) -> 
 async def test_a_command_is_begun_once(inventory: Inventory) -> None:
     await configured(inventory)
     reset = await command(inventory, Action.RESET)
-    assert await inventory.power.begin_command(reset, 1) is None
-    again = await inventory.power.begin_command(reset.model_copy(update={"boot_id": "boot-2"}), 1)
+    assert await begin(inventory, reset) is None
+    again = await begin(inventory, reset.model_copy(update={"boot_id": "boot-2"}))
     assert again is not None
     assert (again.accepted, again.boot_id) == (False, "boot-1")
     assert (await inventory.power.record_answer(reset, accepted=True)).accepted
-    again = await inventory.power.begin_command(reset, 1)
+    again = await begin(inventory, reset)
     assert again is not None
     assert again.accepted
 
@@ -220,9 +276,51 @@ async def test_a_command_is_begun_once(inventory: Inventory) -> None:
 async def test_a_command_that_was_not_sent_may_be_begun_again(inventory: Inventory) -> None:
     await configured(inventory)
     reset = await command(inventory, Action.RESET)
-    await inventory.power.begin_command(reset, 1)
+    await begin(inventory, reset)
     await inventory.power.withdraw_command(reset)
-    assert await inventory.power.begin_command(reset, 1) is None
+    assert await begin(inventory, reset) is None
+
+
+async def test_commands_of_the_past_do_not_pile_up(inventory: Inventory) -> None:
+    await configured(inventory)
+    ages = update(PowerCommandRow).values(until=datetime.now(UTC) - timedelta(seconds=1))
+    for number in range(3):
+        owner = Owner(workflow_id="power/kvm-1", first_run_id=f"run-{number}")
+        soft = await command(inventory, Action.SOFT, owner)
+        off = soft.model_copy(update={"action": Action.OFF})
+        for one in (soft, off):
+            await begin(inventory, one)
+            await inventory.power.finish_command(one, CommandOutcome.DONE, "done")
+            async with inventory.database.writing() as session:
+                await session.exec(ages)
+        # Those of an operation that is at work stay: they are not sent again.
+        assert await begin(inventory, soft) is not None
+        await inventory.leases.release(soft.lease)
+    async with inventory.database.reading() as session:
+        left = (await session.exec(select(PowerCommandRow.operation))).all()
+    assert left == ["power/kvm-1#run-2"] * 2
+
+
+async def test_a_sweep_reads_the_commands_of_those_hosts_alone_that_have_changed(
+    inventory: Inventory,
+) -> None:
+    for number in (1, 2):
+        await configured(inventory, number)
+        await record(inventory, sighting(number, PowerState.ON))
+    asked: list[list[str]] = []
+
+    def note(_connection: Any, _cursor: Any, said: str, values: Any, *_more: Any) -> None:
+        if "FROM power_command" in said:
+            given = values.values() if isinstance(values, dict) else values
+            asked.append([value for value in given if str(value).startswith("kvm-")])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        for state in (PowerState.ON, PowerState.OFF):
+            await record(inventory, sighting(1, PowerState.ON), sighting(2, state))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert asked == [["kvm-2"]]
 
 
 @pytest.mark.parametrize("found_by", ["begin_command", "take_over_command"])
@@ -263,22 +361,23 @@ async def test_a_command_needs_the_lease(inventory: Inventory) -> None:
     off = await command(inventory)
     await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OTHER, "power", takeover_from=OWNER)
     with pytest.raises(LeaseLost):
-        await inventory.power.begin_command(off, 1)
+        await begin(inventory, off)
 
 
-@pytest.mark.parametrize("read", [1, 2])
+@pytest.mark.parametrize("anew", [False, True])
 async def test_a_command_goes_by_the_configuration_that_was_looked_at(
-    inventory: Inventory, read: int
+    inventory: Inventory, anew: bool
 ) -> None:
     await configured(inventory)
     off = await command(inventory)
     await inventory.oobm.configure(
         "kvm-1", {"address": "127.0.9.9"}, secret_id=None, replace=False, actor="test"
     )
+    present = await generation(inventory)
     with pytest.raises(Conflict, match="was not sent"):
-        await inventory.power.begin_command(off, read)
+        await inventory.power.begin_command(off, present if anew else off.generation)
     assert await inventory.power.take_over_command(off) is None
-    await inventory.power.begin_command(off.model_copy(update={"generation": 2}), 2)
+    assert await begin(inventory, off.model_copy(update={"generation": present})) is None
 
 
 async def test_the_power_lease_goes_beside_that_of_a_maintenance(inventory: Inventory) -> None:

@@ -315,8 +315,10 @@ async def test_its_out_of_band_management_goes_with_its_passwords(
     )
     power = await inventory.leases.acquire("kvm-1", LeaseScope.POWER, OTHER, "power")
     await inventory.oobm.stage_password("kvm-1", staged, lease=ref(power))
+    generation = (await inventory.oobm.login("kvm-1")).generation
     await inventory.power.begin_command(
-        PowerCommandRef(lease=ref(power), action=Action.OFF, generation=1, timeout=60), 1
+        PowerCommandRef(lease=ref(power), action=Action.OFF, generation=generation, timeout=60),
+        generation,
     )
     told = ("out-of-band management: 1", "commands to its BMC: 1")
     seen = await inventory.removed_hosts.preview("kvm-1")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import col, update
+from sqlmodel import col, select, update
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
 from contracts.access import Role
 from contracts.hosts import Host
 from contracts.maintenance import HostMaintenanceInput, LeaveInput
-from contracts.oobm import HostPower, PowerProblem
+from contracts.oobm import HostPower, PowerProblem, endpoint
 from contracts.operations import DEFAULT_TASK_QUEUE
 from contracts.power import PowerState
 from contracts.power_actions import (
@@ -32,7 +32,7 @@ from contracts.power_actions import (
 )
 from contracts.states import HostStatus, ResourceState
 from inventory import Inventory
-from inventory.models import OobmRow
+from inventory.models import HostRow, OobmRow
 from tests.e2e.system import ROOT, System
 from tests.simulation import cluster
 from tests.simulation.bmcs import PASSWORD, USER, Bmcs, address_of, simulated_bmcs
@@ -151,6 +151,7 @@ async def _client(system: System) -> Client:
 
 
 async def _register(inventory: Inventory, count: int, port: int) -> None:
+    """sim-1 as everybody's hosts, the others in one go: there may be thousands."""
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")
     await inventory.topology.create_cluster("cluster-1", "pod-1", actor="test")
@@ -158,41 +159,49 @@ async def _register(inventory: Inventory, count: int, port: int) -> None:
     passwords = await inventory.secrets.store_all(
         [("bmc_password", PASSWORD)] * count, actor="test"
     )
-    for number, password in enumerate(passwords, start=1):
-        name, address = f"sim-{number}", cluster.address_of(number)
-        key = cluster.SimulatedHost(name, address).key
-        await inventory.hosts.register(
-            name=name,
-            cluster="cluster-1",
-            address=address,
-            ssh_port=22,
-            user="root",
-            secret_id=secret,
-            host_key_line=key.line,
-            host_key_sha256=key.sha256,
-            capacity_memory_mib=None,
-            capacity_cpus=None,
-            reserved_memory_mib=0,
-            operation="test",
-            actor="test",
-        )
-        await inventory.hosts.set_status(name, HostStatus.UP, actor="test", reason="added")
-        await inventory.hosts.change_state(
-            name,
-            expected=frozenset({ResourceState.CREATING}),
-            target=ResourceState.ENABLED,
-            operation="test",
-            step="into-service",
-            actor="test",
-            reason="added",
-        )
-        await inventory.oobm.configure(
-            name,
-            {"enabled": True, "address": address_of(number), "port": port, "user": USER},
-            secret_id=password,
-            replace=True,
-            actor="test",
-        )
+    first = cluster.SimulatedHost("sim-1", cluster.address_of(1))
+    await inventory.hosts.register(
+        name=first.name,
+        cluster="cluster-1",
+        address=first.address,
+        ssh_port=22,
+        user="root",
+        secret_id=secret,
+        host_key_line=first.key.line,
+        host_key_sha256=first.key.sha256,
+        capacity_memory_mib=None,
+        capacity_cpus=None,
+        reserved_memory_mib=0,
+        operation="test",
+        actor="test",
+    )
+    await inventory.hosts.set_status(first.name, HostStatus.UP, actor="test", reason="added")
+    await inventory.hosts.change_state(
+        first.name,
+        expected=frozenset({ResourceState.CREATING}),
+        target=ResourceState.ENABLED,
+        operation="test",
+        step="into-service",
+        actor="test",
+        reason="added",
+    )
+    await inventory.oobm.configure(
+        first.name,
+        {"enabled": True, "address": address_of(1), "port": port, "user": USER},
+        secret_id=passwords[0],
+        replace=True,
+        actor="test",
+    )
+    async with inventory.database.writing() as session:
+        host = (await session.exec(select(HostRow))).one().model_dump(exclude={"id"})
+        oobm = (await session.exec(select(OobmRow))).one().model_dump()
+        for number, password in enumerate(passwords[1:], start=2):
+            one = cluster.SimulatedHost(f"sim-{number}", cluster.address_of(number))
+            key = {"host_key_line": one.key.line, "host_key_sha256": one.key.sha256}
+            session.add(HostRow(**host | key | {"name": one.name, "address": one.address}))
+            address = address_of(number)
+            where = {"address": address, "endpoint": endpoint(oobm["driver"], address, port)}
+            session.add(OobmRow(**oobm | where | {"host": one.name, "secret_id": password}))
 
 
 async def _listed(client: Client, workflow_type: str) -> str:
@@ -262,6 +271,30 @@ async def test_a_worker_killed_in_a_sweep_loses_and_invents_nothing(build: Build
     assert (probe["asked"], probe["answered"]) == (len(mute), len(mute))
     await plant.system.record(POWER_PROBE_ID, "power_probe")
     assert {(await plant.power(name)).state for name in mute} == {PowerState.ON}
+
+
+@pytest.mark.timeout(300)
+async def test_a_round_over_2000_bmcs_has_a_short_history_without_names(build: Build) -> None:
+    plant = await build(2000)
+    off, mute = ("sim-7", "sim-1999"), ("sim-8", "sim-1000")
+    for host in off:
+        plant.bmcs.press(host, on=False)
+    plant.bmcs.set(*mute, mute=True)
+    await plant.worker()
+    handle = await plant.begin_round()
+    result = await handle.result()
+    assert (result["asked"], result["answered"], result["changed"]) == (2000, 1998, 2000)
+    powers = {host.name: host.power.state for host in await plant.hosts() if host.power}
+    states = {PowerState.OFF: off, PowerState.UNKNOWN: mute}
+    expected = dict.fromkeys(powers, PowerState.ON) | {
+        host: state for state, hosts in states.items() for host in hosts
+    }
+    assert (len(powers), powers) == (2000, expected)
+    history = await handle.fetch_history()
+    assert len(history.events) <= 60
+    told = b"".join(event.SerializeToString() for event in history.events)
+    named = [number for number in range(1, 2001) if f'"sim-{number}"'.encode() in told]
+    assert 1 <= len(named) <= 4, named  # the shards' ends
 
 
 @pytest.mark.timeout(300)

@@ -21,7 +21,7 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.power import PowerActivities
-from contracts.errors import Failed, HostlerError, Unavailable
+from contracts.errors import Failed, HostlerError, NotFound, Unavailable
 from contracts.leases import LeaseScope, Owner
 from contracts.oobm import PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -831,6 +831,8 @@ async def test_what_a_bmc_was_told_is_kept_until_that_is_settled(
     failure = await failure_of(await power.change_password(secret))
     assert failure.type == "OutcomeUnknown"
     assert "Both passwords are kept" in failure.message
+    # It lets us in with the old one still.
+    assert (await power.inventory.oobm.get("kvm-1")).power.failures == 0
     login = await power.inventory.oobm.login("kvm-1")
     assert (login.secret_id, login.staged_secret_id) == (former, secret)
     assert power.bmc.refused_logins <= 4
@@ -878,6 +880,8 @@ async def test_refused_logins_are_counted_while_a_former_change_is_settled(power
     assert failure.type == "OutcomeUnknown"
     assert "Both passwords are kept" in failure.message
     assert power.bmc.refused_logins == 4
+    known = (await power.inventory.oobm.get("kvm-1")).power
+    assert known.problem is PowerProblem.LOGIN_REFUSED
     assert (await power.inventory.oobm.login("kvm-1")).staged_secret_id == left
 
 
@@ -922,8 +926,20 @@ async def test_one_that_takes_neither_keeps_both(power: Site) -> None:
     assert "neither" in failure.message
     login = await power.inventory.oobm.login("kvm-1")
     assert login.staged_secret_id == staged
+    # Whoever comes next would be refused, too.
+    known = (await power.inventory.oobm.get("kvm-1")).power
+    assert (known.problem, known.failures) == (PowerProblem.LOGIN_REFUSED, 1)
     both = await power.inventory.secrets.reveal_all([login.secret_id, staged])
     assert len(both) == 2
+
+
+async def test_a_new_password_that_is_not_there_is_not_proven(power: Site) -> None:
+    lease = await power.inventory.leases.acquire(
+        "kvm-1", LeaseScope.POWER, Owner(workflow_id="password", first_run_id="run-1"), "password"
+    )
+    accounts = BmcAccountActivities(power.inventory, BmcDirectory(power.inventory, power.bmcs))
+    with pytest.raises(NotFound, match="No new password"):
+        await ActivityEnvironment().run(accounts.set_bmc_password, ref(lease))
 
 
 async def pause() -> None:

@@ -12,7 +12,7 @@ def upgrade() -> None:
         "oobm",
         sa.Column("host", sa.String(), nullable=False),
         sa.Column("enabled", sa.Boolean(), nullable=False),
-        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("driver", sa.String(), nullable=False),
         sa.Column("address", sa.String(), nullable=False),
         sa.Column("port", sa.Integer(), nullable=True),

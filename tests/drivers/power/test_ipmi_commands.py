@@ -11,6 +11,7 @@ from drivers.power.ipmi_messages import Problem
 from drivers.power.ipmi_process import login_problem
 
 MACHINE = uuid.UUID("4c4c4544-0034-4d0a-8052-b4c04f4e5932")
+DEFAULT = uuid.UUID("03000200-0400-0500-0006-000700080009")
 
 
 @pytest.mark.parametrize("octets", [MACHINE.bytes_le, MACHINE.bytes[::-1], MACHINE.bytes])
@@ -18,13 +19,20 @@ def test_a_guid_is_the_machines_uuid_in_whichever_order(octets: bytes) -> None:
     assert ipmi_commands.system_guid(octets) == str(MACHINE)
 
 
-@pytest.mark.parametrize("octets", [b"", bytes(16), bytes(range(15))])
+@pytest.mark.parametrize(
+    "octets",
+    [
+        *(b"", bytes(15), bytes(16), b"\xff" * 16, b"\1" * 16),
+        *(DEFAULT.bytes, DEFAULT.bytes_le, DEFAULT.bytes[::-1]),
+    ],
+)
 def test_a_bmc_may_have_no_guid(octets: bytes) -> None:
     assert ipmi_commands.system_guid(octets) is None
 
 
 def test_a_guid_that_nobody_made_is_one_all_the_same() -> None:
-    assert ipmi_commands.system_guid(bytes([1] * 16)) == "01010101-0101-0101-0101-010101010101"
+    octets = bytes.fromhex("11112222333300005555666677778888")
+    assert ipmi_commands.system_guid(octets) == "22221111-3333-0000-5555-666677778888"
 
 
 def test_chassis_control_has_the_specifications_numbers() -> None:

@@ -118,6 +118,20 @@ async def test_calls_at_once_share_a_session(ipmi: IpmiDriver, bmc: SimulatedBmc
     assert state["requests"] < 2 * 20
 
 
+async def test_one_without_a_guid_keeps_its_session_and_shows_it_when_it_has_one(
+    ipmi: IpmiDriver, bmc: SimulatedBmc
+) -> None:
+    await bmc.switch(reject_guid=0xC1)
+    for _ in range(3):
+        shown = await ipmi.power_state_and_guid(bmc.access(), timeout=ENOUGH)
+        assert shown == (PowerState.ON, None)
+    assert (await bmc.state())["logins"] == 1
+    await bmc.switch(reject_guid=0)
+    await ipmi.forget("kvm-1")
+    shown = await ipmi.power_state_and_guid(bmc.access(), timeout=ENOUGH)
+    assert shown == (PowerState.ON, bmc.guid)
+
+
 async def test_one_bmc_with_two_logins(ipmi: IpmiDriver, bmc: SimulatedBmc) -> None:
     """pyghmi would give both the same session."""
     all_of_it, reads = bmc.access(), bmc.access(privilege=BmcPrivilege.USER)

@@ -206,6 +206,8 @@ async def test_a_machine_that_has_no_network_to_boot_from(
 async def test_a_bmc_tells_who_it_is(redfish: RedfishDriver, bmc: Emulator) -> None:
     report = await redfish.examine(bmc.access(), timeout=ENOUGH)
     assert (report.guid, report.state) == (SYSTEMS[0], PowerState.ON)
+    shown = await redfish.power_state_and_guid(bmc.access(), timeout=ENOUGH)
+    assert shown == (PowerState.ON, SYSTEMS[0])
 
 
 @pytest.mark.parametrize(
@@ -314,10 +316,20 @@ async def test_of_several_systems_none_is_taken_by_chance(
     assert bmc.commands() == []
 
 
-async def test_a_system_without_a_uuid_is_not_taken_for_another_one(
-    redfish: RedfishDriver, bmc: Emulator
+@pytest.mark.parametrize(
+    "shared",
+    [
+        "",
+        "none",
+        "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+        "03000200-0400-0500-0006-000700080009",
+        "00020003-0004-0005-0006-000700080009",
+    ],
+)
+async def test_a_system_without_a_uuid_of_its_own_is_not_taken_for_another_one(
+    redfish: RedfishDriver, bmc: Emulator, shared: str
 ) -> None:
-    (bmc.directory / "nameless").touch()
+    (bmc.directory / "nameless").write_text(shared)
     with pytest.raises(BmcUnidentified):
         await redfish.set_power(bmc.access(), PowerCommand.OFF, timeout=ENOUGH)
     assert bmc.commands() == []
