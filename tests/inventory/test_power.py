@@ -330,9 +330,9 @@ async def test_a_command_that_was_taken_over_is_not_withdrawn(
     """Its first attempt wakes up after the second one has found it."""
     await configured(inventory)
     reset = await command(inventory, Action.RESET)
-    await inventory.power.begin_command(reset, 1)
+    await begin(inventory, reset)
     if found_by == "begin_command":
-        found = await inventory.power.begin_command(reset, 1)
+        found = await begin(inventory, reset)
     else:
         found = await inventory.power.take_over_command(reset)
     assert found is not None
@@ -349,7 +349,7 @@ async def test_a_boot_explains_a_look_at_its_moment_without_power(
     await configured(inventory)
     await record(inventory, sighting(1, PowerState.ON))
     boot = await command(inventory, action)
-    await inventory.power.begin_command(boot, 1)
+    await begin(inventory, boot)
     await record(inventory, sighting(1, PowerState.OFF))
     await record(inventory, sighting(1, PowerState.ON))
     await inventory.power.finish_command(boot, CommandOutcome.DONE, "On -> On")
