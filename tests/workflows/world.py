@@ -374,7 +374,12 @@ class World:
         while not self.watched.is_set():
             activity.heartbeat()
             await asyncio.sleep(0.05)
-        return PowerSeen(state=self.power or PowerState.UNKNOWN, observed_at=WHEN)
+        action = request.command.action
+        return PowerSeen(
+            state=self.power or PowerState.UNKNOWN,
+            observed_at=WHEN,
+            was_off=action is Action.CYCLE and action not in self.deaf,
+        )
 
     @activity.defn(name="finish_power_command")
     async def finish_power_command(self, request: FinishPowerInput) -> None:
