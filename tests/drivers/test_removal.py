@@ -101,7 +101,7 @@ class Root:
         shell, option, script, *words = command
         assert (shell, option) == ("sh", "-c")
         script = re.sub(
-            r"^PATH=.*$", f"PATH={self.programs}:{os.environ['PATH']}", script, flags=re.M
+            r"^PATH=.*$", f"PATH='{self.programs}:{os.environ['PATH']}'", script, flags=re.M
         )
         script, changed = re.subn(r"(?<==)(?=/(?:etc|var|run)/)", str(self.path), script)
         assert changed == {"clean": 4, "own-key": 1}[words[0]], "there are paths unknown here"
