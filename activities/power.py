@@ -371,7 +371,8 @@ def _has_come_about(
     if command.action not in BOOTS:
         return state is SHOULD_BE[command.action]
     if command.boot_id is not None:
-        return boot is BootSeen.ANOTHER
+        # A BMC that says off to a host that has booted was asked before it did: it is asked again.
+        return boot is BootSeen.ANOTHER and state is not PowerState.OFF
     return state is PowerState.ON and was_off
 
 

@@ -83,7 +83,8 @@ async def test_every_action_on_every_way(system: System, lab: Lab, way: Any) -> 
         state = await way(system, action)
         on = was_on if action == "status" else action not in ("off", "soft")
         assert await is_on(system, lab) == on
-        assert state == (await system.host(HOST))["power"]["state"] == ("On" if on else "Off")
+        kept = (await system.host(HOST))["power"]
+        assert (action, state, kept["state"]) == (action, *(2 * ["On" if on else "Off"])), kept
         if action == "status":
             assert (await row_of(lab))["boot_id"] == before
         elif on:
@@ -112,10 +113,12 @@ async def test_a_host_that_loses_its_power_is_off_then_down(
     await system.done("setting", "set", "host.check.interval", "10")
     await system.done("setting", "set", "outofbandmanagement.sync.timeout", "4")
     await system.done("setting", "set", "outofbandmanagement.sync.interval", "5")
+    assert "On" in await system.done("power", "status", HOST)
     await lose_power(system, lab)
     while (host := await system.host(HOST))["power"]["state"] != "Off":
         await asyncio.sleep(_PAUSE_S)
-    assert "On -> Off" in await system.events(f"host/{HOST}")
+    events = await system.events(f"host/{HOST}")
+    assert any("On -> Off" in event for event in events), events
     while (host := await system.host(HOST))["status"] != "Down":
         await asyncio.sleep(_PAUSE_S)
     assert "its BMC says that it is off" in host["status_reason"]

@@ -31,6 +31,7 @@ from contracts.power_actions import (
     BmcPasswordChangeResult,
     BmcTestInput,
     BmcTestResult,
+    BootSeen,
     PowerActionInput,
     PowerActionResult,
     PowerCommandRef,
@@ -60,12 +61,14 @@ _BOOTS = (Action.RESET, Action.CYCLE)
 
 @dataclass
 class Machine:
-    """kvm-1, but for its BMC: its libvirt and its systemd. `silent`: it does not answer."""
+    """kvm-1, but for its BMC: its libvirt and its systemd. `silent`: it does not answer;
+    `outpaces_bmc`: it does while the BMC still says off."""
 
     bmc: FakeBmc
     vms: list[Vm] = field(default_factory=list)
     silent: bool = False
     boot_hidden: bool = False
+    outpaces_bmc: bool = False
 
     async def list_vms(self, access: HostAccess) -> list[Vm]:
         self._answer(access)
@@ -78,7 +81,8 @@ class Machine:
         return Boot(boot_id=f"boot-{self.bmc.boots}", complete=True)
 
     def _answer(self, access: HostAccess) -> None:
-        if self.silent or self.bmc.state is PowerState.OFF:
+        off = self.bmc.state is PowerState.OFF and not self.outpaces_bmc
+        if self.silent or off:
             raise HostUnreachable(f"{access.name} does not answer.")
 
 
@@ -497,6 +501,27 @@ async def test_that_it_was_off_outlives_the_worker_that_has_seen_it(power: Site)
     assert (seen.state, seen.was_off) == (PowerState.ON, True)
     # A third attempt knows it by this one.
     assert said == [(True,)]
+
+
+async def test_a_boot_is_not_over_while_the_bmc_says_off(power: Site) -> None:
+    """It was asked right before the power came back, and the host right after."""
+    owner = Owner(workflow_id="power/kvm-1", first_run_id="run-1")
+    lease = await power.inventory.leases.acquire("kvm-1", LeaseScope.POWER, owner, "power cycle")
+    command = PowerCommandRef(
+        lease=ref(lease), action=Action.CYCLE, generation=1, timeout=60, boot_id="before"
+    )
+    request = WatchPowerInput(command=command, until=datetime.now(UTC) + timedelta(seconds=60))
+    power.bmc.state, power.machine.outpaces_bmc = PowerState.OFF, True
+    watching = asyncio.ensure_future(
+        ActivityEnvironment().run(steps_of(power).watch_power, request)
+    )
+    asked = power.bmc.asked
+    while power.bmc.asked < asked + 2:
+        await pause()
+    assert not watching.done()
+    power.bmc.state = PowerState.ON
+    seen = await watching
+    assert (seen.state, seen.boot) == (PowerState.ON, BootSeen.ANOTHER)
 
 
 @pytest.mark.parametrize("action", _BOOTS)
