@@ -115,7 +115,7 @@ async def _import(simulation: SshSystem, hosts: Sequence[SshHost], parallel: int
     seconds = time.monotonic() - started
     if said.status != 0:
         _say(said.stdout + said.stderr)
-    listed = (await simulation.ask("GET", "/v1/hosts"))["items"]
+    listed = (await simulation.ask("GET", f"/v1/hosts?limit={len(hosts)}"))["items"]
     added = sum(host["resource_state"] == "Enabled" for host in listed)
     return _Imported(began, seconds, added)
 

@@ -43,7 +43,8 @@ from _cost import MemoryPeak, cpu_seconds
 from _report import BenchFailed, Report
 from sqlmodel import select
 
-from contracts.settings import OOBM_SYNC_INTERVAL
+from contracts.oobm import endpoint
+from contracts.settings import OOBM_SYNC_INTERVAL, OOBM_SYNC_TIMEOUT
 from contracts.states import ResourceState
 from inventory import Database, Inventory, SecretBox
 from inventory.models import ClusterRow, HostRow, OobmRow
@@ -318,6 +319,7 @@ async def _fill(database: Database, key: str, bmcs: Sequence[SimulatedBmc]) -> N
     await inventory.topology.create_zone("zone-1", actor=actor)
     await inventory.topology.create_pod("pod-1", "zone-1", actor=actor)
     await inventory.topology.create_cluster("cluster-1", "pod-1", actor=actor)
+    await inventory.settings.set(OOBM_SYNC_TIMEOUT.name, 4, actor=actor)
     await inventory.settings.set(OOBM_SYNC_INTERVAL.name, 5, actor=actor)
     login = await inventory.secrets.store("password", "none", actor=actor)
     secrets = await inventory.secrets.store_all(
@@ -348,6 +350,7 @@ async def _fill(database: Database, key: str, bmcs: Sequence[SimulatedBmc]) -> N
                 enabled=True,
                 address=bmc.address,
                 port=PORT,
+                endpoint=endpoint("ipmi", bmc.address, PORT),
                 user=USER,
                 secret_id=secret,
             )
