@@ -24,6 +24,7 @@ from api.routes import (
     power,
     reinstallation,
     removal,
+    secrets,
     settings,
     topology,
 )
@@ -71,6 +72,7 @@ def create_app(
         maintenance,
         cluster_maintenance,
         operations,
+        secrets,
         settings,
         events,
         health,

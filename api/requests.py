@@ -328,6 +328,12 @@ class SettleRemovedRequest(Contract):
     reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+class DisclosureRequest(Contract):
+    """Why a credential has to be seen."""
+
+    reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class OptionalCredential(Contract):
     """At most one of `password` and `private_key` (OpenSSH's PEM, without passphrase)."""
 

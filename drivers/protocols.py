@@ -607,3 +607,15 @@ class NetworkBooter(Protocol):
         """The next boot, and no other, is from the network; proven by reading it back. It boots
         when somebody has it boot: BMCs may forget it after a minute (IPMI 2.0, 28.13). May be
         called many times. Raises BmcCommandRejected: also if the BMC says yes, and does not."""
+
+
+class KeyService(Protocol):
+    """Wraps master keys with a key that it keeps to itself. `origin` says which one it is."""
+
+    origin: str
+
+    async def wrap(self, secret: str) -> str:
+        """What `unwrap` makes `secret` of, in one word. Raises Unavailable, Failed."""
+
+    async def unwrap(self, wrapped: str) -> str:
+        """The secret. Raises Unavailable, Failed (made by another key, or refused)."""

@@ -7,7 +7,9 @@ Conflict
 Unavailable
 └── SlotsBusy          as many migrations run from or to the host as may
 Failed
-└── SecretUnreadable   the master key is not the one that the secret was encrypted with
+└── SecretUnreadable   a stored credential can't be decrypted, or none can be encrypted
+    ├── MasterKeyMissing   the master key that it takes is not here
+    └── SecretDamaged      it was changed, cut off, or moved from another row
 """
 
 from contracts.errors import Conflict, Failed, Unavailable
@@ -30,4 +32,12 @@ class SlotsBusy(Unavailable):
 
 
 class SecretUnreadable(Failed):
-    """Wrong master key, or the row was tampered with."""
+    """Nothing was overwritten."""
+
+
+class MasterKeyMissing(SecretUnreadable):
+    """With that key, all is well again."""
+
+
+class SecretDamaged(SecretUnreadable):
+    """Its key is here, and does not fit what is stored."""

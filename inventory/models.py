@@ -65,17 +65,54 @@ class ClusterRow(SQLModel, table=True):
     oobm_enabled: bool = True
 
 
+class KeyringRow(SQLModel, table=True):
+    """The one row that says which master key encrypts. `given_up`: ids of keys that are lost."""
+
+    __tablename__ = "keyring"
+
+    id: int = Field(default=1, primary_key=True)
+    key_id: str
+    given_up: list[str] = Field(default_factory=list, sa_type=JSON)
+    since: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
 class SecretVersionRow(SQLModel, table=True):
-    """One version of a credential, encrypted. `key_id` names the master key."""
+    """One version of a credential. `ciphertext` names its master key: inventory/secret_box.py."""
 
     __tablename__ = "secret_version"
 
     id: str = Field(primary_key=True)
     kind: str
-    key_id: str
-    nonce: bytes
     ciphertext: bytes
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class ClusterPasswordRow(SQLModel, table=True):
+    """A version of the password that an account has on all hosts of a cluster. `secret_id`: None
+    once it is retired."""
+
+    __tablename__ = "cluster_password"
+
+    cluster_id: int = Field(primary_key=True, foreign_key="cluster.id")
+    account: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    state: str
+    secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    changed_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class HostPasswordRow(SQLModel, table=True):
+    """Which password of an account a host has: proven by a login, at `proven_at`.
+    `former_secret_id`: the one before, until the new one is promoted."""
+
+    __tablename__ = "host_password"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    secret_id: str = Field(foreign_key="secret_version.id", index=True)
+    former_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    proven_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
 
 class HostRow(SQLModel, table=True):

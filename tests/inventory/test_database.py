@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, LargeBinary, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlmodel import SQLModel, col, select
 
 from contracts.errors import Failed, InvalidInput, Unavailable
 from inventory import Database, Inventory, SecretBox
-from inventory.models import PodRow, ZoneRow
+from inventory.models import PodRow, SecretVersionRow, ZoneRow
 from tests.inventory.conftest import register
+
+MIGRATIONS = Path(__file__).parents[2] / "inventory" / "migrations"
 
 
 async def test_the_migrations_make_the_tables_of_the_models(database: Database) -> None:
@@ -118,3 +122,43 @@ async def test_a_reader_does_not_write(inventory: Inventory, database: Database)
     with pytest.raises((Unavailable, InternalError)):
         await write()
     assert [zone.name for zone in await inventory.topology.list_zones()] == ["zone-1"]
+
+
+async def test_secrets_of_a_former_version_are_read(url: str, database: Database) -> None:
+    """Key id and nonce were columns of their own then."""
+    key = SecretBox.new_key()
+    secret = await Inventory(database, SecretBox(key)).secrets.store("password", "pw", actor="test")
+    async with database.writing() as session:
+        connection = await session.connection()
+        await connection.run_sync(_before_versions)
+    await database.close()
+    later = Database(url)
+    await later.upgrade()
+    await later.check()
+    inventory = Inventory(later, SecretBox(key))
+    await inventory.master_keys.settle()
+    assert (await inventory.secrets.reveal(secret)).plaintext == "pw"
+    await later.close()
+
+
+def _before_versions(connection: Connection) -> None:
+    """Put the tables back to what they were before revision 0005."""
+    rows = connection.execute(select(SecretVersionRow.id, SecretVersionRow.ciphertext)).all()
+    for table in ("host_password", "cluster_password", "keyring"):
+        connection.execute(text(f"DROP TABLE {table}"))
+    kind = connection.dialect.type_compiler_instance.process(LargeBinary())
+    connection.execute(text(f"ALTER TABLE secret_version ADD COLUMN nonce {kind}"))
+    connection.execute(text("ALTER TABLE secret_version ADD COLUMN key_id VARCHAR"))
+    for secret_id, sealed in rows:
+        connection.execute(
+            text(
+                "UPDATE secret_version SET key_id = :key, nonce = :nonce, ciphertext = :text "
+                "WHERE id = :id"
+            ),
+            {"key": sealed[1:9].hex(), "nonce": sealed[9:21], "text": sealed[21:], "id": secret_id},
+        )
+    revision = ScriptDirectory(str(MIGRATIONS)).get_revision("0005")
+    connection.execute(
+        text("UPDATE alembic_version SET version_num = :former"),
+        {"former": revision.down_revision},
+    )

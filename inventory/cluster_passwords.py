@@ -1,0 +1,421 @@
+"""Passwords that an account has on all hosts of a cluster, in versions, and which host has which.
+
+staged -> current -> previous -> retired; a staged one that comes to nothing is retired at once. Of
+a previous one the ciphertext is kept while a host may have it.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement
+from sqlmodel import col, delete, select, update
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from contracts.errors import Conflict, NotFound
+from contracts.leases import LeaseRef
+from contracts.secrets import HostPassword, SecretState, StoredSecret
+from inventory.database import Database
+from inventory.events import add_event
+from inventory.hosts import host_row
+from inventory.leases import verify_lease
+from inventory.models import (
+    ClusterPasswordRow,
+    ClusterRow,
+    HostPasswordRow,
+    HostRow,
+    SecretVersionRow,
+    now,
+)
+from inventory.secret_box import SecretBox, key_id_of
+from inventory.secrets import add_secrets, unclaimed
+from inventory.topology import cluster_row
+
+_KIND = "password"
+_MOST_NAMED = 10
+_AT_A_TIME = 500  # of names or ids in one statement
+
+
+class ClusterPasswords:
+    """What each step of a change of passwords writes: before the host is touched, after it is
+    proven, and when all are. Every method raises NotFound."""
+
+    def __init__(self, database: Database, box: SecretBox) -> None:
+        self._database = database
+        self._box = box
+
+    async def stage(self, cluster: str, plaintext: str, *, account: str, actor: str) -> int:
+        """Store the next version, encrypted; its number. A staged one that no host has is retired.
+        Raises Conflict if hosts have it, MasterKeyMissing."""
+
+        async def work() -> int:
+            async with self._database.writing() as session:
+                place = await cluster_row(session, cluster, lock=True)
+                rows = await _versions(session, place, account)
+                staged = _in_state(rows, SecretState.STAGED)
+                if staged is not None:
+                    await _require_unused(session, staged)
+                    await _retire(session, [staged])
+                number = max((row.version for row in rows), default=0) + 1
+                (secret_id,) = await add_secrets(
+                    session, self._box, [(_KIND, plaintext)], actor=actor
+                )
+                session.add(
+                    ClusterPasswordRow(
+                        cluster_id=place.id or 0,
+                        account=account,
+                        version=number,
+                        state=SecretState.STAGED,
+                        secret_id=secret_id,
+                    )
+                )
+                _tell(session, place, account, f"version {number} is staged", actor)
+                return number
+
+        return await self._box.reloading(work)
+
+    async def versions(self, cluster: str, *, account: str | None = None) -> list[StoredSecret]:
+        """All of the cluster, the newest first, each with the hosts that have it; of `account`, if
+        given."""
+        async with self._database.reading() as session:
+            place = await cluster_row(session, cluster)
+            rows = await _versions(session, place, account)
+            ids = [row.secret_id for row in rows if row.secret_id is not None]
+            secrets = select(SecretVersionRow).where(col(SecretVersionRow.id).in_(ids))
+            key_ids = {row.id: key_id_of(row.ciphertext) for row in await session.exec(secrets)}
+            hosts: dict[str, list[str]] = {}
+            holders = select(HostPasswordRow.secret_id, HostPasswordRow.host).where(
+                col(HostPasswordRow.secret_id).in_(ids)
+            )
+            for secret_id, host in await session.exec(holders):
+                hosts.setdefault(secret_id, []).append(host)
+        return [
+            StoredSecret(
+                id=row.secret_id,
+                kind=_KIND,
+                state=SecretState(row.state),
+                key_id=key_ids.get(row.secret_id or ""),
+                created_at=row.created_at,
+                account=row.account,
+                version=row.version,
+                hosts=tuple(sorted(hosts.get(row.secret_id or "", ()))),
+            )
+            for row in rows
+        ]
+
+    async def holdings(self, cluster: str, *, account: str) -> list[HostPassword]:
+        """Of each host of the cluster, by name, which password the account has there."""
+        async with self._database.reading() as session:
+            place = await cluster_row(session, cluster)
+            rows = await _versions(session, place, account)
+            numbers = {row.secret_id: row.version for row in rows if row.secret_id is not None}
+            current = _in_state(rows, SecretState.CURRENT)
+            held = await _held(session, account, _in(place))
+        return [
+            HostPassword(
+                host=one.host.name,
+                secret=one.secret_id,
+                version=numbers.get(one.secret_id or ""),
+                former=one.former_id,
+                stale=current is not None and one.secret_id != current.secret_id,
+            )
+            for one in held
+        ]
+
+    async def candidates(self, host: str, *, account: str) -> list[str]:
+        """Ids of the passwords that the account may have on the host, the likeliest first: the
+        staged one, what was proven there last, the current one, what was there before that, and
+        previous ones."""
+        async with self._database.reading() as session:
+            held = await _held(session, account, col(HostRow.name) == host)
+            if not held:
+                raise NotFound(f"There is no host {host!r}.")
+            (one,) = held
+            place = await session.get_one(ClusterRow, one.host.cluster_id)
+            rows = await _versions(session, place, account)
+        of_state: dict[str, list[str | None]] = {state: [] for state in SecretState}
+        for version in rows:
+            of_state[version.state].append(version.secret_id)
+        likely = [
+            *of_state[SecretState.STAGED],
+            one.secret_id,
+            *of_state[SecretState.CURRENT],
+            one.former_id,
+            *of_state[SecretState.PREVIOUS],
+        ]
+        return list(dict.fromkeys(secret_id for secret_id in likely if secret_id is not None))
+
+    async def record(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
+        """A login has proven that the account has that password on the lease's host: it is what
+        Hostler logs in with there from now on, if it does with a password, and the one before is
+        kept. May be called many times. Raises LeaseLost."""
+        async with self._database.writing() as session:
+            await verify_lease(session, lease, hold=True)
+            row = await host_row(session, lease.host)
+            if await session.get(SecretVersionRow, secret_id) is None:
+                raise NotFound(f"There is no secret {secret_id!r}.")
+            (held,) = await _held(session, account, col(HostRow.name) == row.name)
+            proven = held.proven or HostPasswordRow(
+                host=row.name, account=account, secret_id=secret_id
+            )
+            if held.secret_id != secret_id:
+                proven.former_secret_id = held.secret_id
+            proven.secret_id, proven.proven_at = secret_id, now()
+            session.add(proven)
+            if account == row.user:
+                await _log_in_with(session, row, secret_id)
+
+    async def promote(
+        self,
+        cluster: str,
+        version: int,
+        *,
+        account: str,
+        leases: Sequence[LeaseRef],
+        left_out: Collection[str] = (),
+        operation: str,
+    ) -> None:
+        """The staged version is the current one from now on, for the whole cluster: all or nothing.
+
+        The one before becomes previous; older ones that no host has are retired, and what hosts had
+        before is deleted. Hosts that are `left_out` stay stale. May be called many times. Raises
+        Conflict, naming the hosts that have not proven it, LeaseLost.
+        """
+        async with self._database.writing() as session:
+            for lease in sorted(leases, key=lambda lease: lease.host):
+                await verify_lease(session, lease, hold=True)
+            place = await cluster_row(session, cluster, lock=True)
+            rows = await _versions(session, place, account)
+            row = _numbered(rows, version, cluster)
+            if row.state == SecretState.CURRENT:
+                return
+            if row.state != SecretState.STAGED:
+                raise Conflict(f"Version {version} of the password of {cluster} is {row.state}.")
+            held = await _held(session, account, _in(place))
+            lacking = [
+                one.host.name
+                for one in held
+                if one.host.name not in left_out and one.secret_id != row.secret_id
+            ]
+            if lacking:
+                raise Conflict(
+                    f"Version {version} of the password of {cluster} is not proven on "
+                    f"{_named(lacking)}.",
+                    details={"hosts": lacking},
+                )
+            current = _in_state(rows, SecretState.CURRENT)
+            if current is not None:
+                _change(session, current, SecretState.PREVIOUS)
+            _change(session, row, SecretState.CURRENT)
+            await _forget_former(session, held, row)
+            await _retire_previous(session, held, rows, but=current)
+            stale = f"; not on {_named(sorted(left_out))}" if left_out else ""
+            message = f"version {version} is current{stale}"
+            _tell(session, place, account, message, operation, operation=operation)
+
+    async def abandon(
+        self, cluster: str, version: int, *, account: str, reason: str, actor: str
+    ) -> None:
+        """Retire a staged version that came to nothing. May be called many times. Raises Conflict
+        if hosts have it, or if it is not staged any more."""
+        async with self._database.writing() as session:
+            place = await cluster_row(session, cluster, lock=True)
+            row = _numbered(await _versions(session, place, account), version, cluster)
+            if row.state == SecretState.RETIRED:
+                return
+            if row.state != SecretState.STAGED:
+                raise Conflict(f"Version {version} of the password of {cluster} is {row.state}.")
+            await _require_unused(session, row)
+            await _retire(session, [row])
+            _tell(session, place, account, f"version {version} is abandoned: {reason}", actor)
+
+    async def retire_previous(self, cluster: str, *, account: str, actor: str) -> list[int]:
+        """Delete the previous versions that no host has; their numbers."""
+        async with self._database.writing() as session:
+            place = await cluster_row(session, cluster, lock=True)
+            rows = await _versions(session, place, account)
+            held = await _held(session, account, _in(place))
+            retired = await _retire_previous(session, held, rows, but=None)
+            for number in retired:
+                _tell(session, place, account, f"version {number} is retired", actor)
+            return retired
+
+
+async def _versions(
+    session: AsyncSession, place: ClusterRow, account: str | None
+) -> Sequence[ClusterPasswordRow]:
+    """The newest first."""
+    query = (
+        select(ClusterPasswordRow)
+        .where(col(ClusterPasswordRow.cluster_id) == place.id)
+        .order_by(col(ClusterPasswordRow.account), col(ClusterPasswordRow.version).desc())
+    )
+    if account is not None:
+        query = query.where(col(ClusterPasswordRow.account) == account)
+    return (await session.exec(query)).all()
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A host, what was proven of the account there, and the password that it has: that one, or the
+    one that Hostler knows for its login."""
+
+    host: HostRow
+    proven: HostPasswordRow | None
+    secret_id: str | None
+
+    @property
+    def former_id(self) -> str | None:
+        return self.proven.former_secret_id if self.proven is not None else None
+
+
+async def _held(session: AsyncSession, account: str, which: ColumnElement[bool]) -> Sequence[_Held]:
+    """Of each of these hosts, by name."""
+    hosts = (await session.exec(select(HostRow).where(which).order_by(col(HostRow.name)))).all()
+    names = [host.name for host in hosts]
+    of_host = {
+        row.host: row
+        for start in range(0, len(names), _AT_A_TIME)
+        for row in await session.exec(
+            select(HostPasswordRow).where(
+                col(HostPasswordRow.host).in_(names[start : start + _AT_A_TIME]),
+                col(HostPasswordRow.account) == account,
+            )
+        )
+    }
+    by_password = set(
+        await session.exec(
+            select(HostRow.name)
+            .join(SecretVersionRow, col(SecretVersionRow.id) == col(HostRow.secret_id))
+            .where(which, col(SecretVersionRow.kind) == _KIND)
+        )
+    )
+    held = []
+    for host in hosts:
+        proven = of_host.get(host.name)
+        secret_id = proven.secret_id if proven is not None else None
+        if proven is None and account == host.user:
+            secret_id = host.secret_id if host.name in by_password else host.password_secret_id
+        held.append(_Held(host, proven, secret_id))
+    return held
+
+
+def _in(place: ClusterRow) -> ColumnElement[bool]:
+    return col(HostRow.cluster_id) == place.id
+
+
+def _in_state(rows: Sequence[ClusterPasswordRow], state: SecretState) -> ClusterPasswordRow | None:
+    return next((row for row in rows if row.state == state), None)
+
+
+def _numbered(rows: Sequence[ClusterPasswordRow], version: int, cluster: str) -> ClusterPasswordRow:
+    row = next((row for row in rows if row.version == version), None)
+    if row is None:
+        raise NotFound(f"There is no version {version} of the password of {cluster}.")
+    return row
+
+
+def _change(session: AsyncSession, row: ClusterPasswordRow, state: SecretState) -> None:
+    row.state, row.changed_at = state, now()
+    session.add(row)
+
+
+async def _require_unused(session: AsyncSession, row: ClusterPasswordRow) -> None:
+    """Raises Conflict if the staged version is what a host has."""
+    holders = select(HostPasswordRow.host).where(col(HostPasswordRow.secret_id) == row.secret_id)
+    names = sorted(await session.exec(holders))
+    if names:
+        raise Conflict(
+            f"Version {row.version} of the password is on {_named(names)} already.",
+            remedy="Let that change of passwords end first.",
+            details={"hosts": names},
+        )
+
+
+async def _retire(session: AsyncSession, rows: Sequence[ClusterPasswordRow]) -> None:
+    """Delete their ciphertexts, as far as no tombstone needs them."""
+    secret_ids = {row.secret_id for row in rows if row.secret_id is not None}
+    for row in rows:
+        row.secret_id = None
+        _change(session, row, SecretState.RETIRED)
+    await session.flush()
+    await session.exec(
+        update(HostPasswordRow)
+        .where(col(HostPasswordRow.former_secret_id).in_(secret_ids))
+        .values(former_secret_id=None)
+    )
+    await _discard(session, secret_ids)
+
+
+async def _retire_previous(
+    session: AsyncSession,
+    held: Sequence[_Held],
+    rows: Sequence[ClusterPasswordRow],
+    *,
+    but: ClusterPasswordRow | None,
+) -> list[int]:
+    """Those that no host has; their numbers."""
+    in_use = {one.secret_id for one in held}
+    unused = [
+        row
+        for row in rows
+        if row.state == SecretState.PREVIOUS and row.secret_id not in in_use and row is not but
+    ]
+    await _retire(session, unused)
+    return [row.version for row in unused]
+
+
+async def _forget_former(
+    session: AsyncSession, held: Sequence[_Held], row: ClusterPasswordRow
+) -> None:
+    """On hosts that have `row`, what they had before is of no use any more."""
+    former_ids = set()
+    for one in held:
+        if one.proven is not None and one.secret_id == row.secret_id and one.former_id is not None:
+            former_ids.add(one.former_id)
+            one.proven.former_secret_id = None
+            session.add(one.proven)
+    await session.flush()
+    await _discard(session, former_ids)
+
+
+async def _log_in_with(session: AsyncSession, row: HostRow, secret_id: str) -> None:
+    login = await session.get_one(SecretVersionRow, row.secret_id)
+    if login.kind == _KIND:
+        row.secret_id = secret_id
+    else:
+        row.password_secret_id = secret_id
+    row.updated_at = now()
+    session.add(row)
+
+
+async def _discard(session: AsyncSession, secret_ids: Collection[str]) -> None:
+    ids = sorted(secret_ids)
+    for start in range(0, len(ids), _AT_A_TIME):
+        some = ids[start : start + _AT_A_TIME]
+        await session.exec(
+            delete(SecretVersionRow).where(col(SecretVersionRow.id).in_(some), unclaimed())
+        )
+
+
+def _named(hosts: Sequence[str]) -> str:
+    more = f" and {len(hosts) - _MOST_NAMED} more" if len(hosts) > _MOST_NAMED else ""
+    return f"{', '.join(hosts[:_MOST_NAMED])}{more}"
+
+
+def _tell(
+    session: AsyncSession,
+    place: ClusterRow,
+    account: str,
+    message: str,
+    actor: str,
+    *,
+    operation: str | None = None,
+) -> None:
+    add_event(
+        session,
+        "cluster.password",
+        f"cluster/{place.name}",
+        f"password of {account}: {message}",
+        operation=operation,
+        actor=actor,
+    )

@@ -1,0 +1,146 @@
+"""Where master keys come from: a file, the environment, a key service."""
+
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import Conflict, Failed, Unavailable
+from drivers.transit import WRAPPED_PREFIX
+from inventory import SecretBox
+from inventory.secret_box import key_id
+from tests.openbao import OpenBao
+from workers.master_keys import FileKeys, master_key_place, master_keys_of
+from workers.settings import Settings
+
+ONE, OTHER = SecretBox.new_key(), SecretBox.new_key()
+
+
+def private(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
+def by_service(server: OpenBao, master_key_file: Path) -> Settings:
+    return Settings(
+        key_service_url=server.url,
+        key_service_token_file=server.token_file,
+        key_service_ca_file=server.ca_file,
+        master_key_file=master_key_file,
+    )
+
+
+async def test_one_a_line_the_first_one_first(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", f"# of 2026\n{ONE}\n\n   {OTHER}  \n")
+    assert list(await FileKeys(path, None).load()) == [ONE, OTHER]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
+async def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = private(tmp_path / "keys", ONE)
+    path.chmod(mode)
+    with pytest.raises(Failed, match=f"not private: its mode is 0{mode:o}.*chmod 600") as caught:
+        await FileKeys(path, None).load()
+    assert ONE not in str(caught.value)
+    with pytest.raises(Failed, match="not private"):
+        await FileKeys(path, None).add()
+    assert path.read_text() == ONE
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+async def test_a_private_file_is_taken(tmp_path: Path, mode: int) -> None:
+    path = private(tmp_path / "keys", ONE)
+    path.chmod(mode)
+    assert list(await FileKeys(path, None).load()) == [ONE]
+
+
+async def test_a_file_without_a_key_is_named(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", "# none\n")
+    with pytest.raises(Failed, match=f"There is no master key: .*{path}"):
+        await SecretBox.load(FileKeys(path, None))
+
+
+async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="can't be read: No such file"):
+        await FileKeys(tmp_path / "none", None).load()
+
+
+async def test_a_new_key_comes_first_and_the_others_stay(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", f"# mine\n{ONE}\n")
+    keys = FileKeys(path, None)
+    added = await keys.add()
+    loaded = await keys.load()
+    assert [key_id(key) for key in loaded] == [added, key_id(ONE)]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "# mine\n" in path.read_text()
+    await keys.remove(key_id(ONE))
+    assert [key_id(key) for key in await keys.load()] == [added]
+    assert "# mine\n" in path.read_text()
+    with pytest.raises(Conflict, match="no other master key"):
+        await keys.remove(added)
+
+
+async def test_a_key_that_can_not_be_read_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.symlink_to(tmp_path / "unmounted" / "keys")
+    with pytest.raises(Failed, match="can't be read"):
+        await FileKeys(path, None).add()
+    assert path.is_symlink()
+
+
+async def test_the_environment_goes_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTLER_HOME", str(tmp_path))
+    private(tmp_path / "master-key", ONE)
+    settings = Settings()
+    assert list(await master_keys_of(settings).load()) == [ONE]
+    assert master_key_place(settings) == str(tmp_path / "master-key")
+    monkeypatch.setenv("HOSTLER_MASTER_KEYS", f"{OTHER}  {ONE}")
+    settings = Settings()
+    assert list(await master_keys_of(settings).load()) == [OTHER, ONE]
+    assert master_key_place(settings) == "in HOSTLER_MASTER_KEYS"
+    assert OTHER not in repr(settings)
+
+
+async def test_the_key_service_wraps_new_keys_and_keeps_old_ones(
+    key_service: OpenBao, tmp_path: Path
+) -> None:
+    path = private(tmp_path / "master-key", f"{ONE}\n")
+    settings = by_service(key_service, master_key_file=path)
+    keys = master_keys_of(settings)
+    assert isinstance(keys, FileKeys)
+    added = await keys.add()
+    first, second = path.read_text().split()
+    assert first.startswith(WRAPPED_PREFIX)
+    assert second == ONE
+    loaded = await keys.load()
+    assert [key_id(key) for key in loaded] == [added, key_id(ONE)]
+    # What is in the file is not the key, nor does it hold it.
+    assert loaded[0] not in path.read_text()
+    assert master_key_place(settings) == f"{path}, wrapped by {key_service.url}"
+    await keys.remove(key_id(ONE))
+    assert path.read_text() == f"{first}\n"
+    with pytest.raises(Failed, match=r"is wrapped by a key service\. Set HOSTLER_KEY_SERVICE_URL"):
+        await FileKeys(path, None).load()
+
+
+async def test_a_key_that_was_unwrapped_once_needs_no_service(
+    key_service: OpenBao, tmp_path: Path
+) -> None:
+    path = tmp_path / "master-key"
+    settings = by_service(key_service, master_key_file=path)
+    keys = master_keys_of(settings)
+    assert isinstance(keys, FileKeys)
+    await keys.add()
+    loaded = await keys.load()
+    key_service.stop()
+    try:
+        assert await keys.load() == loaded
+        with pytest.raises(Unavailable, match="does not answer"):
+            await master_keys_of(settings).load()
+    finally:
+        key_service.start()
+    # That is another one now: it has lost its key, as dev servers do.
+    with pytest.raises(Failed, match="can't decrypt"):
+        await master_keys_of(settings).load()
