@@ -134,8 +134,7 @@ class Operations:
         Those on the hosts of a cluster carry its name along. They are found here by the search
         attribute that they have set, which lags behind: who holds a host, its lease says.
         """
-        # What is done to a zone, pod or cluster has that word in its kind.
-        for kind in (kind for kind in OperationKind if kind.startswith(f"{level}-")):
+        for kind in (kind for kind, subject in SUBJECTS.items() if subject == level):
             usual = await self._describe(workflow_id(kind, name))
             if usual is not None and is_open(usual):
                 raise _held(name, usual)

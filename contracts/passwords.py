@@ -1,4 +1,4 @@
-"""Passwords that an account has on all hosts of a cluster: their change, and whether hosts agree."""
+"""Passwords that an account has on all hosts of a cluster: their change, and whether they agree."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -188,7 +188,7 @@ class RevertInput(Contract):
 
 
 class PlanRotationInput(Contract):
-    """Which hosts, of a PasswordRotationInput. `only`: these, whoever was left out."""
+    """Which hosts, of a PasswordRotationInput."""
 
     cluster: Name
     account: UserName
@@ -302,7 +302,7 @@ class EndRotationInput(Contract):
     host: Name | None
     staged: StagedPassword
     held: HeldHosts
-    skipped: dict[Name, str] = {}
+    skipped: dict[Name, str] = Field(default_factory=dict)
     reason: str = ""
 
 
@@ -350,7 +350,6 @@ class PasswordVerificationInput(Contract):
     """Look at the hosts of a cluster; None: of all clusters that have a password."""
 
     cluster: Name | None = None
-    account: UserName = DEFAULT_ACCOUNT
 
 
 class PasswordVerificationResult(Contract):
@@ -373,10 +372,17 @@ class VerifyHostsResult(Contract):
     hosts: tuple[HostPasswordReport, ...]
 
 
-class HostsToVerify(Contract):
-    """By name, and how often the schedule is to look."""
+class HostsOfAccount(Contract):
+    """An account, and hosts whose clusters have a password of it."""
 
+    account: UserName
     hosts: tuple[Name, ...]
+
+
+class HostsToVerify(Contract):
+    """By account and cluster, and how often the schedule is to look."""
+
+    found: tuple[HostsOfAccount, ...]
     every_s: int
 
 
@@ -387,8 +393,8 @@ class StaleHosts(Contract):
 
 
 class BringUpInput(Contract):
-    """Give these hosts their cluster's current password. `host_lease`: of the operation that adds
-    the host; None: each host's lease is taken for that."""
+    """Give these hosts their clusters' current passwords. `owner`: who takes their leases for
+    that."""
 
     hosts: tuple[Name, ...]
     owner: Owner

@@ -61,6 +61,7 @@ class HostPassword(Contract):
         secret: id of it; None: none is known.
         version: of the cluster's password; None: it is the host's own.
         former: id of the one that it had before, until the new one is promoted.
+        attempted: id of the one that somebody has set there, or was about to, without a proof.
         stale: the cluster has a current password, and this is another one.
     """
 
@@ -68,6 +69,7 @@ class HostPassword(Contract):
     secret: str | None
     version: int | None
     former: str | None
+    attempted: str | None = None
     stale: bool
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contracts.passwords import Proof
 from drivers.commands import check, check_change, unexpected
 from drivers.errors import LoginRefused
-from drivers.protocols import AccountReport, CommandResult, HostAccess, RemoteShell
+from drivers.protocols import AccountReport, CommandResult, HostAccess, LoginShell
 
 # In place of a password, should a program of the host's ever say it.
 _HIDDEN = "[password]"
@@ -21,7 +21,7 @@ class ScriptAccounts:
         command_timeout: seconds for one command, waiting for another one's end included.
     """
 
-    def __init__(self, shell: RemoteShell, *, command_timeout: float = 60.0) -> None:
+    def __init__(self, shell: LoginShell, *, command_timeout: float = 60.0) -> None:
         self._shell = shell
         self._command_timeout = command_timeout
 
@@ -32,9 +32,7 @@ class ScriptAccounts:
         check(access, "password look", _without(new_password, result))
         return _report([line.split(" ", 1) for line in result.stdout.splitlines()])
 
-    async def match(
-        self, access: HostAccess, account: str, passwords: Sequence[str]
-    ) -> int | None:
+    async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
         """Which of them the account has, by the stored hash alone. Raises CommandFailed."""
         lines = "".join(f"{password}\n" for password in passwords)
         result = await self._run(access, "match", account, stdin=lines)

@@ -68,15 +68,19 @@ class RemoteShell(Protocol):
         """Run `command` (quoted word by word). Raises HostUnreachable, CallTimedOut,
         HostKeyChanged, LoginRefused; a status other than 0 is an answer, not an error."""
 
-    async def log_in(self, access: HostAccess) -> None:
-        """A new connection with exactly that credential, of any user, closed at once. Raises what
-        `run` raises."""
-
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
 
     async def close(self) -> None:
         """Close every connection."""
+
+
+class LoginShell(RemoteShell, Protocol):
+    """One that also proves credentials."""
+
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises what
+        `run` raises."""
 
 
 @dataclass(frozen=True)
@@ -472,21 +476,15 @@ class HostAccounts(Protocol):
         """What is there, and what the host's rules say to `new_password`; nothing changes. Raises
         CommandFailed."""
 
-    async def match(
-        self, access: HostAccess, account: str, passwords: Sequence[str]
-    ) -> int | None:
+    async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
         """Which of them the account has, by the stored hash alone: no login, so nothing is counted
         against the account. None: none of them. Raises CommandFailed."""
 
-    async def takes(
-        self, access: HostAccess, account: str, password: str, proof: Proof
-    ) -> bool:
+    async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
         """Whether a new login gets in with it. A refused one counts against the account, but for
         Proof.HASH. Raises CommandFailed."""
 
-    async def set(
-        self, access: HostAccess, account: str, password: str, epoch: int
-    ) -> None:
+    async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         """Set it. Raises CommandFailed, with what the host said; EpochRefused."""
 
 

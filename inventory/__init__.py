@@ -12,6 +12,7 @@ from inventory.maintenances import Maintenances
 from inventory.master_keys import MasterKeys
 from inventory.oobm import OobmConfigurations
 from inventory.own_keys import OwnKeys
+from inventory.password_checks import PasswordChecks
 from inventory.placement import Placement
 from inventory.power import Power
 from inventory.reinstallations import Reinstallations
@@ -49,6 +50,7 @@ class Inventory:
         self.secrets = Secrets(database, box)
         self.master_keys = MasterKeys(database, box)
         self.cluster_passwords = ClusterPasswords(database, box)
+        self.password_checks = PasswordChecks(database)
         self.own_keys = OwnKeys(database)
         self.oobm = OobmConfigurations(database)
         self.power = Power(database)

@@ -7,7 +7,7 @@ a previous one the ciphertext is kept while a host may have it.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, or_
 from sqlmodel import col, delete, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -87,7 +87,7 @@ class ClusterPasswords:
                 col(HostPasswordRow.secret_id).in_(ids)
             )
             for secret_id, host in await session.exec(holders):
-                hosts.setdefault(secret_id, []).append(host)
+                hosts.setdefault(secret_id or "", []).append(host)
         return [
             StoredSecret(
                 id=row.secret_id,
@@ -107,24 +107,13 @@ class ClusterPasswords:
         async with self._database.reading() as session:
             place = await cluster_row(session, cluster)
             rows = await _versions(session, place, account)
-            numbers = {row.secret_id: row.version for row in rows if row.secret_id is not None}
-            current = _in_state(rows, SecretState.CURRENT)
             held = await _held(session, account, _in(place))
-        return [
-            HostPassword(
-                host=one.host.name,
-                secret=one.secret_id,
-                version=numbers.get(one.secret_id or ""),
-                former=one.former_id,
-                stale=current is not None and one.secret_id != current.secret_id,
-            )
-            for one in held
-        ]
+        return [_holding(one, rows) for one in held]
 
     async def candidates(self, host: str, *, account: str) -> list[str]:
-        """Ids of the passwords that the account may have on the host, the likeliest first: the
-        staged one, what was proven there last, the current one, what was there before that, and
-        previous ones."""
+        """Ids of the passwords that the account may have on the host, the likeliest first: one that
+        was set without a proof, the staged one, what was proven there last, the current one, what
+        was there before that, and previous ones."""
         async with self._database.reading() as session:
             held = await _held(session, account, col(HostRow.name) == host)
             if not held:
@@ -136,6 +125,7 @@ class ClusterPasswords:
         for version in rows:
             of_state[version.state].append(version.secret_id)
         likely = [
+            one.attempted_id,
             *of_state[SecretState.STAGED],
             one.secret_id,
             *of_state[SecretState.CURRENT],
@@ -143,6 +133,22 @@ class ClusterPasswords:
             *of_state[SecretState.PREVIOUS],
         ]
         return list(dict.fromkeys(secret_id for secret_id in likely if secret_id is not None))
+
+    async def attempt(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
+        """The account is about to get that password on the lease's host, forward or back: from now
+        on the host may have it, until `record` says what it has. May be called many times. Raises
+        LeaseLost."""
+        async with self._database.writing() as session:
+            await verify_lease(session, lease, hold=True)
+            row = await host_row(session, lease.host)
+            if await session.get(SecretVersionRow, secret_id) is None:
+                raise NotFound(f"There is no secret {secret_id!r}.")
+            (held,) = await _held(session, account, col(HostRow.name) == row.name)
+            attempted = held.proven or HostPasswordRow(
+                host=row.name, account=account, secret_id=held.secret_id
+            )
+            attempted.attempted_secret_id = secret_id
+            session.add(attempted)
 
     async def record(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
         """A login has proven that the account has that password on the lease's host: it is what
@@ -160,6 +166,7 @@ class ClusterPasswords:
             if held.secret_id != secret_id:
                 proven.former_secret_id = held.secret_id
             proven.secret_id, proven.proven_at = secret_id, now()
+            proven.attempted_secret_id = None
             session.add(proven)
             if account == row.user:
                 await _log_in_with(session, row, secret_id)
@@ -194,7 +201,8 @@ class ClusterPasswords:
             lacking = [
                 one.host.name
                 for one in held
-                if one.host.name not in left_out and one.secret_id != row.secret_id
+                if one.host.name not in left_out
+                and (one.secret_id != row.secret_id or one.attempted_id is not None)
             ]
             if lacking:
                 raise Conflict(
@@ -227,6 +235,60 @@ class ClusterPasswords:
             await _require_unused(session, row)
             await _retire(session, [row])
             _tell(session, place, account, f"version {version} is abandoned: {reason}", actor)
+
+    async def set_aside(
+        self, cluster: str, version: int, *, account: str, reason: str, actor: str
+    ) -> None:
+        """A staged version came to nothing, but hosts may have it: it is kept as a previous one
+        until none has. May be called many times. Raises Conflict if it is current."""
+        async with self._database.writing() as session:
+            place = await cluster_row(session, cluster, lock=True)
+            row = _numbered(await _versions(session, place, account), version, cluster)
+            if row.state == SecretState.CURRENT:
+                raise Conflict(f"Version {version} of the password of {cluster} is {row.state}.")
+            if row.state == SecretState.STAGED:
+                _change(session, row, SecretState.PREVIOUS)
+                _tell(session, place, account, f"version {version} is set aside: {reason}", actor)
+
+    async def settle(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
+        """The lease's host has that password and keeps it: what it had before is deleted. May be
+        called many times. Raises Conflict if another one was proven there last, LeaseLost."""
+        async with self._database.writing() as session:
+            await verify_lease(session, lease, hold=True)
+            row = await host_row(session, lease.host)
+            (held,) = await _held(session, account, col(HostRow.name) == row.name)
+            if held.proven is None or held.secret_id != secret_id:
+                raise Conflict(f"{row.name} was not proven to have that password.")
+            former_id, held.proven.former_secret_id = held.former_id, None
+            session.add(held.proven)
+            await session.flush()
+            if former_id is not None:
+                await _discard(session, {former_id})
+
+    async def current(self, cluster: str, *, account: str) -> tuple[int, str] | None:
+        """Number and id of the current version, or None."""
+        return await self._one_in(cluster, account, SecretState.CURRENT)
+
+    async def staged(self, cluster: str, *, account: str) -> tuple[int, str] | None:
+        """The same of the staged one."""
+        return await self._one_in(cluster, account, SecretState.STAGED)
+
+    async def _one_in(
+        self, cluster: str, account: str, state: SecretState
+    ) -> tuple[int, str] | None:
+        async with self._database.reading() as session:
+            place = await cluster_row(session, cluster)
+            row = _in_state(await _versions(session, place, account), state)
+        return (row.version, row.secret_id) if row is not None and row.secret_id else None
+
+    async def holding(self, host: str, *, account: str) -> HostPassword:
+        """The same as `holdings` of one host."""
+        async with self._database.reading() as session:
+            held = await _held(session, account, col(HostRow.name) == host)
+            if not held:
+                raise NotFound(f"There is no host {host!r}.")
+            place = await session.get_one(ClusterRow, held[0].host.cluster_id)
+            return _holding(held[0], await _versions(session, place, account))
 
     async def retire_previous(self, cluster: str, *, account: str, actor: str) -> list[int]:
         """Delete the previous versions that no host has; their numbers."""
@@ -264,6 +326,10 @@ class _Held:
     secret_id: str | None
 
     @property
+    def attempted_id(self) -> str | None:
+        return self.proven.attempted_secret_id if self.proven is not None else None
+
+    @property
     def former_id(self) -> str | None:
         return self.proven.former_secret_id if self.proven is not None else None
 
@@ -293,10 +359,23 @@ async def _held(session: AsyncSession, account: str, which: ColumnElement[bool])
     for host in hosts:
         proven = of_host.get(host.name)
         secret_id = proven.secret_id if proven is not None else None
-        if proven is None and account == host.user:
+        if secret_id is None and account == host.user:
             secret_id = host.secret_id if host.name in by_password else host.password_secret_id
         held.append(_Held(host, proven, secret_id))
     return held
+
+
+def _holding(one: _Held, rows: Sequence[ClusterPasswordRow]) -> HostPassword:
+    numbers = {row.secret_id: row.version for row in rows if row.secret_id is not None}
+    current = _in_state(rows, SecretState.CURRENT)
+    return HostPassword(
+        host=one.host.name,
+        secret=one.secret_id,
+        version=numbers.get(one.secret_id or ""),
+        former=one.former_id,
+        attempted=one.attempted_id,
+        stale=current is not None and one.secret_id != current.secret_id,
+    )
 
 
 def _in(place: ClusterRow) -> ColumnElement[bool]:
@@ -321,7 +400,12 @@ def _change(session: AsyncSession, row: ClusterPasswordRow, state: SecretState) 
 
 async def _require_unused(session: AsyncSession, row: ClusterPasswordRow) -> None:
     """Raises Conflict if the staged version is what a host has."""
-    holders = select(HostPasswordRow.host).where(col(HostPasswordRow.secret_id) == row.secret_id)
+    holders = select(HostPasswordRow.host).where(
+        or_(
+            col(HostPasswordRow.secret_id) == row.secret_id,
+            col(HostPasswordRow.attempted_secret_id) == row.secret_id,
+        )
+    )
     names = sorted(await session.exec(holders))
     if names:
         raise Conflict(
@@ -354,7 +438,7 @@ async def _retire_previous(
     but: ClusterPasswordRow | None,
 ) -> list[int]:
     """Those that no host has; their numbers."""
-    in_use = {one.secret_id for one in held}
+    in_use = {one.secret_id for one in held} | {one.attempted_id for one in held}
     unused = [
         row
         for row in rows
@@ -370,7 +454,8 @@ async def _forget_former(
     """On hosts that have `row`, what they had before is of no use any more."""
     former_ids = set()
     for one in held:
-        if one.proven is not None and one.secret_id == row.secret_id and one.former_id is not None:
+        has_it = one.secret_id == row.secret_id and one.attempted_id is None
+        if one.proven is not None and has_it and one.former_id is not None:
             former_ids.add(one.former_id)
             one.proven.former_secret_id = None
             session.add(one.proven)

@@ -30,6 +30,7 @@ from inventory.models import (
     HostRow,
     HostTagRow,
     OobmRow,
+    PasswordCheckRow,
     PodRow,
     SecretVersionRow,
     ZoneRow,
@@ -222,6 +223,7 @@ class Hosts:
             secret_ids = await secret_ids_of(session, row)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
             await session.exec(delete(HostPasswordRow).where(col(HostPasswordRow.host) == name))
+            await session.exec(delete(PasswordCheckRow).where(col(PasswordCheckRow.host) == name))
             bmc = await session.get(OobmRow, name)
             if bmc is not None:
                 await session.delete(bmc)
@@ -438,7 +440,7 @@ async def secret_ids_of(session: AsyncSession, row: HostRow) -> set[str]:
     ids = {row.secret_id, row.staged_key_id, row.password_secret_id}
     passwords = select(HostPasswordRow).where(col(HostPasswordRow.host) == row.name)
     for password in await session.exec(passwords):
-        ids |= {password.secret_id, password.former_secret_id}
+        ids |= set(password.secret_ids())
     bmc = await session.get(OobmRow, row.name)
     own = {secret_id for secret_id in ids if secret_id is not None}
     return own | (secrets_of(bmc) if bmc is not None else set())

@@ -10,6 +10,7 @@ from sqlmodel import Field, SQLModel
 from contracts.access import Role
 from contracts.leases import LeaseScope
 from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
+from contracts.passwords import PasswordState
 from contracts.power import BmcPrivilege, PowerState
 from contracts.states import AllocationState, HostStatus, ResourceState
 from contracts.vms import MigrationState
@@ -104,15 +105,46 @@ class ClusterPasswordRow(SQLModel, table=True):
 
 class HostPasswordRow(SQLModel, table=True):
     """Which password of an account a host has: proven by a login, at `proven_at`.
-    `former_secret_id`: the one before, until the new one is promoted."""
+
+    `attempted_secret_id`: written before that one is set there, forward or back, until one is
+    proven: a host may have it meanwhile. `former_secret_id`: the one before, until the new one is
+    promoted.
+    """
 
     __tablename__ = "host_password"
 
     host: str = Field(primary_key=True, foreign_key="host.name")
     account: str = Field(primary_key=True)
-    secret_id: str = Field(foreign_key="secret_version.id", index=True)
+    secret_id: str | None = Field(default=None, foreign_key="secret_version.id", index=True)
+    attempted_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     former_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
-    proven_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    proven_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+    def secret_ids(self) -> tuple[str | None, ...]:
+        """All that the host may have, or had."""
+        return self.secret_id, self.attempted_secret_id, self.former_secret_id
+
+
+class PasswordCheckRow(SQLModel, table=True):
+    """What was last seen of a password of an account on a host, as HostPasswordReport.
+
+    `proof`: what proves a login there. `tried_at`: when it was last to be brought up to date, in
+    vain. `refused`: logins in a row that the host has refused, the last one at `refused_at`: so
+    many may be tried until it locks the account.
+    """
+
+    __tablename__ = "password_check"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    state: str = PasswordState.UNKNOWN
+    version: int | None = None
+    proof: str | None = None
+    reason: str = ""
+    checked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    refused: int = 0
+    refused_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class HostRow(SQLModel, table=True):

@@ -99,7 +99,7 @@ class Reinstallations:
             for proven in await session.exec(
                 select(HostPasswordRow).where(col(HostPasswordRow.host) == row.name)
             ):
-                former |= {proven.secret_id, proven.former_secret_id}
+                former |= set(proven.secret_ids())
                 await session.delete(proven)
             former -= {chosen, None}
             row.secret_id, row.password_secret_id, row.staged_key_id = chosen, None, None

@@ -27,6 +27,7 @@ from inventory.models import (
     HostTagRow,
     MaintenanceTicketRow,
     OobmRow,
+    PasswordCheckRow,
     PowerCommandRow,
     RemovedHostRow,
     ReservationRow,
@@ -336,6 +337,7 @@ _BELONGINGS = (
     ),
     _Belongings("tags", HostTagRow, (col(HostTagRow.host),)),
     _Belongings("notes of its password", HostPasswordRow, (col(HostPasswordRow.host),)),
+    _Belongings("checks of its password", PasswordCheckRow, (col(PasswordCheckRow.host),)),
     _Belongings(
         "places in the queue for maintenance",
         MaintenanceTicketRow,

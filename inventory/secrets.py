@@ -195,6 +195,7 @@ def unclaimed() -> ColumnElement[bool]:
         OobmRow.staged_secret_id,
         ClusterPasswordRow.secret_id,
         HostPasswordRow.secret_id,
+        HostPasswordRow.attempted_secret_id,
         HostPasswordRow.former_secret_id,
     )
     return and_(
@@ -240,6 +241,7 @@ async def _owners(session: AsyncSession, secret_id: str) -> list[str]:
     passwords = select(HostPasswordRow.host).where(
         or_(
             col(HostPasswordRow.secret_id) == secret_id,
+            col(HostPasswordRow.attempted_secret_id) == secret_id,
             col(HostPasswordRow.former_secret_id) == secret_id,
         )
     )
