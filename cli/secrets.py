@@ -8,6 +8,7 @@ import typer
 from cli.arguments import JsonOption
 from cli.client import Api, connect
 from cli.output import note, say_json, say_table
+from cli.passwords import stage
 from contracts.errors import InvalidInput, NotFound
 from contracts.secrets import DisclosedSecret, SecretState, StoredSecret
 
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> typer.Typer:
     )
     commands.command("list")(list_all)
     commands.command("show")(show)
+    commands.command("stage")(stage)
     app.add_typer(commands)
     return commands
 

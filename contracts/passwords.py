@@ -169,6 +169,14 @@ class PasswordRotationResult(Contract):
     hosts: tuple[HostRotation, ...]
 
 
+class StagedVersion(Contract):
+    """Number of the password that the next change sets."""
+
+    cluster: Name
+    account: str
+    version: int
+
+
 class RetryInput(Contract):
     """Try the hosts that have failed again."""
 
