@@ -158,11 +158,11 @@ class HostAccount:
         has if an attempt may have been cut off."""
         passwords = self._inventory.cluster_passwords
         holding = await passwords.holding(self.host, account=self._account)
-        if holding.secret == new.secret and holding.attempted is None:
+        if holding.secret == new.secret and not holding.attempted:
             return HostOutcome(host=self.host, held=Held.NEW, proof=proof)
         candidates = await self.candidates()
         present = None
-        if holding.attempted is not None:
+        if holding.attempted:
             present = await self.find([new, *candidates])
         if present is None or present.secret != new.secret:
             problem = await self._set(new, lease)
@@ -189,7 +189,7 @@ class HostAccount:
             raise Trouble("what it had before is not known: it can't be put back")
         candidates = await self.candidates((new.secret, former_id))
         former = candidates[1]
-        if holding.secret == former_id and holding.attempted is None:
+        if holding.secret == former_id and not holding.attempted:
             return HostOutcome(host=self.host, held=Held.FORMER, proof=proof)
         present = await self.find(candidates)
         if present is not None and present.secret == new.secret:

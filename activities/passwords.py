@@ -224,7 +224,7 @@ class PasswordActivities:
         """Unless it is known already."""
         passwords = self._inventory.cluster_passwords
         holding = await passwords.holding(lease.host, account=request.account)
-        if holding.secret != present.secret or holding.attempted is not None:
+        if holding.secret != present.secret or holding.attempted:
             await passwords.record(present.secret, account=request.account, lease=lease)
 
     # --- the change -----------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class PasswordActivities:
             )
         except NotFound:
             return outcome
-        if holding.attempted is not None:
+        if holding.attempted:
             return outcome
         held = Held.NEW if holding.secret == request.secret else Held.FORMER
         return outcome.model_copy(update={"held": held})

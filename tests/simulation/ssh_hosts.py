@@ -8,6 +8,9 @@ DIRECTORY are then
     known_hosts   their keys, in OpenSSH's format
     password, id  what lets root in: a password, a private key
     journal       a line for each connection, and for each command's begin and end
+
+and for each host, in hosts/NAME, its own etc, root and var/lib. A file `cut` there cuts its cable;
+one named `cut-after-set` does as soon as an account has got another password there.
 """
 
 import asyncio
@@ -119,6 +122,7 @@ class _Server(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._host.note("connect")
+        self._host.connected(conn)
 
     def password_auth_supported(self) -> bool:
         return True
@@ -144,6 +148,7 @@ class _Host:
         self._journal = (directory / "journal").open("a", buffering=1)
         self._login = login.convert_to_public()
         self._namespace: asyncio.subprocess.Process | None = None
+        self._connections: set[asyncssh.SSHServerConnection] = set()
         for path in _OVERLAID:
             (self._root / path).mkdir(parents=True)
             (self._root / ".work" / path).mkdir(parents=True)
@@ -184,6 +189,19 @@ class _Host:
         own = [asyncssh.import_public_key(line) for line in lines if line.startswith("ssh-")]
         return [self._login, *own]
 
+    def connected(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Unless its cable is cut."""
+        if (self._root / "cut").exists():
+            connection.abort()
+        else:
+            self._connections.add(connection)
+
+    def _cut(self) -> None:
+        (self._root / "cut-after-set").rename(self._root / "cut")
+        for connection in self._connections:
+            connection.abort()
+        self._connections.clear()
+
     async def takes(self, username: str, password: str) -> bool:
         """By its own /etc/shadow."""
         lines = (self._root / "etc" / "shadow").read_text().splitlines()
@@ -220,6 +238,8 @@ class _Host:
         )
         status = await child.wait()
         feeding.cancel()
+        if " password set " in command and (self._root / "cut-after-set").exists():
+            self._cut()
         self.note("end", command)
         process.exit(status)
 
