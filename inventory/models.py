@@ -66,12 +66,14 @@ class ClusterRow(SQLModel, table=True):
 
 
 class KeyringRow(SQLModel, table=True):
-    """The one row that says which master key encrypts. `given_up`: ids of keys that are lost."""
+    """The one row that says which master key encrypts. `known`: ids of all that ever did: what
+    names another one is damaged. `given_up`: ids of keys that are lost."""
 
     __tablename__ = "keyring"
 
     id: int = Field(default=1, primary_key=True)
     key_id: str
+    known: list[str] = Field(default_factory=list, sa_type=JSON)
     given_up: list[str] = Field(default_factory=list, sa_type=JSON)
     since: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 

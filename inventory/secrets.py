@@ -1,7 +1,7 @@
 """Credentials, encrypted by a SecretBox: workflows and histories carry their ids alone."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from contracts.errors import NotFound
 from contracts.secrets import SecretState, StoredSecret
 from inventory.database import Database
-from inventory.errors import SecretUnreadable
+from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged, SecretUnreadable
 from inventory.events import add_event
 from inventory.models import (
     ClusterPasswordRow,
@@ -77,7 +77,7 @@ class Secrets:
             async with self._database.reading() as session:
                 return self._open(await _secret_row(session, secret_id))
 
-        return await self._box.reloading(work)
+        return await self._reveal(secret_id, work)
 
     async def disclose(self, secret_id: str, *, reason: str, actor: str) -> Credential:
         """The same for a person: only with an event for the secret, and one for what has it, that
@@ -91,7 +91,7 @@ class Secrets:
                     add_event(session, "secret.disclosed", subject, message, actor=actor)
                 return credential
 
-        return await self._box.reloading(work)
+        return await self._reveal(secret_id, work)
 
     async def of_host(self, host: str) -> list[StoredSecret]:
         """What is stored for it: what logs in first. Raises NotFound."""
@@ -124,6 +124,8 @@ class Secrets:
                 some = wanted[start : start + _AT_A_TIME]
                 query = select(SecretVersionRow).where(col(SecretVersionRow.id).in_(some))
                 rows += (await session.exec(query)).all()
+        for key_id in {key_id_of(row.ciphertext) for row in rows} - {None, *self._box.key_ids}:
+            await self._box.has(str(key_id))
         revealed = {}
         for row in rows:
             with suppress(SecretUnreadable):
@@ -150,6 +152,29 @@ class Secrets:
                 await session.exec(
                     delete(SecretVersionRow).where(col(SecretVersionRow.id).in_(some), unclaimed())
                 )
+
+    async def _reveal(
+        self, secret_id: str, work: Callable[[], Awaitable[Credential]]
+    ) -> Credential:
+        """`work`, which opens that secret; a key that nobody will bring is told as such."""
+        try:
+            return await self._box.reloading(work)
+        except MasterKeyMissing as missing:
+            async with self._database.reading() as session:
+                keyring = (await session.exec(select(KeyringRow))).first()
+            if keyring is not None and missing.key_id in keyring.given_up:
+                raise MasterKeyLost(
+                    f"The secret {secret_id} is encrypted with the master key {missing.key_id}, "
+                    "which was given up.",
+                    remedy="Store the credential anew, or put that key back if it is found.",
+                ) from None
+            if keyring is not None and missing.key_id not in keyring.known:
+                raise SecretDamaged(
+                    f"The secret {secret_id} is damaged: it names the master key {missing.key_id}, "
+                    "which has encrypted nothing here.",
+                    remedy="Restore the inventory from a backup, or store the credential anew.",
+                ) from None
+            raise
 
     def _open(self, row: SecretVersionRow) -> Credential:
         plaintext = self._box.open(row.ciphertext, identity(row.id, row.kind), name=row.id)
@@ -179,9 +204,14 @@ async def encrypting_key(session: AsyncSession, box: SecretBox) -> str:
     query = select(KeyringRow).with_for_update(read=True)
     row = (await session.exec(query)).first()
     if row is None:
-        await insert_if_absent(session, KeyringRow(key_id=box.key_ids[0]))
+        await insert_if_absent(session, new_keyring(box))
         row = (await session.exec(query)).one()
     return row.key_id
+
+
+def new_keyring(box: SecretBox) -> KeyringRow:
+    """Of an inventory that has encrypted nothing yet."""
+    return KeyringRow(key_id=box.key_ids[0], known=[box.key_ids[0]])
 
 
 def unclaimed() -> ColumnElement[bool]:

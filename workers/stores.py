@@ -1,6 +1,7 @@
 """The inventory as a process opens it: its database, its master keys, its first token."""
 
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from contracts.access import Role
@@ -12,6 +13,8 @@ from inventory.master_keys import is_keyed
 from workers.home import make_private_directory, write_private
 from workers.master_keys import FileKeys, master_keys_of
 from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _FIRST_TOKEN = "admin"  # noqa: S105 - its name
 _ACTOR = "local"
@@ -39,6 +42,8 @@ async def open_inventory(settings: Settings, *, settle: bool = True) -> AsyncIte
         inventory = Inventory(database, await SecretBox.load(master_keys_of(settings)))
         if settle:
             await inventory.master_keys.settle()
+            if damaged := await inventory.master_keys.damaged():
+                logger.warning("stored credentials are damaged: %s", _named(damaged))
         yield inventory
     finally:
         await database.close()
@@ -120,15 +125,18 @@ async def rekey(settings: Settings, progress: Callable[[int, int], None]) -> Rek
     async with open_inventory(settings) as inventory:
         done = await inventory.master_keys.rekey(actor=_ACTOR, progress=progress)
     if done.unreadable:
-        named = ", ".join(done.unreadable[:_MOST_NAMED])
-        more = len(done.unreadable) - _MOST_NAMED
         raise SecretUnreadable(
             f"{done.rekeyed} credentials are encrypted with {done.key_id} now; "
-            f"{len(done.unreadable)} can't be read and stayed as they are: {named}"
-            f"{f' and {more} more' if more > 0 else ''}.",
+            f"{len(done.unreadable)} can't be read and stayed as they are: "
+            f"{_named(done.unreadable)}.",
             remedy="Restore them from a backup of the inventory, or store them anew.",
         )
     return done
+
+
+def _named(secret_ids: Sequence[str]) -> str:
+    more = len(secret_ids) - _MOST_NAMED
+    return f"{', '.join(secret_ids[:_MOST_NAMED])}{f' and {more} more' if more > 0 else ''}"
 
 
 def _key_file(settings: Settings) -> FileKeys:
@@ -143,9 +151,6 @@ def _key_file(settings: Settings) -> FileKeys:
 async def _is_keyed(settings: Settings) -> bool:
     database = Database(settings.inventory_url)
     try:
-        await database.check()
         return await is_keyed(database)
-    except Failed:  # no tables, so nothing in them
-        return False
     finally:
         await database.close()

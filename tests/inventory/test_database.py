@@ -1,5 +1,8 @@
 import asyncio
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,26 @@ async def test_a_locked_file_is_unavailable_and_comes_back(tmp_path: Path) -> No
     holder.close()
     await inventory.topology.create_zone("zone-1", actor="test")
     await database.close()
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    at_once, rounds = 8, 40
+    together = threading.Barrier(at_once, timeout=30)
+
+    async def use(path: Path) -> None:
+        database = Database(f"sqlite:///{path}")
+        together.wait()
+        await database.ping()
+        await database.close()
+
+    def open_all(_number: int) -> None:
+        for turn in range(rounds):
+            asyncio.run(use(tmp_path / f"{turn}.db"))
+
+    with ThreadPoolExecutor(at_once) as threads:
+        list(threads.map(open_all, range(at_once)))
+    with closing(sqlite3.connect(tmp_path / "0.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 async def test_a_failed_block_leaves_nothing(inventory: Inventory, database: Database) -> None:
