@@ -90,15 +90,19 @@ class SecretVersionRow(SQLModel, table=True):
 
 
 class ClusterPasswordRow(SQLModel, table=True):
-    """A version of the password that an account has on all hosts of a cluster. `secret_id`: None
-    once it is retired."""
+    """A version of the password that an account has on all hosts of a cluster. `operation`: whose
+    it is while it is staged. `abandoned`: it never became current. `secret_id`: None once it is
+    retired."""
 
     __tablename__ = "cluster_password"
+    __table_args__ = (UniqueConstraint("cluster_id", "account", "operation"),)
 
     cluster_id: int = Field(primary_key=True, foreign_key="cluster.id")
     account: str = Field(primary_key=True)
     version: int = Field(primary_key=True)
     state: str
+    operation: str | None = None
+    abandoned: bool = False
     secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     changed_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
@@ -115,6 +119,18 @@ class HostPasswordRow(SQLModel, table=True):
     secret_id: str = Field(foreign_key="secret_version.id", index=True)
     former_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     proven_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class PasswordAttemptRow(SQLModel, table=True):
+    """A password that somebody began to give to an account of a host: it may have it, until a login
+    has proven which one it has. Committed before the host is told."""
+
+    __tablename__ = "password_attempt"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    secret_id: str = Field(primary_key=True, foreign_key="secret_version.id")
+    at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
 
 class HostRow(SQLModel, table=True):

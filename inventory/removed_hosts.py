@@ -27,6 +27,7 @@ from inventory.models import (
     HostTagRow,
     MaintenanceTicketRow,
     OobmRow,
+    PasswordAttemptRow,
     PowerCommandRow,
     RemovedHostRow,
     ReservationRow,
@@ -336,6 +337,7 @@ _BELONGINGS = (
     ),
     _Belongings("tags", HostTagRow, (col(HostTagRow.host),)),
     _Belongings("notes of its password", HostPasswordRow, (col(HostPasswordRow.host),)),
+    _Belongings("passwords it may have", PasswordAttemptRow, (col(PasswordAttemptRow.host),)),
     _Belongings(
         "places in the queue for maintenance",
         MaintenanceTicketRow,

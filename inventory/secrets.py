@@ -11,7 +11,6 @@ from sqlmodel import col, delete, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import NotFound
-from contracts.secrets import SecretState, StoredSecret
 from inventory.database import Database
 from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged, SecretUnreadable
 from inventory.events import add_event
@@ -22,6 +21,7 @@ from inventory.models import (
     HostRow,
     KeyringRow,
     OobmRow,
+    PasswordAttemptRow,
     RemovedHostRow,
     SecretVersionRow,
     now,
@@ -92,28 +92,6 @@ class Secrets:
                 return credential
 
         return await self._reveal(secret_id, work)
-
-    async def of_host(self, host: str) -> list[StoredSecret]:
-        """What is stored for it: what logs in first. Raises NotFound."""
-        async with self._database.reading() as session:
-            query = select(HostRow).where(col(HostRow.name) == host)
-            row = (await session.exec(query)).first()
-            if row is None:
-                raise NotFound(f"There is no host {host!r}.")
-            states = {
-                row.secret_id: SecretState.CURRENT,
-                row.password_secret_id: SecretState.CURRENT,
-                row.staged_key_id: SecretState.STAGED,
-            }
-            passwords = select(HostPasswordRow).where(col(HostPasswordRow.host) == host)
-            for password in await session.exec(passwords):
-                states.setdefault(password.secret_id, SecretState.CURRENT)
-                states.setdefault(password.former_secret_id, SecretState.PREVIOUS)
-            return [
-                _stored(await session.get_one(SecretVersionRow, secret_id), state)
-                for secret_id, state in states.items()
-                if secret_id is not None
-            ]
 
     async def reveal_all(self, secret_ids: Collection[str]) -> dict[str, Credential]:
         """Those that are there and decrypt, by id."""
@@ -226,6 +204,7 @@ def unclaimed() -> ColumnElement[bool]:
         ClusterPasswordRow.secret_id,
         HostPasswordRow.secret_id,
         HostPasswordRow.former_secret_id,
+        PasswordAttemptRow.secret_id,
     )
     return and_(
         *(
@@ -251,15 +230,12 @@ async def _secret_row(session: AsyncSession, secret_id: str) -> SecretVersionRow
 
 
 async def _owners(session: AsyncSession, secret_id: str) -> list[str]:
-    """Subjects of events: the cluster whose password it is, or the hosts that have it."""
+    """Subjects of events: the cluster whose password it is, and the hosts that have it, or may."""
     cluster = (
         select(ClusterRow.name)
         .join(ClusterPasswordRow)
         .where(col(ClusterPasswordRow.secret_id) == secret_id)
     )
-    name = (await session.exec(cluster)).first()
-    if name is not None:
-        return [f"cluster/{name}"]
     present = select(HostRow.name).where(
         or_(
             col(HostRow.secret_id) == secret_id,
@@ -273,16 +249,12 @@ async def _owners(session: AsyncSession, secret_id: str) -> list[str]:
             col(HostPasswordRow.former_secret_id) == secret_id,
         )
     )
-    removed = select(RemovedHostRow.name).where(col(RemovedHostRow.secret_id) == secret_id)
-    names = {name for query in (present, passwords, removed) for name in await session.exec(query)}
-    return [f"host/{name}" for name in sorted(names)]
-
-
-def _stored(row: SecretVersionRow, state: SecretState) -> StoredSecret:
-    return StoredSecret(
-        id=row.id,
-        kind=row.kind,
-        state=state,
-        key_id=key_id_of(row.ciphertext),
-        created_at=row.created_at,
+    attempts = select(PasswordAttemptRow.host).where(col(PasswordAttemptRow.secret_id) == secret_id)
+    bmcs = select(OobmRow.host).where(
+        or_(col(OobmRow.secret_id) == secret_id, col(OobmRow.staged_secret_id) == secret_id)
     )
+    removed = select(RemovedHostRow.name).where(col(RemovedHostRow.secret_id) == secret_id)
+    hosts = (present, passwords, attempts, bmcs, removed)
+    names = {name for query in hosts for name in await session.exec(query)}
+    clusters = [f"cluster/{name}" for name in await session.exec(cluster)]
+    return [*clusters, *(f"host/{name}" for name in sorted(names))]

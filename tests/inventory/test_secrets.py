@@ -226,10 +226,10 @@ async def test_what_can_not_be_told_of_is_not_disclosed(
 async def test_the_secrets_of_a_host_are_listed_without_themselves(inventory: Inventory) -> None:
     await register(inventory, 1)
     secret = (await inventory.hosts.login("kvm-1")).secret_id
-    (stored,) = await inventory.secrets.of_host("kvm-1")
+    (stored,) = await inventory.stored_secrets.of_host("kvm-1")
     assert (stored.id, stored.kind, stored.state) == (secret, "password", "current")
     with pytest.raises(NotFound):
-        await inventory.secrets.of_host("kvm-9")
+        await inventory.stored_secrets.of_host("kvm-9")
 
 
 async def test_discard_spares_what_a_host_uses(inventory: Inventory) -> None:

@@ -27,12 +27,15 @@ def upgrade() -> None:
         sa.Column("account", sa.String(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
+        sa.Column("operation", sa.String(), nullable=True),
+        sa.Column("abandoned", sa.Boolean(), nullable=False),
         sa.Column("secret_id", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["cluster_id"], ["cluster.id"]),
         sa.ForeignKeyConstraint(["secret_id"], ["secret_version.id"]),
         sa.PrimaryKeyConstraint("cluster_id", "account", "version"),
+        sa.UniqueConstraint("cluster_id", "account", "operation"),
     )
     op.create_table(
         "host_password",
@@ -45,6 +48,16 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["secret_id"], ["secret_version.id"]),
         sa.ForeignKeyConstraint(["former_secret_id"], ["secret_version.id"]),
         sa.PrimaryKeyConstraint("host", "account"),
+    )
+    op.create_table(
+        "password_attempt",
+        sa.Column("host", sa.String(), nullable=False),
+        sa.Column("account", sa.String(), nullable=False),
+        sa.Column("secret_id", sa.String(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["host"], ["host.name"]),
+        sa.ForeignKeyConstraint(["secret_id"], ["secret_version.id"]),
+        sa.PrimaryKeyConstraint("host", "account", "secret_id"),
     )
     op.create_index("ix_host_password_secret_id", "host_password", ["secret_id"], unique=False)
     _put_into_one_piece()
