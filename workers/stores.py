@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from contracts.access import Role
 from contracts.errors import Conflict, Failed
@@ -98,19 +98,20 @@ async def master_key_uses(settings: Settings) -> list[MasterKeyUse]:
 async def remove_master_key(settings: Settings, key_id: str) -> None:
     """Take a key out of the file that nothing needs. Raises Conflict, Failed."""
     keys = _key_file(settings)
-    use = next((use for use in await master_key_uses(settings) if use.key_id == key_id), None)
-    if use is None or not use.loaded:
-        raise Conflict(
-            f"{keys.path} has no master key {key_id!r}.",
-            remedy="See `hostler key list` for those there are.",
-        )
-    if not use.may_go:
-        raise Conflict(
-            f"The master key {key_id} is needed: {use.secrets} stored credentials take it"
-            f"{', and new ones are encrypted with it' if use.encrypts else ''}.",
-            remedy="Change to another one: `hostler key add`, then `hostler secret rekey`.",
-        )
-    await keys.remove(key_id)
+    with keys.changing():
+        use = next((use for use in await master_key_uses(settings) if use.key_id == key_id), None)
+        if use is None or not use.loaded:
+            raise Conflict(
+                f"{keys.path} has no master key {key_id!r}.",
+                remedy="See `hostler key list` for those there are.",
+            )
+        if not use.may_go:
+            raise Conflict(
+                f"The master key {key_id} is needed: {use.secrets} stored credentials take it"
+                f"{', and new ones are encrypted with it' if use.encrypts else ''}.",
+                remedy="Change to another one: `hostler key add`, then `hostler secret rekey`.",
+            )
+        await keys.remove(key_id)
 
 
 async def give_up_master_key(settings: Settings, key_id: str, reason: str) -> int:
@@ -121,9 +122,12 @@ async def give_up_master_key(settings: Settings, key_id: str, reason: str) -> in
 
 async def rekey(settings: Settings, progress: Callable[[int, int], None]) -> Rekeyed:
     """Encrypt everything anew, with the first key. Raises SecretUnreadable if not all could be:
-    then the others are."""
-    async with open_inventory(settings) as inventory:
-        done = await inventory.master_keys.rekey(actor=_ACTOR, progress=progress)
+    then the others are; Conflict if another command works on the keys."""
+    keys = master_keys_of(settings)
+    # Until the end: nobody takes the key out of the file that is being changed to.
+    with keys.changing() if isinstance(keys, FileKeys) else nullcontext():
+        async with open_inventory(settings) as inventory:
+            done = await inventory.master_keys.rekey(actor=_ACTOR, progress=progress)
     if done.unreadable:
         raise SecretUnreadable(
             f"{done.rekeyed} credentials are encrypted with {done.key_id} now; "
