@@ -18,6 +18,7 @@ from contracts.passwords import (
     VerifyHostsInput,
     VerifyHostsResult,
 )
+from contracts.secrets import SecretState
 from contracts.settings import (
     PASSWORD_HOSTS_MAY_DIFFER,
     PASSWORD_ROTATION_CONCURRENCY,
@@ -113,7 +114,7 @@ class PasswordCheckActivities:
             )
         holding = await passwords.holding(host, account=account)
         cluster = (await self._inventory.hosts.get(host)).cluster
-        current = await passwords.current(cluster, account=account)
+        current = await passwords.find(cluster, SecretState.CURRENT, account=account)
         is_own = settings[PASSWORD_HOSTS_MAY_DIFFER] and holding.version is None
         state, version, reason = PasswordState.STALE, None, "it has another one that Hostler knows"
         if current is None:

@@ -42,7 +42,10 @@ from contracts.passwords import (
     StaleHosts,
     SweepInput,
     SweepResult,
+    operation_of,
+    owner_of,
 )
+from contracts.secrets import SecretState
 from contracts.settings import (
     PASSWORD_HOSTS_MAY_DIFFER,
     PASSWORD_OF_NEW_HOSTS,
@@ -57,6 +60,7 @@ from contracts.validation import invalid_input
 from inventory import Inventory
 
 _KIND = "password"
+_NOT_READY = "it is being added, or removed"
 _BUSY = "another operation changes its password"
 _MOST_NAMED = 10
 # A host that could not be brought up to date is tried again after that, or when it was away again.
@@ -149,39 +153,61 @@ class PasswordActivities:
 
     @activity.defn(name="stage_password")
     async def stage_password(self, request: StageRotationInput) -> StagedPassword:
-        """The new password, stored: the given one, the staged one, or a random one. Raises
-        NotFound, InvalidInput, Conflict."""
-        passwords = self._inventory.cluster_passwords
+        """The new password, stored: the given one, the staged one, or a random one; this
+        operation's from now on. Raises NotFound, InvalidInput, Conflict (another operation has the
+        staged one)."""
         if request.host is not None:
             return await self._stage_for_host(request)
-        staged = await passwords.staged(request.cluster, account=request.account)
-        if request.secret is not None:
-            if staged is None or staged[1] != request.secret:
-                raise InvalidInput(
-                    f"{request.secret} is not the staged password of {request.cluster}.",
-                    remedy="Stage it again, and start the change without `secret`.",
-                )
-            return StagedPassword(secret=staged[1], version=staged[0], fresh=True)
+        staged = await self._staged(request)
+        if request.secret is not None and (staged is None or staged[1] != request.secret):
+            raise InvalidInput(
+                f"{request.secret} is not the staged password of {request.cluster}.",
+                remedy="Stage it again, and start the change without `secret`.",
+            )
         if staged is not None:
-            return StagedPassword(secret=staged[1], version=staged[0], fresh=False)
+            await self._adopt(request)
+            fresh = request.secret is not None
+            return StagedPassword(secret=staged[1], version=staged[0], fresh=fresh)
         settings = await self._inventory.settings.resolve(cluster=request.cluster)
-        await passwords.stage(
+        await self._inventory.cluster_passwords.stage(
             request.cluster,
             random_password(settings),
             account=request.account,
-            actor=request.operation,
+            actor=request.owner.workflow_id,
+            operation=operation_of(request.owner),
         )
-        staged = await passwords.staged(request.cluster, account=request.account)
+        staged = await self._staged(request)
         if staged is None:
             raise Conflict(f"The staged password of {request.cluster} was taken away meanwhile.")
         return StagedPassword(secret=staged[1], version=staged[0], fresh=True)
+
+    async def _staged(self, request: StageRotationInput) -> tuple[int, str] | None:
+        return await self._inventory.cluster_passwords.find(
+            request.cluster, SecretState.STAGED, account=request.account
+        )
+
+    async def _adopt(self, request: StageRotationInput) -> None:
+        """Also from an operation that has ended."""
+        adopt = partial(
+            self._inventory.cluster_passwords.adopt,
+            request.cluster,
+            account=request.account,
+            operation=operation_of(request.owner),
+        )
+        try:
+            await adopt()
+        except Conflict as conflict:
+            holder = conflict.details.get("operation")
+            if not isinstance(holder, str) or await self._leases.runs(owner_of(holder)):
+                raise
+            await adopt(takeover_from=holder)
 
     async def _stage_for_host(self, request: StageRotationInput) -> StagedPassword:
         secret = request.secret
         if secret is None:
             settings = await self._inventory.settings.resolve(cluster=request.cluster)
             secret = await self._inventory.secrets.store(
-                _KIND, random_password(settings), actor=request.operation
+                _KIND, random_password(settings), actor=request.owner.workflow_id
             )
         elif (await self._inventory.secrets.reveal(secret)).kind != _KIND:
             raise InvalidInput(f"{secret} is no password.")
@@ -287,15 +313,15 @@ class PasswordActivities:
             for lease in leases:
                 await passwords.settle(request.staged.secret, account=request.account, lease=lease)
         else:
-            others = await self._not_to_wait_for(request.cluster)
+            others = dict.fromkeys(await self._not_to_wait_for(request.cluster), _NOT_READY)
             try:
                 await passwords.promote(
                     request.cluster,
                     version,
                     account=request.account,
                     leases=leases,
-                    left_out=frozenset(request.skipped) | others,
-                    operation=operation,
+                    left_out=others | request.skipped,
+                    operation=operation_of(request.held.owner),
                 )
             except LeaseLost:
                 raise
@@ -335,7 +361,6 @@ class PasswordActivities:
         """Nothing comes of the new password: no host has it. One that hosts may have all the same
         (`skipped`) is kept for them."""
         passwords, staged = self._inventory.cluster_passwords, request.staged
-        actor = request.held.owner.workflow_id
         if staged.version is None:
             for lease in request.held.leases():
                 holding = await passwords.holding(lease.host, account=request.account)
@@ -343,13 +368,14 @@ class PasswordActivities:
                     await passwords.settle(holding.secret, account=request.account, lease=lease)
             await self._inventory.secrets.discard(staged.secret)
             return
-        end = passwords.set_aside if request.skipped else passwords.abandon
-        await end(
+        await passwords.abandon(
             request.cluster,
             staged.version,
             account=request.account,
             reason=request.reason or "its change did not succeed",
-            actor=actor,
+            actor=request.held.owner.workflow_id,
+            left_out=request.skipped,
+            operation=operation_of(request.held.owner),
         )
 
     # --- hosts that were away -------------------------------------------------------------------
@@ -390,7 +416,9 @@ class PasswordActivities:
         hosts = await self._inventory.hosts.among(request.hosts)
         outcomes: list[HostOutcome] = []
         for cluster in sorted({host.cluster for host in hosts}):
-            current = await self._inventory.cluster_passwords.current(cluster, account=account)
+            current = await self._inventory.cluster_passwords.find(
+                cluster, SecretState.CURRENT, account=account
+            )
             if current is None:
                 continue
             settings = await self._inventory.settings.resolve(cluster=cluster)

@@ -192,6 +192,17 @@ class RevertInput(Contract):
     """Give all hosts back what they had."""
 
 
+def operation_of(owner: Owner) -> str:
+    """As the inventory names whose a staged password is."""
+    return f"{owner.workflow_id}#{owner.first_run_id}"
+
+
+def owner_of(operation: str) -> Owner:
+    """The other way round."""
+    workflow_id, _, first_run_id = operation.rpartition("#")
+    return Owner(workflow_id=workflow_id, first_run_id=first_run_id)
+
+
 # --- what activities take and give --------------------------------------------------------------
 
 
@@ -258,13 +269,13 @@ class HeldHosts(Contract):
 
 
 class StageRotationInput(Contract):
-    """Have the new password stored before anything is touched."""
+    """Have the new password stored, as this operation's, before anything is touched."""
 
     cluster: Name
     account: UserName
     host: Name | None
     secret: str | None
-    operation: str
+    owner: Owner
 
 
 class StagedPassword(Contract):

@@ -32,8 +32,12 @@ class StoredSecret(Contract):
         kind: "password", "private_key", "own_key" (made by Hostler).
         state: None if nothing refers to it.
         key_id: the master key that it is encrypted with.
-        account, version: of a cluster's password.
+        account: whose it is on the host or hosts, or on the BMC.
+        version: of a cluster's password.
         hosts: those that are known to have a cluster's password.
+        attempted_on: those that may have it: somebody began to give it to them, and no login has
+            proven since which one they have.
+        operation: of a cluster's password: whose it is, or was while it was staged.
     """
 
     id: str | None
@@ -44,6 +48,8 @@ class StoredSecret(Contract):
     account: str | None = None
     version: int | None = None
     hosts: tuple[Name, ...] = ()
+    attempted_on: tuple[Name, ...] = ()
+    operation: str | None = None
 
 
 class DisclosedSecret(Contract):
@@ -61,7 +67,8 @@ class HostPassword(Contract):
         secret: id of it; None: none is known.
         version: of the cluster's password; None: it is the host's own.
         former: id of the one that it had before, until the new one is promoted.
-        attempted: id of the one that somebody has set there, or was about to, without a proof.
+        attempted: ids of those that somebody began to give it since, the latest first: it may have
+            any of them.
         stale: the cluster has a current password, and this is another one.
     """
 
@@ -69,8 +76,8 @@ class HostPassword(Contract):
     secret: str | None
     version: int | None
     former: str | None
-    attempted: str | None = None
     stale: bool
+    attempted: tuple[str, ...] = ()
 
 
 class MasterKeyUse(Contract):

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from contracts.errors import Failed, Unavailable
+from drivers.private_files import read_private
 from drivers.protocols import KeyService
 
 # What it answers with begins so, whichever of the two products it is.
@@ -33,7 +34,7 @@ class TransitKeyService(KeyService):
         mount: where the engine is mounted.
         key: the engine's key, of type aes256-gcm96 (its default) or another one with associated
             data.
-        token_file: read anew for each call: an agent may renew the token.
+        token_file: read anew for each call: an agent may renew the token. Nobody else may read it.
         ca_file: CA certificates (PEM) of the service; None: those of the system.
     """
 
@@ -110,7 +111,7 @@ class TransitKeyService(KeyService):
 
     def _token(self) -> str:
         try:
-            token = self._token_file.read_text(encoding="ascii", errors="replace").strip()
+            token = read_private(self._token_file, "The key service's token in").strip()
         except OSError as error:
             raise Failed(
                 f"The key service's token in {self._token_file} can't be read: {error.strerror}.",

@@ -21,6 +21,7 @@ from inventory.reservations import Reservations
 from inventory.secret_box import SecretBox
 from inventory.secrets import Secrets
 from inventory.settings import OperatorSettings
+from inventory.stored_secrets import StoredSecrets
 from inventory.tokens import Tokens
 from inventory.topology import Topology
 from inventory.vm_migrations import VmMigrations
@@ -48,6 +49,7 @@ class Inventory:
         self.vm_migrations = VmMigrations(database)
         self.hook_runs = HookRuns(database)
         self.secrets = Secrets(database, box)
+        self.stored_secrets = StoredSecrets(database)
         self.master_keys = MasterKeys(database, box)
         self.cluster_passwords = ClusterPasswords(database, box)
         self.password_checks = PasswordChecks(database)

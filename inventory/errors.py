@@ -8,7 +8,8 @@ Unavailable
 └── SlotsBusy          as many migrations run from or to the host as may
 Failed
 └── SecretUnreadable   a stored credential can't be decrypted, or none can be encrypted
-    ├── MasterKeyMissing   the master key that it takes is not here
+    ├── MasterKeyMissing   the master key that it takes is not here; trying again may help
+    ├── MasterKeyLost      the same, and somebody has given that key up
     └── SecretDamaged      it was changed, cut off, or moved from another row
 """
 
@@ -36,7 +37,17 @@ class SecretUnreadable(Failed):
 
 
 class MasterKeyMissing(SecretUnreadable):
-    """With that key, all is well again."""
+    """With the key `key_id`, all is well again: another process may have it."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, remedy: str, key_id: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.key_id = key_id
+
+
+class MasterKeyLost(SecretUnreadable):
+    """Nobody waits for that key any more."""
 
 
 class SecretDamaged(SecretUnreadable):

@@ -30,6 +30,7 @@ from inventory.models import (
     HostRow,
     HostTagRow,
     OobmRow,
+    PasswordAttemptRow,
     PasswordCheckRow,
     PodRow,
     SecretVersionRow,
@@ -222,8 +223,8 @@ class Hosts:
                 return
             secret_ids = await secret_ids_of(session, row)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
-            await session.exec(delete(HostPasswordRow).where(col(HostPasswordRow.host) == name))
-            await session.exec(delete(PasswordCheckRow).where(col(PasswordCheckRow.host) == name))
+            for table in (HostPasswordRow, PasswordAttemptRow, PasswordCheckRow):
+                await session.exec(delete(table).where(col(table.host) == name))
             bmc = await session.get(OobmRow, name)
             if bmc is not None:
                 await session.delete(bmc)
@@ -440,7 +441,9 @@ async def secret_ids_of(session: AsyncSession, row: HostRow) -> set[str]:
     ids = {row.secret_id, row.staged_key_id, row.password_secret_id}
     passwords = select(HostPasswordRow).where(col(HostPasswordRow.host) == row.name)
     for password in await session.exec(passwords):
-        ids |= set(password.secret_ids())
+        ids |= {password.secret_id, password.former_secret_id}
+    attempts = select(PasswordAttemptRow.secret_id).where(col(PasswordAttemptRow.host) == row.name)
+    ids |= {*await session.exec(attempts)}
     bmc = await session.get(OobmRow, row.name)
     own = {secret_id for secret_id in ids if secret_id is not None}
     return own | (secrets_of(bmc) if bmc is not None else set())

@@ -67,12 +67,14 @@ class ClusterRow(SQLModel, table=True):
 
 
 class KeyringRow(SQLModel, table=True):
-    """The one row that says which master key encrypts. `given_up`: ids of keys that are lost."""
+    """The one row that says which master key encrypts. `known`: ids of all that ever did: what
+    names another one is damaged. `given_up`: ids of keys that are lost."""
 
     __tablename__ = "keyring"
 
     id: int = Field(default=1, primary_key=True)
     key_id: str
+    known: list[str] = Field(default_factory=list, sa_type=JSON)
     given_up: list[str] = Field(default_factory=list, sa_type=JSON)
     since: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
@@ -89,15 +91,19 @@ class SecretVersionRow(SQLModel, table=True):
 
 
 class ClusterPasswordRow(SQLModel, table=True):
-    """A version of the password that an account has on all hosts of a cluster. `secret_id`: None
-    once it is retired."""
+    """A version of the password that an account has on all hosts of a cluster. `operation`: whose
+    it is while it is staged. `abandoned`: it never became current. `secret_id`: None once it is
+    retired."""
 
     __tablename__ = "cluster_password"
+    __table_args__ = (UniqueConstraint("cluster_id", "account", "operation"),)
 
     cluster_id: int = Field(primary_key=True, foreign_key="cluster.id")
     account: str = Field(primary_key=True)
     version: int = Field(primary_key=True)
     state: str
+    operation: str | None = None
+    abandoned: bool = False
     secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     changed_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
@@ -105,24 +111,27 @@ class ClusterPasswordRow(SQLModel, table=True):
 
 class HostPasswordRow(SQLModel, table=True):
     """Which password of an account a host has: proven by a login, at `proven_at`.
-
-    `attempted_secret_id`: written before that one is set there, forward or back, until one is
-    proven: a host may have it meanwhile. `former_secret_id`: the one before, until the new one is
-    promoted.
-    """
+    `former_secret_id`: the one before, until the new one is promoted."""
 
     __tablename__ = "host_password"
 
     host: str = Field(primary_key=True, foreign_key="host.name")
     account: str = Field(primary_key=True)
-    secret_id: str | None = Field(default=None, foreign_key="secret_version.id", index=True)
-    attempted_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    secret_id: str = Field(foreign_key="secret_version.id", index=True)
     former_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
-    proven_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    proven_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
-    def secret_ids(self) -> tuple[str | None, ...]:
-        """All that the host may have, or had."""
-        return self.secret_id, self.attempted_secret_id, self.former_secret_id
+
+class PasswordAttemptRow(SQLModel, table=True):
+    """A password that somebody began to give to an account of a host: it may have it, until a login
+    has proven which one it has. Committed before the host is told."""
+
+    __tablename__ = "password_attempt"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    secret_id: str = Field(primary_key=True, foreign_key="secret_version.id")
+    at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
 
 class PasswordCheckRow(SQLModel, table=True):

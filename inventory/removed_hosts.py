@@ -27,6 +27,7 @@ from inventory.models import (
     HostTagRow,
     MaintenanceTicketRow,
     OobmRow,
+    PasswordAttemptRow,
     PasswordCheckRow,
     PowerCommandRow,
     RemovedHostRow,
@@ -337,6 +338,7 @@ _BELONGINGS = (
     ),
     _Belongings("tags", HostTagRow, (col(HostTagRow.host),)),
     _Belongings("notes of its password", HostPasswordRow, (col(HostPasswordRow.host),)),
+    _Belongings("passwords it may have", PasswordAttemptRow, (col(PasswordAttemptRow.host),)),
     _Belongings("checks of its password", PasswordCheckRow, (col(PasswordCheckRow.host),)),
     _Belongings(
         "places in the queue for maintenance",

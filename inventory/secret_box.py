@@ -4,6 +4,7 @@ A sealed credential is one piece: format (1 byte), key id (8), nonce (12), ciphe
 The identity of its row is associated data: in another row it does not decrypt.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -20,13 +21,14 @@ from inventory.errors import MasterKeyMissing, SecretDamaged
 T = TypeVar("T")
 
 _KEY_BYTES = 32
-_FORMAT = b"\x01"
-KEY_ID_START = len(_FORMAT)
+FORMAT = b"\x01"
+KEY_ID_START = len(FORMAT)
 KEY_ID_BYTES = 8
 _NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
 _TAG_BYTES = 16
 _NONCE_START = KEY_ID_START + KEY_ID_BYTES
 _TEXT_START = _NONCE_START + _NONCE_BYTES
+MIN_SEALED_BYTES = _TEXT_START + _TAG_BYTES
 
 
 class KeySource(Protocol):
@@ -49,6 +51,7 @@ class SecretBox:
 
     def __init__(self, *keys: str, source: KeySource | None = None) -> None:
         self._source = source
+        self._reloads = asyncio.Lock()
         self._take(keys)
 
     @classmethod
@@ -79,16 +82,17 @@ class SecretBox:
                 f"Credentials are encrypted with the master key {key_id}, which is missing here: "
                 f"{self._what_is_here()}.",
                 remedy="Nothing was stored. Add that key, and try again.",
+                key_id=key_id,
             )
         nonce = os.urandom(_NONCE_BYTES)
         text = cipher.encrypt(nonce, plaintext.encode(), identity.encode())
-        return _FORMAT + bytes.fromhex(key_id) + nonce + text
+        return FORMAT + bytes.fromhex(key_id) + nonce + text
 
     def open(self, sealed: bytes, identity: str, *, name: str) -> str:
         """The plaintext of the secret that errors call `name`. Raises MasterKeyMissing,
         SecretDamaged."""
         key_id = key_id_of(sealed)
-        if key_id is None or len(sealed) < _TEXT_START + _TAG_BYTES:
+        if key_id is None or len(sealed) < MIN_SEALED_BYTES:
             raise SecretDamaged(
                 f"The secret {name} is damaged: what is stored is no ciphertext of this version.",
                 remedy="Restore the inventory from a backup, or store the credential anew.",
@@ -99,6 +103,7 @@ class SecretBox:
                 f"The secret {name} is encrypted with the master key {key_id}, which is missing "
                 f"here: {self._what_is_here()}.",
                 remedy="Put that key back.",
+                key_id=key_id,
             )
         nonce = sealed[_NONCE_START:_TEXT_START]
         try:
@@ -110,22 +115,21 @@ class SecretBox:
                 remedy="Restore the inventory from a backup, or store the credential anew.",
             ) from None
 
-    async def reload(self) -> bool:
-        """Ask the source again; whether there are other keys now. Raises Failed, Unavailable."""
-        if self._source is None:
-            return False
-        before = self.key_ids
-        self._take(await self._source.load())
-        return self.key_ids != before
+    async def has(self, key_id: str) -> bool:
+        """Whether the key is here; the source is asked if it is not. Raises Failed, Unavailable."""
+        async with self._reloads:
+            if key_id not in self._ciphers and self._source is not None:
+                self._take(await self._source.load())
+            return key_id in self._ciphers
 
     async def reloading(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work`; if a key is missing, ask the source, and do it once more if that helps."""
-        try:
-            return await work()
-        except MasterKeyMissing:
-            if not await self.reload():
-                raise
-        return await work()
+        """Do `work`; as often as a key is missing that the source has, do it again."""
+        while True:
+            try:
+                return await work()
+            except MasterKeyMissing as missing:
+                if not await self.has(missing.key_id):
+                    raise
 
     def _take(self, keys: Sequence[str]) -> None:
         ciphers = {key_id(key): AESGCM(_raw(key)) for key in keys}
@@ -147,7 +151,7 @@ def key_id(key: str) -> str:
 
 def key_id_of(sealed: bytes) -> str | None:
     """The key that a sealed credential names; None if it is none."""
-    if sealed[:KEY_ID_START] != _FORMAT or len(sealed) < _NONCE_START:
+    if sealed[:KEY_ID_START] != FORMAT or len(sealed) < _NONCE_START:
         return None
     return sealed[KEY_ID_START:_NONCE_START].hex()
 

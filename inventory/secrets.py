@@ -1,7 +1,7 @@
 """Credentials, encrypted by a SecretBox: workflows and histories carry their ids alone."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,9 +11,8 @@ from sqlmodel import col, delete, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import NotFound
-from contracts.secrets import SecretState, StoredSecret
 from inventory.database import Database
-from inventory.errors import SecretUnreadable
+from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged, SecretUnreadable
 from inventory.events import add_event
 from inventory.models import (
     ClusterPasswordRow,
@@ -22,6 +21,7 @@ from inventory.models import (
     HostRow,
     KeyringRow,
     OobmRow,
+    PasswordAttemptRow,
     RemovedHostRow,
     SecretVersionRow,
     now,
@@ -77,7 +77,7 @@ class Secrets:
             async with self._database.reading() as session:
                 return self._open(await _secret_row(session, secret_id))
 
-        return await self._box.reloading(work)
+        return await self._reveal(secret_id, work)
 
     async def disclose(self, secret_id: str, *, reason: str, actor: str) -> Credential:
         """The same for a person: only with an event for the secret, and one for what has it, that
@@ -91,29 +91,7 @@ class Secrets:
                     add_event(session, "secret.disclosed", subject, message, actor=actor)
                 return credential
 
-        return await self._box.reloading(work)
-
-    async def of_host(self, host: str) -> list[StoredSecret]:
-        """What is stored for it: what logs in first. Raises NotFound."""
-        async with self._database.reading() as session:
-            query = select(HostRow).where(col(HostRow.name) == host)
-            row = (await session.exec(query)).first()
-            if row is None:
-                raise NotFound(f"There is no host {host!r}.")
-            states = {
-                row.secret_id: SecretState.CURRENT,
-                row.password_secret_id: SecretState.CURRENT,
-                row.staged_key_id: SecretState.STAGED,
-            }
-            passwords = select(HostPasswordRow).where(col(HostPasswordRow.host) == host)
-            for password in await session.exec(passwords):
-                states.setdefault(password.secret_id, SecretState.CURRENT)
-                states.setdefault(password.former_secret_id, SecretState.PREVIOUS)
-            return [
-                _stored(await session.get_one(SecretVersionRow, secret_id), state)
-                for secret_id, state in states.items()
-                if secret_id is not None
-            ]
+        return await self._reveal(secret_id, work)
 
     async def reveal_all(self, secret_ids: Collection[str]) -> dict[str, Credential]:
         """Those that are there and decrypt, by id."""
@@ -124,6 +102,8 @@ class Secrets:
                 some = wanted[start : start + _AT_A_TIME]
                 query = select(SecretVersionRow).where(col(SecretVersionRow.id).in_(some))
                 rows += (await session.exec(query)).all()
+        for key_id in {key_id_of(row.ciphertext) for row in rows} - {None, *self._box.key_ids}:
+            await self._box.has(str(key_id))
         revealed = {}
         for row in rows:
             with suppress(SecretUnreadable):
@@ -150,6 +130,29 @@ class Secrets:
                 await session.exec(
                     delete(SecretVersionRow).where(col(SecretVersionRow.id).in_(some), unclaimed())
                 )
+
+    async def _reveal(
+        self, secret_id: str, work: Callable[[], Awaitable[Credential]]
+    ) -> Credential:
+        """`work`, which opens that secret; a key that nobody will bring is told as such."""
+        try:
+            return await self._box.reloading(work)
+        except MasterKeyMissing as missing:
+            async with self._database.reading() as session:
+                keyring = (await session.exec(select(KeyringRow))).first()
+            if keyring is not None and missing.key_id in keyring.given_up:
+                raise MasterKeyLost(
+                    f"The secret {secret_id} is encrypted with the master key {missing.key_id}, "
+                    "which was given up.",
+                    remedy="Store the credential anew, or put that key back if it is found.",
+                ) from None
+            if keyring is not None and missing.key_id not in keyring.known:
+                raise SecretDamaged(
+                    f"The secret {secret_id} is damaged: it names the master key {missing.key_id}, "
+                    "which has encrypted nothing here.",
+                    remedy="Restore the inventory from a backup, or store the credential anew.",
+                ) from None
+            raise
 
     def _open(self, row: SecretVersionRow) -> Credential:
         plaintext = self._box.open(row.ciphertext, identity(row.id, row.kind), name=row.id)
@@ -179,9 +182,14 @@ async def encrypting_key(session: AsyncSession, box: SecretBox) -> str:
     query = select(KeyringRow).with_for_update(read=True)
     row = (await session.exec(query)).first()
     if row is None:
-        await insert_if_absent(session, KeyringRow(key_id=box.key_ids[0]))
+        await insert_if_absent(session, new_keyring(box))
         row = (await session.exec(query)).one()
     return row.key_id
+
+
+def new_keyring(box: SecretBox) -> KeyringRow:
+    """Of an inventory that has encrypted nothing yet."""
+    return KeyringRow(key_id=box.key_ids[0], known=[box.key_ids[0]])
 
 
 def unclaimed() -> ColumnElement[bool]:
@@ -195,8 +203,8 @@ def unclaimed() -> ColumnElement[bool]:
         OobmRow.staged_secret_id,
         ClusterPasswordRow.secret_id,
         HostPasswordRow.secret_id,
-        HostPasswordRow.attempted_secret_id,
         HostPasswordRow.former_secret_id,
+        PasswordAttemptRow.secret_id,
     )
     return and_(
         *(
@@ -222,15 +230,12 @@ async def _secret_row(session: AsyncSession, secret_id: str) -> SecretVersionRow
 
 
 async def _owners(session: AsyncSession, secret_id: str) -> list[str]:
-    """Subjects of events: the cluster whose password it is, or the hosts that have it."""
+    """Subjects of events: the cluster whose password it is, and the hosts that have it, or may."""
     cluster = (
         select(ClusterRow.name)
         .join(ClusterPasswordRow)
         .where(col(ClusterPasswordRow.secret_id) == secret_id)
     )
-    name = (await session.exec(cluster)).first()
-    if name is not None:
-        return [f"cluster/{name}"]
     present = select(HostRow.name).where(
         or_(
             col(HostRow.secret_id) == secret_id,
@@ -241,20 +246,15 @@ async def _owners(session: AsyncSession, secret_id: str) -> list[str]:
     passwords = select(HostPasswordRow.host).where(
         or_(
             col(HostPasswordRow.secret_id) == secret_id,
-            col(HostPasswordRow.attempted_secret_id) == secret_id,
             col(HostPasswordRow.former_secret_id) == secret_id,
         )
     )
-    removed = select(RemovedHostRow.name).where(col(RemovedHostRow.secret_id) == secret_id)
-    names = {name for query in (present, passwords, removed) for name in await session.exec(query)}
-    return [f"host/{name}" for name in sorted(names)]
-
-
-def _stored(row: SecretVersionRow, state: SecretState) -> StoredSecret:
-    return StoredSecret(
-        id=row.id,
-        kind=row.kind,
-        state=state,
-        key_id=key_id_of(row.ciphertext),
-        created_at=row.created_at,
+    attempts = select(PasswordAttemptRow.host).where(col(PasswordAttemptRow.secret_id) == secret_id)
+    bmcs = select(OobmRow.host).where(
+        or_(col(OobmRow.secret_id) == secret_id, col(OobmRow.staged_secret_id) == secret_id)
     )
+    removed = select(RemovedHostRow.name).where(col(RemovedHostRow.secret_id) == secret_id)
+    hosts = (present, passwords, attempts, bmcs, removed)
+    names = {name for query in hosts for name in await session.exec(query)}
+    clusters = [f"cluster/{name}" for name in await session.exec(cluster)]
+    return [*clusters, *(f"host/{name}" for name in sorted(names))]

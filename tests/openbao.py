@@ -57,13 +57,19 @@ class OpenBao:
         self.ask("POST", "sys/mounts/transit", type="transit")
         self.ask("POST", "transit/keys/hostler")
         self.ask("POST", "transit/keys/another")
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(self.token_that_may("encrypt", "decrypt") + "\n")
+
+    def token_that_may(self, *actions: str) -> str:
+        """Do these with the key `hostler`, and nothing else."""
         rules = "\n".join(
-            f'path "transit/{action}/hostler" {{ capabilities = ["update"] }}'
-            for action in ("encrypt", "decrypt")
+            f'path "transit/{action}/hostler" {{ capabilities = ["update"] }}' for action in actions
         )
-        self.ask("PUT", "sys/policies/acl/hostler", policy=rules)
-        created = self.ask("POST", "auth/token/create", policies=["hostler"])
-        self.token_file.write_text(created["auth"]["client_token"] + "\n")
+        name = "-".join(("hostler", *actions))
+        self.ask("PUT", f"sys/policies/acl/{name}", policy=rules)
+        created = self.ask("POST", "auth/token/create", policies=[name])
+        token: str = created["auth"]["client_token"]
+        return token
 
     def stop(self) -> None:
         """As a crash does."""

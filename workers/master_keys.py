@@ -5,19 +5,18 @@ and those that begin with #, say nothing.
 """
 
 import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from contracts.errors import Conflict, Failed
+from drivers.private_files import read_private
 from drivers.protocols import KeyService
 from drivers.transit import WRAPPED_PREFIX, TransitKeyService
 from inventory import SecretBox
 from inventory.secret_box import KeySource, key_id
-from workers.home import make_private_directory, write_private
+from workers.home import changing, make_private_directory, write_private
 from workers.settings import Settings
-
-_FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class _Keys(KeySource):
@@ -28,8 +27,18 @@ class _Keys(KeySource):
         self._service = service
         self._unwrapped: dict[str, str] = {}
 
-    async def _read(self, words: Sequence[str]) -> list[str]:
-        return [await self._key(word) for word in words]
+    async def _read(self, words: Mapping[int, str]) -> list[str]:
+        """The keys that these are, by their places."""
+        keys = []
+        for place, word in words.items():
+            try:
+                keys.append(await self._key(word))
+                key_id(keys[-1])
+            except Failed as error:
+                raise Failed(
+                    f"Line {place} of {self.origin}: {error.message}", remedy=error.remedy
+                ) from error
+        return keys
 
     async def _key(self, word: str) -> str:
         if not word.startswith(WRAPPED_PREFIX):
@@ -49,7 +58,7 @@ class EnvironmentKeys(_Keys):
 
     def __init__(self, text: str, service: KeyService | None) -> None:
         super().__init__("HOSTLER_MASTER_KEYS", service)
-        self._words = text.split()
+        self._words = dict(enumerate(text.split(), start=1))
 
     async def load(self) -> Sequence[str]:
         """See KeySource."""
@@ -70,22 +79,42 @@ class FileKeys(_Keys):
     async def add(self) -> str:
         """A new key, before those that are there, wrapped if there is a key service; its id. Raises
         Failed, Unavailable."""
-        key = SecretBox.new_key()
-        line = await self._service.wrap(key) if self._service is not None else key
         make_private_directory(self.path.parent)
-        write_private(self.path, f"{line}\n{self._former()}")
+        with self.changing():
+            former = self._former()
+            key = SecretBox.new_key()
+            line = await self._wrapped(key)
+            write_private(self.path, f"{line}\n{former}")
         return key_id(key)
 
     async def remove(self, unneeded: str) -> None:
-        """Take the key of that id out. Raises Failed, Unavailable, Conflict (the only one)."""
-        kept = [
-            line
-            for line in self._text().splitlines()
-            if not (words := _words(line)) or key_id(await self._key(words[0])) != unneeded
-        ]
-        if not any(_words(line) for line in kept):
+        """Take the key of that id out, within `changing`. Raises Failed, Unavailable, Conflict (the
+        only one)."""
+        lines = self._text().splitlines(keepends=True)
+        words = _words("".join(lines))
+        keys = dict(zip(words, await self._read(words), strict=True))
+        gone = {place for place, key in keys.items() if key_id(key) == unneeded}
+        if gone == keys.keys():
             raise Conflict(f"{self.path} has no other master key than {unneeded}.")
-        write_private(self.path, "".join(f"{line}\n" for line in kept))
+        kept = [line for place, line in enumerate(lines, start=1) if place not in gone]
+        write_private(self.path, "".join(kept))
+
+    def changing(self) -> AbstractContextManager[None]:
+        """No other command changes the file, or what takes its keys, meanwhile. Raises Conflict,
+        Failed."""
+        return changing(self.path)
+
+    async def _wrapped(self, key: str) -> str:
+        """Proven to come back: from the next start on nothing goes without."""
+        if self._service is None:
+            return key
+        line = await self._service.wrap(key)
+        if not line.startswith(WRAPPED_PREFIX) or await self._service.unwrap(line) != key:
+            raise Failed(
+                f"The key service at {self._service.origin} does not give back what it wraps.",
+                remedy="Nothing was written. Check the type of its key.",
+            )
+        return line
 
     def _former(self) -> str:
         # A link that leads nowhere counts as there: what can't be read is not written over.
@@ -93,14 +122,7 @@ class FileKeys(_Keys):
 
     def _text(self) -> str:
         try:
-            with self.path.open(encoding="ascii", errors="replace") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                if mode & _FOR_OTHERS:
-                    raise Failed(
-                        f"The master key {self.path} is not private: its mode is {mode:04o}.",
-                        remedy=f"Find out who may have read it, then: chmod 600 {self.path}",
-                    )
-                return file.read()
+            return read_private(self.path, "The master key")
         except OSError as error:
             raise Failed(
                 f"The master key {self.path} can't be read: {error.strerror}.",
@@ -138,6 +160,7 @@ def _key_service(settings: Settings) -> KeyService | None:
     )
 
 
-def _words(text: str) -> list[str]:
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _words(text: str) -> dict[int, str]:
+    """By the numbers of their lines."""
+    lines = ((place, line.strip()) for place, line in enumerate(text.splitlines(), start=1))
+    return {place: line for place, line in lines if line and not line.startswith("#")}

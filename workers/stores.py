@@ -1,7 +1,8 @@
 """The inventory as a process opens it: its database, its master keys, its first token."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
 from contracts.access import Role
 from contracts.errors import Conflict, Failed
@@ -12,6 +13,8 @@ from inventory.master_keys import is_keyed
 from workers.home import make_private_directory, write_private
 from workers.master_keys import FileKeys, master_keys_of
 from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _FIRST_TOKEN = "admin"  # noqa: S105 - its name
 _ACTOR = "local"
@@ -39,6 +42,8 @@ async def open_inventory(settings: Settings, *, settle: bool = True) -> AsyncIte
         inventory = Inventory(database, await SecretBox.load(master_keys_of(settings)))
         if settle:
             await inventory.master_keys.settle()
+            if damaged := await inventory.master_keys.damaged():
+                logger.warning("stored credentials are damaged: %s", _named(damaged))
         yield inventory
     finally:
         await database.close()
@@ -93,19 +98,20 @@ async def master_key_uses(settings: Settings) -> list[MasterKeyUse]:
 async def remove_master_key(settings: Settings, key_id: str) -> None:
     """Take a key out of the file that nothing needs. Raises Conflict, Failed."""
     keys = _key_file(settings)
-    use = next((use for use in await master_key_uses(settings) if use.key_id == key_id), None)
-    if use is None or not use.loaded:
-        raise Conflict(
-            f"{keys.path} has no master key {key_id!r}.",
-            remedy="See `hostler key list` for those there are.",
-        )
-    if not use.may_go:
-        raise Conflict(
-            f"The master key {key_id} is needed: {use.secrets} stored credentials take it"
-            f"{', and new ones are encrypted with it' if use.encrypts else ''}.",
-            remedy="Change to another one: `hostler key add`, then `hostler secret rekey`.",
-        )
-    await keys.remove(key_id)
+    with keys.changing():
+        use = next((use for use in await master_key_uses(settings) if use.key_id == key_id), None)
+        if use is None or not use.loaded:
+            raise Conflict(
+                f"{keys.path} has no master key {key_id!r}.",
+                remedy="See `hostler key list` for those there are.",
+            )
+        if not use.may_go:
+            raise Conflict(
+                f"The master key {key_id} is needed: {use.secrets} stored credentials take it"
+                f"{', and new ones are encrypted with it' if use.encrypts else ''}.",
+                remedy="Change to another one: `hostler key add`, then `hostler secret rekey`.",
+            )
+        await keys.remove(key_id)
 
 
 async def give_up_master_key(settings: Settings, key_id: str, reason: str) -> int:
@@ -116,19 +122,25 @@ async def give_up_master_key(settings: Settings, key_id: str, reason: str) -> in
 
 async def rekey(settings: Settings, progress: Callable[[int, int], None]) -> Rekeyed:
     """Encrypt everything anew, with the first key. Raises SecretUnreadable if not all could be:
-    then the others are."""
-    async with open_inventory(settings) as inventory:
-        done = await inventory.master_keys.rekey(actor=_ACTOR, progress=progress)
+    then the others are; Conflict if another command works on the keys."""
+    keys = master_keys_of(settings)
+    # Until the end: nobody takes the key out of the file that is being changed to.
+    with keys.changing() if isinstance(keys, FileKeys) else nullcontext():
+        async with open_inventory(settings) as inventory:
+            done = await inventory.master_keys.rekey(actor=_ACTOR, progress=progress)
     if done.unreadable:
-        named = ", ".join(done.unreadable[:_MOST_NAMED])
-        more = len(done.unreadable) - _MOST_NAMED
         raise SecretUnreadable(
             f"{done.rekeyed} credentials are encrypted with {done.key_id} now; "
-            f"{len(done.unreadable)} can't be read and stayed as they are: {named}"
-            f"{f' and {more} more' if more > 0 else ''}.",
+            f"{len(done.unreadable)} can't be read and stayed as they are: "
+            f"{_named(done.unreadable)}.",
             remedy="Restore them from a backup of the inventory, or store them anew.",
         )
     return done
+
+
+def _named(secret_ids: Sequence[str]) -> str:
+    more = len(secret_ids) - _MOST_NAMED
+    return f"{', '.join(secret_ids[:_MOST_NAMED])}{f' and {more} more' if more > 0 else ''}"
 
 
 def _key_file(settings: Settings) -> FileKeys:
@@ -143,9 +155,6 @@ def _key_file(settings: Settings) -> FileKeys:
 async def _is_keyed(settings: Settings) -> bool:
     database = Database(settings.inventory_url)
     try:
-        await database.check()
         return await is_keyed(database)
-    except Failed:  # no tables, so nothing in them
-        return False
     finally:
         await database.close()

@@ -218,7 +218,7 @@ class PasswordRotation:
                 account=asked.account,
                 host=asked.host,
                 secret=asked.secret,
-                operation=workflow.info().workflow_id,
+                owner=self._leases.owner,
             ),
             summary="The new password, stored encrypted",
             **policies.RECORD,
@@ -303,12 +303,16 @@ class PasswordRotation:
                 for host, one in self._hosts.items()
                 if one.state is HostWork.SKIPPED and one.held is not Held.FORMER
             }
-            await workflow.execute_activity_method(
-                PasswordActivities.abandon_password,
-                self._end(may_have_it),
-                summary="Nothing comes of the new password",
-                **policies.RECORD,
-            )
+            try:
+                await workflow.execute_activity_method(
+                    PasswordActivities.abandon_password,
+                    self._end(may_have_it),
+                    summary="Nothing comes of the new password",
+                    **policies.RECORD,
+                )
+            except ActivityError as error:
+                # It stays staged: the next change takes it over, or replaces it.
+                workflow.logger.warning("%s", as_application_error(error).message)
         if self._held is not None:
             await workflow.execute_activity_method(
                 PasswordActivities.release_hosts,

@@ -1,5 +1,6 @@
 """Passwords of a cluster's hosts: staged, changed, looked at. None ever leaves by these paths."""
 
+from functools import partial
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from api.requests import Items, PasswordRotationRequest, StagePasswordRequest
 from contracts.access import Principal
 from contracts.addition import UserName
 from contracts.base import Contract
-from contracts.errors import HostlerError, NotFound, Refused, Unavailable
+from contracts.errors import Conflict, HostlerError, NotFound, Refused, Unavailable
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.passwords import (
     DEFAULT_ACCOUNT,
@@ -27,7 +28,9 @@ from contracts.passwords import (
     SkipHostInput,
     StagedVersion,
     check_password,
+    owner_of,
 )
+from contracts.secrets import SecretState
 from inventory import Inventory
 
 _KIND = OperationKind.ROTATION
@@ -78,15 +81,16 @@ async def list_passwords(
 
 @router.post("/passwords/staged", status_code=status.HTTP_201_CREATED, dependencies=[_PRIVATE_WAY])
 async def stage_password(
-    name: NameInPath, request: StagePasswordRequest, caller: Admin, inventory: TheInventory
+    name: NameInPath,
+    request: StagePasswordRequest,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
 ) -> StagedVersion:
     """Store the password that the next change sets, in the place of one that is staged and that no
     host has. Nothing is told to any host."""
     password = request.password.get_secret_value()
-    check_password(password)
-    version = await inventory.cluster_passwords.stage(
-        name, password, account=request.account, actor=actor(caller)
-    )
+    version = await _stage(name, password, request.account, caller, inventory, operations)
     return StagedVersion(cluster=name, account=request.account, version=version)
 
 
@@ -114,7 +118,7 @@ async def start_password_rotation(
     staged. All that works is kept until all hosts are proven."""
     await inventory.topology.get_cluster(name)
     await operations.require_no_rotation(name)
-    secret = await _store(name, request, caller, inventory)
+    secret = await _store(name, request, caller, inventory, operations)
     asked = PasswordRotationInput(
         cluster=name, secret=secret, **request.model_dump(exclude={"password"})
     )
@@ -181,18 +185,47 @@ async def revert_password_rotation(
 
 
 async def _store(
-    name: str, request: PasswordRotationRequest, caller: Principal, inventory: Inventory
+    name: str,
+    request: PasswordRotationRequest,
+    caller: Principal,
+    inventory: Inventory,
+    operations: Operations,
 ) -> str | None:
     """Before anything is started: whoever dies in between has it stored."""
     if request.password is None:
         return None
-    password, passwords = request.password.get_secret_value(), inventory.cluster_passwords
-    check_password(password)
+    password = request.password.get_secret_value()
     if request.host is not None:
+        check_password(password)
         return await inventory.secrets.store(_SECRET, password, actor=actor(caller))
-    await passwords.stage(name, password, account=request.account, actor=actor(caller))
-    staged = await passwords.staged(name, account=request.account)
+    await _stage(name, password, request.account, caller, inventory, operations)
+    staged = await inventory.cluster_passwords.find(
+        name, SecretState.STAGED, account=request.account
+    )
     return staged[1] if staged is not None else None
+
+
+async def _stage(
+    name: str,
+    password: str,
+    account: str,
+    caller: Principal,
+    inventory: Inventory,
+    operations: Operations,
+) -> int:
+    """Its number. One that an operation has left staged goes. Raises InvalidInput, Conflict."""
+    check_password(password)
+    stage = partial(
+        inventory.cluster_passwords.stage, name, password, account=account, actor=actor(caller)
+    )
+    try:
+        return await stage()
+    except Conflict as conflict:
+        holder = conflict.details.get("operation")
+        if not isinstance(holder, str):
+            raise
+    await operations.require_ended(name, [owner_of(holder)])
+    return await stage(takeover_from=holder)
 
 
 async def _steer(

@@ -20,7 +20,7 @@ async def list_host_secrets(
     name: NameInPath, _caller: Admin, inventory: TheInventory
 ) -> Items[StoredSecret]:
     """What is stored for the host, without the credentials themselves."""
-    return Items(items=await inventory.secrets.of_host(name))
+    return Items(items=await inventory.stored_secrets.of_host(name))
 
 
 @router.get("/clusters/{name}/secrets")
@@ -30,6 +30,14 @@ async def list_cluster_secrets(
     """All versions of the cluster's passwords, without the passwords themselves; and which host has
     which."""
     return Items(items=await inventory.cluster_passwords.versions(name))
+
+
+@router.get("/removed-hosts/{tombstone}/secrets")
+async def list_removed_host_secrets(
+    tombstone: Annotated[int, Path(ge=1, le=2**31 - 1)], _caller: Admin, inventory: TheInventory
+) -> Items[StoredSecret]:
+    """What is kept of a removed host until it is clean, without the credential itself."""
+    return Items(items=await inventory.stored_secrets.of_removed(tombstone))
 
 
 @router.post("/secrets/{id}/disclosure")

@@ -71,6 +71,7 @@ async def test_a_token_that_is_not_valid_is_named_by_its_file(
     key_service: OpenBao, tmp_path: Path, token: str
 ) -> None:
     file = tmp_path / "token"
+    file.touch(mode=0o600)
     file.write_text(token)
     with pytest.raises(Failed, match="refuses the token in") as caught:
         await service(key_service, token_file=file).wrap(SECRET)
@@ -83,6 +84,7 @@ async def test_what_is_no_token_is_not_sent(
     key_service: OpenBao, tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "token"
+    file.touch(mode=0o600)
     file.write_bytes(content)
     with pytest.raises(Failed, match="is no token"):
         await service(key_service, token_file=file).wrap(SECRET)
@@ -90,8 +92,23 @@ async def test_what_is_no_token_is_not_sent(
         await service(key_service, token_file=tmp_path / "none").wrap(SECRET)
 
 
+async def test_a_token_that_others_may_read_is_not_sent(
+    key_service: OpenBao, tmp_path: Path
+) -> None:
+    """Together with a backup of the wrapped key it is the key."""
+    file = tmp_path / "token"
+    file.write_bytes(key_service.token_file.read_bytes())
+    for mode in (0o644, 0o640):
+        file.chmod(mode)
+        with pytest.raises(Failed, match=f"token in {file} is not private: its mode is 0{mode:o}"):
+            await service(key_service, token_file=file).wrap(SECRET)
+    file.chmod(0o600)
+    assert await service(key_service, token_file=file).wrap(SECRET)
+
+
 async def test_a_new_token_takes_effect_at_once(key_service: OpenBao, tmp_path: Path) -> None:
     file = tmp_path / "token"
+    file.touch(mode=0o600)
     file.write_text("expired")
     one = service(key_service, token_file=file)
     with pytest.raises(Failed):

@@ -1,5 +1,6 @@
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from sqlmodel import SQLModel, col, select
 
 from contracts.errors import Failed, InvalidInput, Unavailable
 from inventory import Database, Inventory, SecretBox
+from inventory.errors import MasterKeyMissing
 from inventory.models import PodRow, SecretVersionRow, ZoneRow
+from inventory.secret_box import key_id
 from tests.inventory.conftest import register
 
 MIGRATIONS = Path(__file__).parents[2] / "inventory" / "migrations"
@@ -80,6 +83,23 @@ async def test_a_locked_file_is_unavailable_and_comes_back(tmp_path: Path) -> No
     await database.close()
 
 
+async def test_a_new_file_may_be_opened_while_another_process_writes_it(tmp_path: Path) -> None:
+    """It is in no WAL mode yet, and SQLite does not wait for that by itself."""
+    path = tmp_path / "inventory.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE other (x)")
+        other.execute("BEGIN IMMEDIATE")
+        database = Database(f"sqlite:///{path}")
+        ping = asyncio.create_task(database.ping())
+        await asyncio.sleep(0.3)
+        assert not ping.done()
+        other.execute("ROLLBACK")
+        await ping
+        await database.close()
+    with closing(sqlite3.connect(path)) as later:
+        assert later.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 async def test_a_failed_block_leaves_nothing(inventory: Inventory, database: Database) -> None:
     await register(inventory, 1)
 
@@ -135,7 +155,9 @@ async def test_secrets_of_a_former_version_are_read(url: str, database: Database
     later = Database(url)
     await later.upgrade()
     await later.check()
-    inventory = Inventory(later, SecretBox(key))
+    with pytest.raises(MasterKeyMissing, match=f"1 stored credentials take {key_id(key)}"):
+        await Inventory(later, SecretBox(SecretBox.new_key())).master_keys.settle()
+    inventory = Inventory(later, SecretBox(SecretBox.new_key(), key))
     await inventory.master_keys.settle()
     assert (await inventory.secrets.reveal(secret)).plaintext == "pw"
     await later.close()
@@ -144,7 +166,7 @@ async def test_secrets_of_a_former_version_are_read(url: str, database: Database
 def _before_versions(connection: Connection) -> None:
     """Put the tables back to what they were before revision 0005."""
     rows = connection.execute(select(SecretVersionRow.id, SecretVersionRow.ciphertext)).all()
-    for table in ("host_password", "cluster_password", "keyring"):
+    for table in ("password_attempt", "host_password", "cluster_password", "keyring"):
         connection.execute(text(f"DROP TABLE {table}"))
     kind = connection.dialect.type_compiler_instance.process(LargeBinary())
     connection.execute(text(f"ALTER TABLE secret_version ADD COLUMN nonce {kind}"))

@@ -2,6 +2,7 @@ import asyncio
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from sqlmodel import col, select, update
 
 from contracts.errors import Conflict, NotFound
 from inventory import Database, Inventory, SecretBox
-from inventory.errors import MasterKeyMissing, SecretDamaged
+from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged
 from inventory.master_keys import is_keyed
 from inventory.models import KeyringRow, SecretVersionRow
 from inventory.secret_box import key_id, key_id_of
@@ -50,17 +51,49 @@ async def test_a_new_inventory_settles_on_the_first_key(database: Database) -> N
     assert await keys_in_use(database) == {key_id(OLD): 1}
 
 
-async def test_an_inventory_of_a_former_version_settles_on_a_key_that_reads_it(
-    database: Database,
+async def test_of_two_first_starts_with_different_keys_one_is_refused(database: Database) -> None:
+    ended = await asyncio.gather(
+        with_keys(database, OLD).master_keys.settle(),
+        with_keys(database, NEW).master_keys.settle(),
+        return_exceptions=True,
+    )
+    (refused,) = [end for end in ended if end is not None]
+    assert isinstance(refused, MasterKeyMissing)
+    assert "new ones are encrypted with" in str(refused)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda sealed: b"",
+        lambda sealed: sealed[:5],
+        lambda sealed: sealed[:20],
+        lambda sealed: bytes([2]) + sealed[1:],
+        lambda sealed: sealed[:3] + bytes([sealed[3] ^ 1]) + sealed[4:],
+    ],
+    ids=["empty", "within the key", "within the nonce", "format", "flipped bit of the key"],
+)
+async def test_a_damaged_row_is_named_and_keeps_no_process_from_starting(
+    database: Database, damage: Callable[[bytes], bytes]
 ) -> None:
-    await with_keys(database, OLD).secrets.store("password", "pw", actor="test")
+    old = with_keys(database, OLD)
+    await old.master_keys.settle()
+    good, bad = [await old.secrets.store("password", "pw", actor="test") for _ in range(2)]
     async with database.writing() as session:
-        await session.delete(await session.get_one(KeyringRow, 1))
-    with pytest.raises(MasterKeyMissing):
-        await with_keys(database, NEW).master_keys.settle()
-    async with database.reading() as session:
-        assert (await session.exec(select(KeyringRow))).all() == []
-    await with_keys(database, NEW, OLD).master_keys.settle()
+        row = await session.get_one(SecretVersionRow, bad)
+        row.ciphertext = damage(row.ciphertext)
+        session.add(row)
+    await old.master_keys.settle()
+    assert await old.master_keys.damaged() == [bad]
+    (use,) = await old.master_keys.uses()
+    assert (use.key_id, use.secrets) == (key_id(OLD), 1)
+    with pytest.raises(SecretDamaged, match=bad):
+        await old.secrets.reveal(bad)
+    for _ in range(2):
+        both = with_keys(database, NEW, OLD)
+        done = await both.master_keys.rekey(actor="test", progress=silent)
+        assert done.unreadable == (bad,)
+    assert (await both.secrets.reveal(good)).plaintext == "pw"
 
 
 async def test_a_wrong_key_is_named_and_nothing_is_changed(database: Database) -> None:
@@ -80,7 +113,9 @@ async def test_a_key_that_only_old_ones_take_is_missed_too(database: Database) -
     await with_keys(database, OLD).secrets.store("password", "pw", actor="test")
     both = with_keys(database, NEW, OLD)
     async with database.writing() as session:
-        await session.exec(update(KeyringRow).values(key_id=key_id(NEW)))
+        await session.exec(
+            update(KeyringRow).values(key_id=key_id(NEW), known=[key_id(OLD), key_id(NEW)])
+        )
     await both.master_keys.settle()
     with pytest.raises(MasterKeyMissing, match=f"1 stored credentials take {key_id(OLD)}\\."):
         await with_keys(database, NEW).master_keys.settle()
@@ -169,7 +204,7 @@ async def test_a_lost_key_can_be_given_up(database: Database) -> None:
     assert await new.master_keys.give_up(key_id(OLD), reason="disk died", actor="local") == 1
     await new.master_keys.settle()
     assert (await everything(database))[0] == before
-    with pytest.raises(MasterKeyMissing):
+    with pytest.raises(MasterKeyLost, match=secret):
         await new.secrets.reveal(secret)
     await new.secrets.store("password", "other", actor="test")
     assert await keys_in_use(database) == {key_id(OLD): 1, key_id(NEW): 1}
@@ -177,9 +212,21 @@ async def test_a_lost_key_can_be_given_up(database: Database) -> None:
     assert (event.kind, event.actor) == ("master_key.lost", "local")
     assert "1 credentials" in event.message
     assert "disk died" in event.message
-    # It is found again.
-    found = await with_keys(database, NEW, OLD).secrets.reveal(secret)
-    assert found.plaintext == "pw"
+    # It is found again, and missed again from then on.
+    found = with_keys(database, NEW, OLD)
+    assert (await found.secrets.reveal(secret)).plaintext == "pw"
+    await found.master_keys.settle()
+    with pytest.raises(MasterKeyMissing, match=f"1 stored credentials take {key_id(OLD)}"):
+        await new.master_keys.settle()
+
+
+async def test_a_key_that_was_given_up_and_encrypts_again_is_missed(database: Database) -> None:
+    await with_keys(database, OLD).secrets.store("password", "pw", actor="test")
+    new = with_keys(database, NEW)
+    await new.master_keys.give_up(key_id(OLD), reason="lost", actor="test")
+    await with_keys(database, OLD, NEW).master_keys.rekey(actor="test", progress=silent)
+    with pytest.raises(MasterKeyMissing, match=key_id(OLD)):
+        await new.master_keys.settle()
 
 
 async def test_a_rekey_is_killed_under_load_and_goes_on(url: str, database: Database) -> None:

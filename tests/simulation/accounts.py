@@ -1,5 +1,5 @@
-"""HostAccounts whose worker is killed where a file says so: `HOST.before-set`, `HOST.after-set`, and
-so on, in a folder. The file goes with it: each is one death."""
+"""HostAccounts whose worker is killed where a file says so: `HOST.before-set`, `HOST.after-set`,
+and so on, in a folder. The file goes with it: each is one death."""
 
 import os
 import signal

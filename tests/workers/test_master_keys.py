@@ -1,10 +1,15 @@
 """Where master keys come from: a file, the environment, a key service."""
 
+import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from contracts.errors import Conflict, Failed, Unavailable
+from drivers.protocols import KeyService
 from drivers.transit import WRAPPED_PREFIX
 from inventory import SecretBox
 from inventory.secret_box import key_id
@@ -12,6 +17,7 @@ from tests.openbao import OpenBao
 from workers.master_keys import FileKeys, master_key_place, master_keys_of
 from workers.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 ONE, OTHER = SecretBox.new_key(), SecretBox.new_key()
 
 
@@ -83,7 +89,7 @@ async def test_a_new_key_comes_first_and_the_others_stay(tmp_path: Path) -> None
 async def test_a_key_that_can_not_be_read_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.symlink_to(tmp_path / "unmounted" / "keys")
-    with pytest.raises(Failed, match="can't be read"):
+    with pytest.raises(Failed, match="can't be used: No such file"):
         await FileKeys(path, None).add()
     assert path.is_symlink()
 
@@ -144,3 +150,119 @@ async def test_a_key_that_was_unwrapped_once_needs_no_service(
     # That is another one now: it has lost its key, as dev servers do.
     with pytest.raises(Failed, match="can't decrypt"):
         await master_keys_of(settings).load()
+
+
+# --- two commands at once, and one that is killed -----------------------------------------------
+
+
+async def test_only_one_command_at_a_time_changes_the_file(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", f"{ONE}\n")
+    with FileKeys(path, None).changing():
+        with pytest.raises(Conflict, match="Another command works on"):
+            await FileKeys(path, None).add()
+        # Who only reads is not in the way.
+        assert list(await FileKeys(path, None).load()) == [ONE]
+    assert path.read_text() == f"{ONE}\n"
+    added = await FileKeys(path, None).add()
+    assert [key_id(key) for key in await FileKeys(path, None).load()] == [added, key_id(ONE)]
+
+
+_ADDS = """
+import asyncio, sys
+from pathlib import Path
+from contracts.errors import Conflict
+from workers.master_keys import FileKeys
+
+async def main():
+    for _ in range(1000):
+        try:
+            print(await FileKeys(Path(sys.argv[1]), None).add(), flush=True)
+        except Conflict:
+            await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+def test_no_key_is_lost_when_many_add_and_are_killed(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", f"{ONE}\n")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ADDS, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    told: set[str] = set()
+    for process in processes:
+        assert process.stdout is not None
+        told.add(process.stdout.readline().strip())
+    for process in processes:
+        process.kill()
+        told |= {*process.communicate()[0].split()}
+    (tmp_path / ".keys.left.new").write_text("of a writer that was killed")
+    told.add(asyncio.run(FileKeys(path, None).add()))
+    kept = [key_id(key) for key in asyncio.run(FileKeys(path, None).load())]
+    assert told <= {*kept}
+    assert kept[-1] == key_id(ONE)
+    assert [file.name for file in tmp_path.iterdir()] == ["keys"]
+
+
+async def test_a_link_stays_one(tmp_path: Path) -> None:
+    """The key does not come to lie where the link is: on another disk, say."""
+    real = private(tmp_path / "stick", f"{ONE}\n")
+    path = tmp_path / "keys"
+    path.symlink_to(real)
+    added = await FileKeys(path, None).add()
+    assert path.is_symlink()
+    assert [key_id(key) for key in await FileKeys(real, None).load()] == [added, key_id(ONE)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+async def test_a_file_of_another_account_is_refused(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", ONE)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(Failed, match=r"belongs to another account, of the number 65534.*chown"):
+        await FileKeys(path, None).load()
+
+
+async def test_a_line_that_is_no_key_is_named_by_its_number(tmp_path: Path) -> None:
+    path = private(tmp_path / "keys", f"# mine\n{ONE}\n{OTHER[:-8]}\n")
+    with pytest.raises(Failed, match=f"Line 3 of {path}: .*32 bytes in base64") as caught:
+        await FileKeys(path, None).load()
+    assert OTHER[:-8] not in str(caught.value)
+    with pytest.raises(Failed, match="Line 3"):
+        await FileKeys(path, None).remove(key_id(ONE))
+
+
+async def test_a_token_that_may_wrap_alone_adds_no_key(
+    key_service: OpenBao, tmp_path: Path
+) -> None:
+    """From the next start on, nothing would go."""
+    path = private(tmp_path / "master-key", f"{ONE}\n")
+    settings = by_service(key_service, master_key_file=path)
+    token = private(tmp_path / "token", key_service.token_that_may("encrypt"))
+    keys = master_keys_of(settings.model_copy(update={"key_service_token_file": token}))
+    assert isinstance(keys, FileKeys)
+    with pytest.raises(Failed, match="policy that allows to decrypt"):
+        await keys.add()
+    assert path.read_text() == f"{ONE}\n"
+
+
+async def test_what_does_not_come_back_as_it_was_is_not_written(tmp_path: Path) -> None:
+    class Wrong(KeyService):
+        origin = "https://wrong"
+
+        def __init__(self, wrapped: str, unwrapped: str) -> None:
+            self._words = wrapped, unwrapped
+
+        async def wrap(self, secret: str) -> str:
+            return self._words[0]
+
+        async def unwrap(self, wrapped: str) -> str:
+            return self._words[1]
+
+    path = private(tmp_path / "master-key", f"{ONE}\n")
+    for wrapped in ("vault:v1:abc", "other:v1:abc"):
+        with pytest.raises(Failed, match="https://wrong does not give back what it wraps"):
+            await FileKeys(path, Wrong(wrapped, OTHER)).add()
+    assert path.read_text() == f"{ONE}\n"
