@@ -41,6 +41,7 @@ PATHS = {
     "/v1/hosts/{name}/reinstallation/answer": {"post"},
     "/v1/removed-hosts": {"get"},
     "/v1/removed-hosts/{tombstone}/settlement": {"post"},
+    "/v1/removed-hosts/{tombstone}/secrets": {"get"},
     "/v1/hosts/{name}/host-key": {"post"},
     "/v1/hosts/{name}/check": {"post"},
     "/v1/hosts/{name}/tags": {"put"},

@@ -5,6 +5,8 @@ import logging
 import pytest
 from sqlmodel import col, update
 
+from contracts.leases import LeaseRef, LeaseScope, Owner
+from contracts.states import HostStatus
 from inventory.models import SecretVersionRow
 from tests.api.conftest import Api, history, problem
 
@@ -99,3 +101,55 @@ async def test_no_workflow_has_to_do_with_it(api: Api, host: str) -> None:
     assert shown.status_code == 200
     assert await history(api.workflow(f"maintenance/{host}")) == before
     assert (await api.client.count_workflows()).count == count
+
+
+async def test_a_clusters_password_that_was_shown_is_told_of_each_host_that_has_it(
+    api: Api, host: str
+) -> None:
+    passwords = api.inventory.cluster_passwords
+    await passwords.stage("cluster-1", CANARY, account="root", actor="test")
+    (version,) = await passwords.versions("cluster-1")
+    assert version.id is not None
+    owner = Owner(workflow_id="rotation/cluster-1", first_run_id="run-1")
+    lease = await api.inventory.leases.acquire(host, LeaseScope.PLACEMENT, owner, "rotation")
+    held = LeaseRef(host=host, scope=lease.scope, owner=owner, epoch=lease.epoch)
+    await passwords.attempt(version.id, account="root", lease=held)
+    listed = (await api.admin.get(f"/v1/hosts/{host}/secrets")).json()["items"]
+    assert [(one["version"], one["attempted_on"]) for one in listed] == [(None, []), (1, [host])]
+    await passwords.record(version.id, account="root", lease=held)
+    listed = (await api.admin.get(f"/v1/hosts/{host}/secrets")).json()["items"]
+    assert [(one["version"], one["account"], one["state"]) for one in listed] == [
+        (1, "root", "current"),
+        (None, "root", "previous"),
+    ]
+    shown = await api.admin.post(f"/v1/secrets/{version.id}/disclosure", json={"reason": "console"})
+    assert shown.json()["plaintext"] == CANARY
+    for subject in (f"host/{host}", "cluster/cluster-1"):
+        told = (await api.viewer.get(f"/v1/events?subject={subject}")).json()["items"][0]
+        assert (told["kind"], told["actor"]) == ("secret.disclosed", "token:anna")
+
+
+async def test_what_is_kept_of_a_removed_host_is_listed_and_shown(api: Api, host: str) -> None:
+    owner = Owner(workflow_id=f"removal/{host}", first_run_id="run-1")
+    lease = await api.inventory.leases.acquire(host, LeaseScope.PLACEMENT, owner, "removal")
+    await api.inventory.hosts.set_status(
+        host, HostStatus.DISCONNECTED, actor="test", reason="burnt down"
+    )
+    removed = await api.inventory.removed_hosts.remove(
+        LeaseRef(host=host, scope=lease.scope, owner=owner, epoch=lease.epoch),
+        reason="burnt",
+        forced=True,
+        vms=(),
+        cleaned=False,
+        problem="no answer",
+    )
+    path = f"/v1/removed-hosts/{removed.tombstone}/secrets"
+    problem(await api.operator.get(path), 403, "Refused")
+    (kept,) = (await api.admin.get(path)).json()["items"]
+    assert (kept["kind"], kept["account"]) == ("password", "root")
+    shown = await api.admin.post(
+        f"/v1/secrets/{kept['id']}/disclosure", json={"reason": "clean it by hand"}
+    )
+    assert shown.json()["plaintext"] == "pw"
+    assert (await api.inventory.events.list(subject=f"host/{host}"))[0].kind == "secret.disclosed"
+    problem(await api.admin.get("/v1/removed-hosts/999999/secrets"), 404, "NotFound")

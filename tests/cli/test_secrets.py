@@ -41,6 +41,36 @@ def test_secrets_are_listed(api: FakeApi) -> None:
     assert "retired" in done.stdout
 
 
+def test_what_is_kept_of_a_removed_host_is_listed(api: FakeApi) -> None:
+    api.on("GET /v1/removed-hosts/7/secrets", items(PASSWORD))
+    done = hostler("secret", "list", "--removed", "7")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[1].split()[0] == "s-2"
+
+
+def test_of_several_accounts_one_is_chosen(api: FakeApi) -> None:
+    theirs = stored("s-5", account="admin")
+    api.on("GET /v1/hosts/kvm-1/secrets", items(stored("s-2", account="root"), theirs))
+    done = hostler("secret", "show", "--host", "kvm-1", "--reason", "console")
+    assert done.exit_code == 1
+    assert "More than one current password is stored there (of admin, root). Give --acc" in (
+        done.stderr
+    )
+    api.on("POST /v1/secrets/s-5/disclosure", SHOWN)
+    done = hostler("secret", "show", "--host", "kvm-1", "--account", "admin", "--reason", "x")
+    assert done.stdout == CANARY + "\n"
+
+
+def test_in_the_middle_of_a_change_none_is_taken_for_certain(api: FakeApi) -> None:
+    attempted = stored("s-5", state=SecretState.STAGED, account="root", attempted_on=("kvm-1",))
+    api.on("GET /v1/hosts/kvm-1/secrets", items(stored("s-2", account="root"), attempted))
+    done = hostler("secret", "show", "--host", "kvm-1", "--reason", "console")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "may be one of several" in done.stderr
+    assert "hostler secret list --host kvm-1" in done.stderr
+    assert [request.method for request in api.requests] == ["GET"]
+
+
 def test_one_is_shown_as_it_is_and_alone_on_stdout(api: FakeApi) -> None:
     api.on("POST /v1/secrets/s-2/disclosure", SHOWN)
     done = hostler("secret", "show", "s-2", "--reason", "console")
@@ -84,6 +114,8 @@ def test_what_is_not_clear_is_left_to_the_caller(
         ("show", "--cluster", "c", "--host", "kvm-1", "--reason", "x"),
         ("list",),
         ("list", "--host", "kvm-1", "--cluster", "c"),
+        ("list", "--host", "kvm-1", "--removed", "7"),
+        ("show", "s-1", "--account", "root", "--reason", "x"),
     ],
 )
 def test_wrong_usage_asks_nothing(api: FakeApi, arguments: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from sqlmodel import SQLModel, col, select
 from contracts.errors import Failed, InvalidInput, Unavailable
 from inventory import Database, Inventory, SecretBox
 from inventory.errors import MasterKeyMissing
+from inventory.master_keys import is_keyed
 from inventory.models import PodRow, SecretVersionRow, ZoneRow
 from inventory.secret_box import key_id
 from tests.inventory.conftest import register
@@ -50,6 +51,7 @@ async def test_asking_for_a_file_that_is_not_there_does_not_make_it(tmp_path: Pa
     path = tmp_path / "inventory.db"
     with pytest.raises(Failed):
         await Database(f"sqlite:///{path}").check()
+    assert not await is_keyed(Database(f"sqlite:///{path}"))
     assert not path.exists()
 
 
@@ -153,6 +155,8 @@ async def test_secrets_of_a_former_version_are_read(url: str, database: Database
         await connection.run_sync(_before_versions)
     await database.close()
     later = Database(url)
+    # A new key is made for an inventory that has encrypted nothing yet alone.
+    assert await is_keyed(later)
     await later.upgrade()
     await later.check()
     with pytest.raises(MasterKeyMissing, match=f"1 stored credentials take {key_id(key)}"):

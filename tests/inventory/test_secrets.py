@@ -5,7 +5,7 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from sqlmodel import col, select, update
+from sqlmodel import SQLModel, col, select, update
 
 from contracts.errors import Failed, NotFound
 from inventory import Database, Inventory, SecretBox
@@ -35,6 +35,17 @@ async def rows(database: Database) -> list[SecretVersionRow]:
         return list(await session.exec(select(SecretVersionRow)))
 
 
+async def dumped(database: Database) -> str:
+    """All rows of all tables, as text; binary values in hexadecimal digits."""
+    texts: list[str] = []
+    async with database.reading() as session:
+        connection = await session.connection()
+        for table in SQLModel.metadata.sorted_tables:
+            for row in await connection.execute(table.select()):
+                texts += [one.hex() if isinstance(one, bytes) else repr(one) for one in row]
+    return "\n".join(texts)
+
+
 async def overwrite(database: Database, secret_id: str, ciphertext: bytes) -> None:
     async with database.writing() as session:
         await session.exec(
@@ -52,7 +63,12 @@ async def test_a_secret_comes_back_and_is_not_stored_in_clear(
     assert (await inventory.secrets.reveal(first)).kind == "password"
     assert (await inventory.secrets.reveal(second)).plaintext == CANARY
     stored = await rows(database)
-    assert all(CANARY.encode() not in row.ciphertext for row in stored)
+    dump = await dumped(database)
+    for form in (CANARY.encode(), base64.b64encode(CANARY.encode())[:-4]):
+        assert all(form not in row.ciphertext for row in stored)
+        assert form.decode() not in dump
+        assert form.hex() not in dump
+    assert stored[0].ciphertext.hex() in dump, "so its silence means something"
     # Nonces are never used twice.
     assert len({row.ciphertext[9:21] for row in stored}) == 2
     assert CANARY not in repr(await inventory.secrets.reveal(first))

@@ -16,6 +16,7 @@ from inventory.secret_box import key_id
 from tests.openbao import OpenBao
 from workers.master_keys import FileKeys, master_key_place, master_keys_of
 from workers.settings import Settings
+from workers.stores import add_master_key, open_inventory, rekey, upgrade_database
 
 ROOT = Path(__file__).parents[2]
 ONE, OTHER = SecretBox.new_key(), SecretBox.new_key()
@@ -167,6 +168,26 @@ async def test_only_one_command_at_a_time_changes_the_file(tmp_path: Path) -> No
     assert [key_id(key) for key in await FileKeys(path, None).load()] == [added, key_id(ONE)]
 
 
+async def test_no_key_is_taken_out_while_credentials_are_changed_to_it(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    await upgrade_database(settings)
+    await add_master_key(settings)
+    async with open_inventory(settings) as inventory:
+        await inventory.secrets.store("password", "pw", actor="test")
+    await add_master_key(settings)
+    refused = []
+
+    def progress(_done: int, _left: int) -> None:
+        with pytest.raises(Conflict, match="Another command works on") as caught:
+            FileKeys(settings.master_key_path, None).changing().__enter__()
+        refused.append(caught)
+
+    await rekey(settings, progress)
+    assert refused
+    with FileKeys(settings.master_key_path, None).changing():
+        pass
+
+
 _ADDS = """
 import asyncio, sys
 from pathlib import Path
@@ -217,7 +238,6 @@ async def test_a_link_stays_one(tmp_path: Path) -> None:
     assert [key_id(key) for key in await FileKeys(real, None).load()] == [added, key_id(ONE)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
 async def test_a_file_of_another_account_is_refused(tmp_path: Path) -> None:
     path = private(tmp_path / "keys", ONE)
     os.chown(path, 65534, 65534)

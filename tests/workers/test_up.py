@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import os
 import re
@@ -11,8 +12,10 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -434,6 +437,61 @@ def test_a_key_is_changed_while_up_runs_and_the_old_one_goes(machine: Machine) -
     assert "canary-51f0" not in machine.stderr()
 
 
+def test_a_change_of_the_key_is_killed_under_load_and_no_login_fails(machine: Machine) -> None:
+    """All are real processes; `up` has the old key alone when it begins."""
+    process = machine.up()
+    file = machine.home / "master-key"
+    old = key_id(file.read_text().strip())
+    plain = [f"canary-51f0-{number}" for number in range(800)]
+    secrets = dict(zip(store(machine, *plain), plain, strict=True))
+    token = (machine.home / "admin-token").read_text().strip()
+    stop = threading.Event()
+
+    def show_over_and_over(number: int) -> int:
+        shown = 0
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{machine.api_port}/v1/secrets",
+            headers={"Authorization": f"Bearer {token}"},
+        ) as api:
+            mine = itertools.cycle(list(secrets)[number::7])
+            while not stop.is_set():
+                secret = next(mine)
+                answer = api.post(f"/{secret}/disclosure", json={"reason": "test"}, timeout=60)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["plaintext"] == secrets[secret]
+                shown += 1
+        return shown
+
+    with ThreadPoolExecutor(6) as threads:
+        load = [threads.submit(show_over_and_over, number) for number in range(6)]
+        try:
+            assert machine.run("key", "add").returncode == 0
+            for least in (100, 300):
+                rekey = machine.start("secret", "rekey")
+                assert rekey.stdout is not None
+                done, left = 0, 800
+                while done < least:
+                    line = rekey.stdout.readline()
+                    done, left = (int(word) for word in re.findall(r"\d+", line))
+                assert left > 0
+                rekey.kill()
+                rekey.wait()
+                refused = machine.run("key", "remove", old)
+                assert f"The master key {old} is needed" in refused.stderr
+            last = machine.run("secret", "rekey")
+            assert last.returncode == 0, last.stderr
+            removed = machine.run("key", "remove", old)
+            assert removed.returncode == 0, removed.stderr
+        finally:
+            stop.set()
+        assert all(one.result() > 0 for one in load)
+    (use,) = json.loads(machine.run("key", "list", "--json").stdout)
+    assert (use["secrets"], use["encrypts"]) == (800, True)
+    assert use["key_id"] != old
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
 def test_what_was_shown_is_in_the_answer_and_nowhere_else(machine: Machine) -> None:
     canary = "canary-5b1e-very-secret-indeed"
     verbose = {"HOSTLER_LOG_LEVEL": "debug", "OTEL_TRACES_EXPORTER": "console"}
@@ -448,6 +506,8 @@ def test_what_was_shown_is_in_the_answer_and_nowhere_else(machine: Machine) -> N
     )
     assert shown.json()["plaintext"] == canary
     assert "canary" not in "".join(machine.processes().values())
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     said = process.stdout.read() + machine.stderr()
