@@ -45,7 +45,7 @@ from contracts.passwords import (
     operation_of,
     owner_of,
 )
-from contracts.secrets import SecretState
+from contracts.secrets import HostPassword, SecretState
 from contracts.settings import (
     PASSWORD_HOSTS_MAY_DIFFER,
     PASSWORD_OF_NEW_HOSTS,
@@ -389,11 +389,10 @@ class PasswordActivities:
         for account in await inventory.password_checks.accounts():
             for cluster in await inventory.password_checks.clusters(account):
                 settings = await inventory.settings.resolve(cluster=cluster)
-                own = settings[PASSWORD_OF_NEW_HOSTS] and not settings[PASSWORD_HOSTS_MAY_DIFFER]
                 stale = [
                     one.host
                     for one in await inventory.cluster_passwords.holdings(cluster, account=account)
-                    if one.stale and (own or one.version is not None)
+                    if one.stale and _may_get_it(one, settings)
                 ]
                 found |= set(
                     await inventory.password_checks.due(stale, account, again_after=_AGAIN_AFTER)
@@ -402,8 +401,9 @@ class PasswordActivities:
 
     @activity.defn(name="bring_passwords_up")
     async def bring_passwords_up(self, request: BringUpInput) -> BringUpResult:
-        """Give these hosts what is current in their clusters, of every account. A host that another
-        operation works on is left to that. Raises LeaseLost."""
+        """Give these hosts what is current in their clusters, of every account. One that has it
+        already, that the settings leave with its own, or that another operation works on, is in no
+        list. Raises LeaseLost."""
         outcomes: list[HostOutcome] = []
         for account in await self._inventory.password_checks.accounts():
             outcomes += await self._bring_up(request, account)
@@ -423,8 +423,10 @@ class PasswordActivities:
                 continue
             settings = await self._inventory.settings.resolve(cluster=cluster)
             version, new = current[0], await self._candidate(current[1])
+            holdings = await self._inventory.cluster_passwords.holdings(cluster, account=account)
+            due = {one.host for one in holdings if one.stale and _may_get_it(one, settings)}
             found = await sweep(
-                [host.name for host in hosts if host.cluster == cluster],
+                [host.name for host in hosts if host.name in due],
                 settings[PASSWORD_ROTATION_CONCURRENCY],
                 partial(self._bring_one, request.owner, account, new, settings),
             )
@@ -514,6 +516,12 @@ def _require_known(request: PlanRotationInput, there: Mapping[str, Host]) -> Non
                 for field, host in unknown
             ],
         )
+
+
+def _may_get_it(holding: HostPassword, settings: ResolvedSettings) -> bool:
+    """One that never had any of its cluster's passwords has one of its own, perhaps on purpose."""
+    own = settings[PASSWORD_OF_NEW_HOSTS] and not settings[PASSWORD_HOSTS_MAY_DIFFER]
+    return own or holding.version is not None
 
 
 def _as_it_is(host: Host) -> str:

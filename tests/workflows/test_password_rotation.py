@@ -222,7 +222,7 @@ async def until(handle: Handle, phase: Phase) -> PasswordRotationStatus:
     return status
 
 
-async def refused(handle: Handle, update: Any, argument: Any) -> str:
+async def refused(handle: Handle, update: str, argument: Any) -> str:
     with pytest.raises(WorkflowUpdateFailedError) as caught:
         await handle.execute_update(update, argument)
     return str(caught.value.cause)
@@ -283,11 +283,11 @@ async def test_a_host_that_cannot_be_put_back_is_asked_about(begin: Begin) -> No
     status = await until(handle, Phase.QUESTION)
     assert status.reverting
     assert "kvm-1: it is silent" in status.message
-    assert "already" in await refused(handle, PasswordRotation.revert, RevertInput())
-    await handle.execute_update(PasswordRotation.retry, RetryInput())
+    assert "already" in await refused(handle, "revert", RevertInput())
+    await handle.execute_update("retry", RetryInput())
     await until(handle, Phase.QUESTION)
     fleet.stuck.clear()
-    await handle.execute_update(PasswordRotation.retry, RetryInput())
+    await handle.execute_update("retry", RetryInput())
     assert (await failure(handle)).type == "PasswordsPutBack"
     assert set(fleet.passwords.values()) == {Held.FORMER}
 
@@ -297,7 +297,7 @@ async def test_what_a_skipped_host_may_have_is_kept_for_it(begin: Begin) -> None
     handle = await begin(fleet)
     await until(handle, Phase.QUESTION)
     skip = SkipHostInput(host="kvm-1", reason="its disk is dead")
-    await handle.execute_update(PasswordRotation.skip_host, skip)
+    await handle.execute_update("skip_host", skip)
     assert "but for kvm-1" in (await failure(handle)).message
     assert only_end(fleet, "abandon").skipped == {"kvm-1": "its disk is dead"}
 
@@ -311,7 +311,7 @@ async def test_hold_then_retry(begin: Begin) -> None:
     assert "hostler passwords retry cluster-1" in status.commands
     assert any("kvm-2" in event for event in fleet.events)
     fleet.refuses.clear()
-    await handle.execute_update(PasswordRotation.retry, RetryInput())
+    await handle.execute_update("retry", RetryInput())
     assert (await handle.result()).promoted
     assert set(fleet.passwords.values()) == {Held.NEW}
     # The one that had failed is all that was tried again.
@@ -323,10 +323,8 @@ async def test_hold_then_skip(begin: Begin) -> None:
     handle = await begin(fleet)
     await until(handle, Phase.QUESTION)
     skip = SkipHostInput(host="kvm-1", reason="no")
-    assert "has not failed" in await refused(handle, PasswordRotation.skip_host, skip)
-    await handle.execute_update(
-        PasswordRotation.skip_host, SkipHostInput(host="kvm-2", reason="broken")
-    )
+    assert "has not failed" in await refused(handle, "skip_host", skip)
+    await handle.execute_update("skip_host", SkipHostInput(host="kvm-2", reason="broken"))
     assert (await handle.result()).promoted
     assert only_end(fleet, "promote").skipped == {"kvm-2": "broken"}
 
@@ -335,7 +333,7 @@ async def test_hold_then_revert(begin: Begin) -> None:
     fleet = Fleet(refuses={"kvm-2"}, on_failure=OnFailure.HOLD)
     handle = await begin(fleet)
     await until(handle, Phase.QUESTION)
-    await handle.execute_update(PasswordRotation.revert, RevertInput())
+    await handle.execute_update("revert", RevertInput())
     assert "that was asked for" in (await failure(handle)).message
     assert set(fleet.passwords.values()) == {Held.FORMER}
 
@@ -345,8 +343,8 @@ async def test_the_last_host_is_not_skipped(begin: Begin) -> None:
     handle = await begin(fleet)
     await until(handle, Phase.QUESTION)
     skip = SkipHostInput(host="kvm-1", reason="no")
-    assert "only host that is left" in await refused(handle, PasswordRotation.skip_host, skip)
-    await handle.execute_update(PasswordRotation.revert, RevertInput())
+    assert "only host that is left" in await refused(handle, "skip_host", skip)
+    await handle.execute_update("revert", RevertInput())
     assert (await failure(handle)).type == "PasswordsPutBack"
 
 
@@ -355,7 +353,7 @@ async def test_nothing_is_asked_when_nothing_has_failed(begin: Begin) -> None:
     fleet.gate.clear()
     handle = await begin(fleet)
     await fleet.changing.wait()
-    assert "no question" in await refused(handle, PasswordRotation.retry, RetryInput())
+    assert "no question" in await refused(handle, "retry", RetryInput())
     fleet.gate.set()
     assert (await handle.result()).promoted
 
