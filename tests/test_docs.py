@@ -18,6 +18,7 @@ from api.routes import (
     maintenance,
     oobm,
     operations,
+    passwords,
     placement,
     power,
     reinstallation,
@@ -169,7 +170,7 @@ def test_the_readme_shows_every_way_of_a_maintenance() -> None:
 def test_every_path_of_the_api_exists(document: Path) -> None:
     routers = (
         *(events, health, hosts, imports, maintenance, operations, placement, removal, settings),
-        *(oobm, power, reinstallation, secrets, topology),
+        *(oobm, passwords, power, reinstallation, secrets, topology),
     )
     known = [route for routes in routers for route in routes.router.routes]
     for method, path in requests_in(document):

@@ -29,7 +29,8 @@ PASSWORDS = [
     "root:x:0:0",
     "#!comment",
     "-n",
-    "äöüß€ 日本語 🔑",
+    # The SSH server here knows no characters that are newer than Unicode 3.2.
+    "äöüß€ 日本語",
     "x" * MOST_CHARACTERS,
 ]
 ALL = (Proof.SSH, Proof.PAM, Proof.HASH)

@@ -26,7 +26,7 @@ ODD = (
     "  spaces  ",
     "$HOME `id` ${x} $(id)",
     "root:x:0:0",
-    "äöüß€ 日本語",
+    "äöüß€ 日本語 \N{KEY}",
     ("'\"\\ $:`# äß" * 20)[:MOST_CHARACTERS],
 )
 STEPS = (
