@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from temporalio import activity
+
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
-from contracts.errors import HostlerError, LeaseLost, Unavailable
+from contracts.errors import HostlerError, LeaseLost, NotFound, Unavailable
 from contracts.leases import LeaseRef
 from contracts.passwords import Held, HostOutcome, Proof
 from contracts.settings import (
@@ -98,12 +100,19 @@ class HostAccount:
         return self._report
 
     async def candidates(self, first: Sequence[str] = ()) -> list[Candidate]:
-        """The passwords that it may have, the likeliest first, after those named here."""
+        """The passwords that it may have, the likeliest first, after those named here. One that
+        can't be read is none, unless it is named."""
         known = await self._inventory.cluster_passwords.candidates(self.host, account=self._account)
         found = []
         for secret in dict.fromkeys([*first, *known]):
-            with _of_host(self.host):
-                credential = await self._inventory.secrets.reveal(secret)
+            try:
+                with _of_host(self.host):
+                    credential = await self._inventory.secrets.reveal(secret)
+            except Trouble as trouble:
+                if secret in first or isinstance(trouble, Absence):
+                    raise
+                activity.logger.warning("%s: %s", self.host, trouble)
+                continue
             found.append(Candidate(secret, credential.plaintext))
         return found
 
@@ -308,7 +317,7 @@ async def sweep(
         async with slots:
             try:
                 return await work(host)
-            except Trouble as trouble:
+            except (Trouble, NotFound) as trouble:  # or it was removed meanwhile
                 return HostOutcome(host=host, held=Held.UNKNOWN, problem=str(trouble))
 
     try:

@@ -348,6 +348,7 @@ class PasswordActivities:
                 state=PasswordState.AGREES,
                 version=request.staged.version,
                 proof=one.proof,
+                reason="" if request.host is None else "its own",
             )
             await self._inventory.password_checks.note(report, operation=operation)
         for host, reason in request.skipped.items():
