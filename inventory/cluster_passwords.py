@@ -199,10 +199,18 @@ class ClusterPasswords:
         May be called many times. Raises LeaseLost."""
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
-            row = await host_row(session, lease.host)
+            # Held against those who drop versions; other hosts' attempts go beside this one.
+            place = (
+                select(ClusterRow)
+                .join(HostRow)
+                .where(col(HostRow.name) == lease.host)
+                .with_for_update(read=True, of=ClusterRow)
+            )
+            if (await session.exec(place)).first() is None:
+                raise NotFound(f"There is no host {lease.host!r}.")
             await _existing(session, secret_id)
             await insert_or_replace(
-                session, PasswordAttemptRow(host=row.name, account=account, secret_id=secret_id)
+                session, PasswordAttemptRow(host=lease.host, account=account, secret_id=secret_id)
             )
 
     async def record(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 
@@ -580,3 +581,26 @@ async def test_all_that_a_host_may_have_is_listed_the_likeliest_first(
     ]
     await inventory.secrets.disclose(bmc, reason="console", actor="token:anna")
     assert (await inventory.events.list(subject="host/kvm-1"))[0].kind == "secret.disclosed"
+
+
+async def test_a_version_that_is_replaced_while_it_is_attempted_is_kept_or_refused(
+    inventory: Inventory, leases: list[LeaseRef]
+) -> None:
+    (first, *_) = await inventory.cluster_passwords.holdings("cluster-1", **ROOT_ACCOUNT)
+    assert first.secret is not None
+    kept = 0
+    for turn in range(40):
+        _, secret = await stage(inventory, f"turn {turn}")
+        attempted, replaced = await asyncio.gather(
+            inventory.cluster_passwords.attempt(secret, lease=leases[0], **ROOT_ACCOUNT),
+            inventory.cluster_passwords.stage("cluster-1", "another", account="root", actor="test"),
+            return_exceptions=True,
+        )
+        if attempted is None:
+            kept += 1
+            assert isinstance(replaced, Conflict), replaced
+            assert (await inventory.secrets.reveal(secret)).plaintext == f"turn {turn}"
+            await inventory.cluster_passwords.record(first.secret, lease=leases[0], **ROOT_ACCOUNT)
+        else:
+            assert isinstance(attempted, NotFound), attempted
+    assert kept > 0

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -462,8 +462,20 @@ def test_a_change_of_the_key_is_killed_under_load_and_no_login_fails(machine: Ma
                 shown += 1
         return shown
 
-    with ThreadPoolExecutor(6) as threads:
+    hidden = [b"canary-51f0", file.read_text().strip().encode()]
+
+    def look_at_processes() -> int:
+        looks = 0
+        while not stop.is_set():
+            for of in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    assert not any(word in of.read_bytes() for word in hidden), of
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(7) as threads:
         load = [threads.submit(show_over_and_over, number) for number in range(6)]
+        load.append(threads.submit(look_at_processes))
         try:
             assert machine.run("key", "add").returncode == 0
             for least in (100, 300):
