@@ -24,7 +24,7 @@ from tests.samples import WHEN
 PATH = "/v1/clusters/cluster-1/password-rotation"
 START, VIEW = f"POST {PATH}", f"GET {PATH}"
 STAGE = "POST /v1/clusters/cluster-1/passwords/staged"
-REPORTS = "GET /v1/clusters/cluster-1/passwords"
+REPORTS = "GET /v1/clusters/cluster-1/passwords?account=root"
 VERIFY = "POST /v1/clusters/cluster-1/passwords/verification"
 OPERATION = "GET /v1/operations/rotation/cluster-1"
 CANARY = "canary-99 '\"\\$:"
@@ -183,9 +183,9 @@ def test_a_password_is_staged_from_a_file(api: FakeApi, password_file: str) -> N
 def test_a_password_is_asked_for_twice_and_never_shown(api: FakeApi) -> None:
     api.on(STAGE, Answer(201, StagedVersion(cluster="cluster-1", account="root", version=4)))
     terminal = Terminal("secret", "stage", "cluster-1")
-    terminal.until("New password of root on all hosts of cluster-1:")
+    terminal.until("New password of root on all hosts of cluster-1: ")
     terminal.type("typed-in-secret\n")
-    terminal.until("Repeat for confirmation:")
+    terminal.until("Repeat for confirmation: ")
     terminal.type("typed-in-secret\n")
     assert terminal.end() == 0
     assert "typed-in-secret" not in terminal.shown
