@@ -254,6 +254,12 @@ class HostAccount:
 
     async def _wait_for_turn(self) -> None:
         checks, settings = self._inventory.password_checks, self._settings
+        counted = self._report.refused if self._report is not None else 0
+        if counted >= settings[PASSWORD_REFUSED_MAX]:
+            raise Trouble(
+                f"it counts {counted} refused logins of {self._account} itself: another one may "
+                "lock it (faillock there)"
+            )
         refused = await checks.refusals(self.host, self._account)
         if refused.last_at is None:
             return

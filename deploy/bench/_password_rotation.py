@@ -10,8 +10,8 @@ hosts:
 ansible writes a hash. Hostler checks all hosts beforehand, sets the password, proves it by a new
 login, and the old one by a refused one. ansible-core comes by pip into a temporary environment. CPU
 seconds and memory are those of ansible with all that it starts here, and of Hostler's three
-processes; what the hosts take themselves, which share this machine, is told beside. Exit code 1 if a host has another password than
-it should, or Hostler is not five times as fast.
+processes; what the hosts take themselves, which share this machine, is told beside. Exit code 1 if
+a host has another password than it should, or Hostler is not five times as fast.
 """
 
 import argparse

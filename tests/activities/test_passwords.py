@@ -70,6 +70,7 @@ class Fake:
     lets_in: tuple[Proof, ...] = (Proof.SSH, Proof.PAM, Proof.HASH)
     offers: tuple[Proof, ...] = (Proof.SSH, Proof.PAM, Proof.HASH)
     compares: bool = True
+    counted: int = 0
     sets: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     epochs: set[int] = field(default_factory=set)
@@ -88,7 +89,7 @@ class Fake:
             hash="yescrypt",
             compares=self.compares,
             proofs=self.offers,
-            refused=0,
+            refused=self.counted,
         )
 
     async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
@@ -371,6 +372,14 @@ async def test_no_account_is_locked_by_trying(site: Site) -> None:
     await asyncio.sleep(1.1)
     await site.sweep("check_hosts_for_password", held, staged)
     assert site.accounts.refused.count("kvm-1") == 4
+
+
+async def test_what_the_host_counts_itself_is_minded(site: Site) -> None:
+    site.accounts.counted = 2
+    held, staged = await site.acquire(), await site.stage()
+    checked = await site.sweep("check_hosts_for_password", held, staged)
+    assert all("another one may lock it" in (one.problem or "") for one in checked.values())
+    assert site.accounts.refused == []
 
 
 async def test_leases_of_all_or_of_none(site: Site) -> None:
