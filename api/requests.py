@@ -31,6 +31,7 @@ from contracts.oobm import (
     CipherSuite,
 )
 from contracts.operations import OperationKind
+from contracts.passwords import DEFAULT_ACCOUNT, OnFailure
 from contracts.power import BmcPrivilege
 from contracts.power_actions import PowerChoices
 from contracts.reinstallation import ReinstallationChoices
@@ -328,6 +329,12 @@ class SettleRemovedRequest(Contract):
     reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+class DisclosureRequest(Contract):
+    """Why a credential has to be seen."""
+
+    reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class OptionalCredential(Contract):
     """At most one of `password` and `private_key` (OpenSSH's PEM, without passphrase)."""
 
@@ -465,3 +472,24 @@ class EventQuery(Contract):
     until: AwareDatetime | None = None
     limit: Limit = 100
     before: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+
+
+class PasswordRotationRequest(Contract):
+    """A change of the passwords of a cluster's hosts. `password`: the new one, stored before the
+    change starts; without it, the one that is staged, or a random one. The rest as in
+    PasswordRotationInput."""
+
+    password: Password | None = None
+    account: UserName = DEFAULT_ACCOUNT
+    host: Name | None = None
+    leave_out: tuple[Name, ...] = ()
+    reason: Reason = ""
+    on_failure: OnFailure | None = None
+    accept_unknown: StrictBool = False
+
+
+class StagePasswordRequest(Contract):
+    """A new password of the account on all hosts of a cluster, to be set by the next change."""
+
+    password: Password
+    account: UserName = DEFAULT_ACCOUNT

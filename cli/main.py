@@ -12,6 +12,7 @@ from cli import (
     maintenance,
     oobm,
     operations,
+    passwords,
     placement,
     power,
     processes,
@@ -71,6 +72,7 @@ placement.register(app)
 maintenance.register(app)
 oobm.register(app)
 power.register(app)
+passwords.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

@@ -27,6 +27,7 @@ class OperationKind(StrEnum):
     REINSTALLATION = "reinstallation"
     POWER = "power"
     BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
+    ROTATION = "rotation"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -43,6 +44,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.REINSTALLATION: "HostReinstallation",
     OperationKind.POWER: "PowerAction",
     OperationKind.BMC_PASSWORD: "BmcPasswordChange",
+    OperationKind.ROTATION: "PasswordRotation",
 }
 
 ALLOCATION_KINDS = {
@@ -56,6 +58,7 @@ ALLOCATION_KINDS = {
 # is a host.
 SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
+    OperationKind.ROTATION: "cluster",
     OperationKind.IMPORT: "import",
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What works on a host's BMC: its power, and the BMC's password. It goes beside all others.

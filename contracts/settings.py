@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from string import ascii_letters, digits
 from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import (
@@ -26,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from contracts.base import Contract
 from contracts.errors import Conflict
 from contracts.oobm import IPMITOOL_INTERFACES, IPMITOOL_RETRIES
+from contracts.passwords import MOST_CHARACTERS
 from contracts.validation import say_error
 
 T = TypeVar("T")
@@ -475,6 +477,91 @@ OOBM_IPMITOOL_RETRIES = Setting[int](
     ],
     1,
     "Of the driver ipmitool: how often the program sends a packet again that was not answered.",
+)
+
+PASSWORD_LENGTH = Setting[int](
+    "password.length",
+    Annotated[int, Field(ge=12, le=MOST_CHARACTERS), BeforeValidator(_no_boolean)],
+    32,
+    "Characters of a random password of a cluster's hosts.",
+)
+PASSWORD_CHARACTERS = Setting[str](
+    "password.characters",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^[\x21-\x7e]+$", min_length=16, max_length=200),
+        Field(examples=["abcdefghjkmnpqrstuvwxyz23456789"]),
+    ],
+    ascii_letters + digits + "-_.~+=@%^,:/",
+    "What random passwords are made of: at least one of each kind that is among these (small and "
+    "capital letters, digits, others).",
+)
+PASSWORD_ROTATION_CONCURRENCY = Setting[int](
+    "password.rotation.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    50,
+    "Hosts of a cluster whose password is changed, or looked at, at a time.",
+    effect=Effect.NEXT_OPERATION,
+)
+PASSWORD_ROTATION_ON_FAILURE = Setting[str](
+    "password.rotation.on.failure",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^(revert|hold)$"),
+        Field(examples=["revert", "hold"]),
+    ],
+    "revert",
+    "What becomes of a change of passwords that fails on a host: all hosts get back what they had, "
+    "or it waits for an operator.",
+    effect=Effect.NEXT_OPERATION,
+)
+PASSWORD_UNREACHABLE_TIMEOUT = Setting[int](
+    "password.unreachable.timeout",
+    Seconds,
+    120,
+    "How long a host that does not answer is waited for in the middle of its change of passwords.",
+    "s",
+)
+PASSWORD_ATTEMPT_INTERVAL = Setting[int](
+    "password.attempt.interval",
+    Annotated[int, Field(ge=0, le=600), BeforeValidator(_no_boolean)],
+    3,
+    "Between a login that a host has refused and the next one there.",
+    "s",
+)
+PASSWORD_REFUSED_MAX = Setting[int](
+    "password.refused.max",
+    Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_boolean)],
+    2,
+    "Logins in a row that a host may refuse: less than what locks an account there (pam_faillock: "
+    "3).",
+)
+PASSWORD_REFUSED_INTERVAL = Setting[int](
+    "password.refused.interval",
+    Seconds,
+    900,
+    "How long a refused login counts on hosts (pam_faillock: fail_interval).",
+    "s",
+)
+PASSWORD_OF_NEW_HOSTS = Setting[bool](
+    "password.of.new.hosts",
+    bool,
+    True,
+    "Whether hosts that are new to a cluster, or re-installed, get its current password.",
+)
+PASSWORD_HOSTS_MAY_DIFFER = Setting[bool](
+    "password.hosts.may.differ",
+    bool,
+    False,
+    "Whether a single host of a cluster may have a password of its own.",
+)
+PASSWORD_VERIFICATION_INTERVAL = Setting[int](
+    "password.verification.interval",
+    Annotated[int, Field(ge=600, le=30 * 86_400), BeforeValidator(_no_boolean)],
+    86_400,
+    "Between two looks whether all hosts have the password of their cluster.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
 )
 
 _LESS_THAN: tuple[tuple[Setting[int], Setting[int]], ...] = (

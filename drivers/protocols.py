@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
+from contracts.passwords import Proof
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from contracts.preflight import HostReport
 from contracts.vms import Vm
@@ -72,6 +73,14 @@ class RemoteShell(Protocol):
 
     async def close(self) -> None:
         """Close every connection."""
+
+
+class LoginShell(RemoteShell, Protocol):
+    """One that also proves credentials."""
+
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises what
+        `run` raises."""
 
 
 @dataclass(frozen=True)
@@ -434,6 +443,52 @@ class OwnKeys(Protocol):
 
 
 @dataclass(frozen=True)
+class AccountReport:
+    """What a host tells of an account before its password is changed.
+
+    Attributes:
+        problems: why it can't be changed there, or not to that one, in words; the host's own rules
+            are among them, where it has a program that tells them.
+        locked: nobody gets in with any password now.
+        hash: the method of the present one ("yescrypt", "sha512crypt", ...), or None.
+        compares: the host can say which password its hash is made of (HostAccounts.match).
+        proofs: what may prove a login, the best first, as the host's configuration tells it; where
+            it does not tell, all.
+        refused: logins that were refused lately, of which the host keeps count to lock the account.
+    """
+
+    problems: tuple[str, ...]
+    locked: bool
+    hash: str | None
+    compares: bool
+    proofs: tuple[Proof, ...]
+    refused: int
+
+
+class HostAccounts(Protocol):
+    """Passwords of accounts on hosts. The way in is `access`'s key: a password login only proves
+    one. No error's text has a password in it.
+
+    Every method may raise what RemoteShell.run raises; passwords have no line breaks.
+    """
+
+    async def look(self, access: HostAccess, account: str, new_password: str) -> AccountReport:
+        """What is there, and what the host's rules say to `new_password`; nothing changes. Raises
+        CommandFailed."""
+
+    async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
+        """Which of them the account has, by the stored hash alone: no login, so nothing is counted
+        against the account. None: none of them. Raises CommandFailed."""
+
+    async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
+        """Whether a new login gets in with it. A refused one counts against the account, but for
+        Proof.HASH. Raises CommandFailed."""
+
+    async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
+        """Set it. Raises CommandFailed, with what the host said; EpochRefused."""
+
+
+@dataclass(frozen=True)
 class BmcAccess:
     """How to reach the BMC of a host. Stays in the process that made it.
 
@@ -572,3 +627,15 @@ class NetworkBooter(Protocol):
         """Take back what `set_network_boot` has set, if the BMC still shows it; proven by reading
         it back. What else it is to boot from stays. May be called many times. Raises
         BmcCommandRejected as that does."""
+
+
+class KeyService(Protocol):
+    """Wraps master keys with a key that it keeps to itself. `origin` says which one it is."""
+
+    origin: str
+
+    async def wrap(self, secret: str) -> str:
+        """What `unwrap` makes `secret` of, in one word. Raises Unavailable, Failed."""
+
+    async def unwrap(self, wrapped: str) -> str:
+        """The secret. Raises Unavailable, Failed (made by another key, or refused)."""

@@ -219,6 +219,11 @@ class AsyncSshShell:
             raise
         return tunnel
 
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises
+        LoginRefused, HostUnreachable, HostKeyChanged."""
+        await (await self._log_in(access)).close()
+
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
         await self._connections.forget(host)
@@ -233,6 +238,9 @@ class AsyncSshShell:
                 f"Hostler works on {access.name} as root, not as {access.user}.",
                 remedy="Give the host a credential of root.",
             )
+        return await self._log_in(access)
+
+    async def _log_in(self, access: HostAccess) -> "_SshConnection":
         pinned = _pinned_key(access)
         client = _Client()
         try:

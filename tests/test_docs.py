@@ -18,10 +18,12 @@ from api.routes import (
     maintenance,
     oobm,
     operations,
+    passwords,
     placement,
     power,
     reinstallation,
     removal,
+    secrets,
     settings,
     topology,
 )
@@ -168,7 +170,7 @@ def test_the_readme_shows_every_way_of_a_maintenance() -> None:
 def test_every_path_of_the_api_exists(document: Path) -> None:
     routers = (
         *(events, health, hosts, imports, maintenance, operations, placement, removal, settings),
-        *(reinstallation, topology, oobm, power),
+        *(oobm, passwords, power, reinstallation, secrets, topology),
     )
     known = [route for routes in routers for route in routes.router.routes]
     for method, path in requests_in(document):

@@ -22,6 +22,7 @@ from temporalio.worker import (
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
 from contracts.operations import kind_of
+from contracts.passwords import PASSWORD_VERIFICATION, PASSWORD_VERIFICATION_SCHEDULE
 from contracts.power_actions import (
     BMC_TEST,
     POWER_PROBE,
@@ -39,6 +40,7 @@ _NO_OPERATIONS = {
     HOST_CHECK: HOST_CHECK_SCHEDULE,
     HOUSEKEEPING: HOUSEKEEPING_ID,
     POWER_PROBE: POWER_PROBE_ID,
+    PASSWORD_VERIFICATION: PASSWORD_VERIFICATION_SCHEDULE,
     POWER_SYNC: POWER_SYNC_SCHEDULE,
 }
 

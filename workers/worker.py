@@ -17,12 +17,15 @@ from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.hooks import HookActivities
+from activities.host_accounts import HostAccountDirectory
 from activities.host_checks import HostCheckActivities
 from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.own_key import OwnKeyActivities
 from activities.packages import PackageActivities
+from activities.password_checks import PasswordCheckActivities
+from activities.passwords import PasswordActivities
 from activities.power import PowerActivities
 from activities.power_sync import PowerSyncActivities
 from activities.preflight import PreflightActivities
@@ -39,6 +42,7 @@ from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
 from drivers.neighbours import ShellNeighbours
 from drivers.own_key import AuthorizedKeys
+from drivers.passwords import ScriptAccounts
 from drivers.power.registry import PowerDrivers
 from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
@@ -94,6 +98,7 @@ def build_worker(
     bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)
     leases = LeaseActivities(inventory, holders)
+    accounts = HostAccountDirectory(inventory, directory, ScriptAccounts(shell))
     worker = Worker(
         client,
         task_queue=settings.task_queue,
@@ -114,6 +119,8 @@ def build_worker(
             ImportActivities(inventory, client),
             leases,
             OperationActivities(client),
+            PasswordActivities(inventory, accounts, leases),
+            PasswordCheckActivities(inventory, accounts),
             PowerActivities(inventory, bmcs, directory, hypervisor, Systemd(shell), leases),
             PowerSyncActivities(inventory, bmcs),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),

@@ -11,6 +11,8 @@ from workflows.host_maintenance import HostMaintenance
 from workflows.host_reinstallation import HostReinstallation
 from workflows.host_removal import HostRemoval
 from workflows.housekeeping import Housekeeping
+from workflows.password_rotation import PasswordRotation
+from workflows.password_verification import PasswordVerification
 from workflows.power_action import PowerAction
 from workflows.power_probe import PowerProbe
 from workflows.power_sync import PowerSync
@@ -28,6 +30,8 @@ WORKFLOWS = (
     HostReinstallation,
     HostRemoval,
     Housekeeping,
+    PasswordRotation,
+    PasswordVerification,
     PowerAction,
     PowerProbe,
     PowerSync,

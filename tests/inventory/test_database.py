@@ -1,17 +1,25 @@
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, LargeBinary, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlmodel import SQLModel, col, select
 
 from contracts.errors import Failed, InvalidInput, Unavailable
 from inventory import Database, Inventory, SecretBox
-from inventory.models import PodRow, ZoneRow
+from inventory.errors import MasterKeyMissing
+from inventory.master_keys import is_keyed
+from inventory.models import PodRow, SecretVersionRow, ZoneRow
+from inventory.secret_box import key_id
 from tests.inventory.conftest import register
+
+MIGRATIONS = Path(__file__).parents[2] / "inventory" / "migrations"
 
 
 async def test_the_migrations_make_the_tables_of_the_models(database: Database) -> None:
@@ -43,6 +51,7 @@ async def test_asking_for_a_file_that_is_not_there_does_not_make_it(tmp_path: Pa
     path = tmp_path / "inventory.db"
     with pytest.raises(Failed):
         await Database(f"sqlite:///{path}").check()
+    assert not await is_keyed(Database(f"sqlite:///{path}"))
     assert not path.exists()
 
 
@@ -74,6 +83,23 @@ async def test_a_locked_file_is_unavailable_and_comes_back(tmp_path: Path) -> No
     holder.close()
     await inventory.topology.create_zone("zone-1", actor="test")
     await database.close()
+
+
+async def test_a_new_file_may_be_opened_while_another_process_writes_it(tmp_path: Path) -> None:
+    """It is in no WAL mode yet, and SQLite does not wait for that by itself."""
+    path = tmp_path / "inventory.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE other (x)")
+        other.execute("BEGIN IMMEDIATE")
+        database = Database(f"sqlite:///{path}")
+        ping = asyncio.create_task(database.ping())
+        await asyncio.sleep(0.3)
+        assert not ping.done()
+        other.execute("ROLLBACK")
+        await ping
+        await database.close()
+    with closing(sqlite3.connect(path)) as later:
+        assert later.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 async def test_a_failed_block_leaves_nothing(inventory: Inventory, database: Database) -> None:
@@ -118,3 +144,47 @@ async def test_a_reader_does_not_write(inventory: Inventory, database: Database)
     with pytest.raises((Unavailable, InternalError)):
         await write()
     assert [zone.name for zone in await inventory.topology.list_zones()] == ["zone-1"]
+
+
+async def test_secrets_of_a_former_version_are_read(url: str, database: Database) -> None:
+    """Key id and nonce were columns of their own then."""
+    key = SecretBox.new_key()
+    secret = await Inventory(database, SecretBox(key)).secrets.store("password", "pw", actor="test")
+    async with database.writing() as session:
+        connection = await session.connection()
+        await connection.run_sync(_before_versions)
+    await database.close()
+    later = Database(url)
+    # A new key is made for an inventory that has encrypted nothing yet alone.
+    assert await is_keyed(later)
+    await later.upgrade()
+    await later.check()
+    with pytest.raises(MasterKeyMissing, match=f"1 stored credentials take {key_id(key)}"):
+        await Inventory(later, SecretBox(SecretBox.new_key())).master_keys.settle()
+    inventory = Inventory(later, SecretBox(SecretBox.new_key(), key))
+    await inventory.master_keys.settle()
+    assert (await inventory.secrets.reveal(secret)).plaintext == "pw"
+    await later.close()
+
+
+def _before_versions(connection: Connection) -> None:
+    """Put the tables back to what they were before revision 0005."""
+    rows = connection.execute(select(SecretVersionRow.id, SecretVersionRow.ciphertext)).all()
+    for table in ("password_attempt", "host_password", "cluster_password", "keyring"):
+        connection.execute(text(f"DROP TABLE {table}"))
+    kind = connection.dialect.type_compiler_instance.process(LargeBinary())
+    connection.execute(text(f"ALTER TABLE secret_version ADD COLUMN nonce {kind}"))
+    connection.execute(text("ALTER TABLE secret_version ADD COLUMN key_id VARCHAR"))
+    for secret_id, sealed in rows:
+        connection.execute(
+            text(
+                "UPDATE secret_version SET key_id = :key, nonce = :nonce, ciphertext = :text "
+                "WHERE id = :id"
+            ),
+            {"key": sealed[1:9].hex(), "nonce": sealed[9:21], "text": sealed[21:], "id": secret_id},
+        )
+    revision = ScriptDirectory(str(MIGRATIONS)).get_revision("0005")
+    connection.execute(
+        text("UPDATE alembic_version SET version_num = :former"),
+        {"former": revision.down_revision},
+    )

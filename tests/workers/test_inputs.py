@@ -97,7 +97,7 @@ async def test_an_unknown_type_fails_at_once(client: Client, inputs: list[Any]) 
     assert error.message == (
         "There is no workflow type 'HostMaintenence'. Start one of: AllocationState, "
         "BmcPasswordChange, ClusterMaintenance, HostAddition, HostImport, HostMaintenance, "
-        "HostReinstallation, HostRemoval, PowerAction, VmReturn."
+        "HostReinstallation, HostRemoval, PasswordRotation, PowerAction, VmReturn."
     )
 
 
