@@ -12,6 +12,8 @@ from api.authentication import Authentication
 from api.dependencies import BmcChecker
 from api.operations import Operations
 from api.routes import (
+    authority,
+    certificates,
     cluster_maintenance,
     events,
     health,
@@ -70,12 +72,15 @@ def create_app(
         power,
         maintenance,
         cluster_maintenance,
+        certificates,
+        authority,
         operations,
         settings,
         events,
         health,
     ):
         app.include_router(routes.router)
+    app.include_router(authority.public_router)
     return app
 
 

@@ -13,6 +13,8 @@ from contracts.errors import HostlerError, Refused
 from inventory import Inventory
 
 _PROTECTED = "/v1"
+# What is asked for by programs that check certificates, without a token.
+_PUBLIC = frozenset({"/v1/ca/chain", "/v1/ca/crl"})
 
 _BEARER = HTTPBearer(
     auto_error=False,
@@ -30,7 +32,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers by itself when the token is missing or wrong."""
-        if scope["type"] == "http" and scope["path"].startswith(_PROTECTED):
+        if scope["type"] == "http" and _is_protected(scope["path"]):
             try:
                 principal = await self._identify(Headers(scope=scope))
             except HostlerError as error:
@@ -53,6 +55,10 @@ class Authentication:
                 remedy="Check it, or make one with `hostler token create NAME`.",
             )
         return principal
+
+
+def _is_protected(path: str) -> bool:
+    return path.startswith(_PROTECTED) and path not in _PUBLIC
 
 
 def require_role(principal: Principal, role: Role) -> None:

@@ -22,14 +22,16 @@ def from_files(password_file: str | None, private_key_file: str | None) -> dict[
     if password_file is not None and private_key_file is not None:
         raise InvalidInput("Give --password-file or --private-key-file, not both.")
     if private_key_file is not None:
-        return {"private_key": _read("--private-key-file", private_key_file)}
+        return {"private_key": read_file("--private-key-file", private_key_file)}
     if password_file is not None:
         # A line break at the end is the editor's.
-        return {"password": _read("--password-file", password_file).rstrip("\r\n")}
+        return {"password": read_file("--password-file", password_file).rstrip("\r\n")}
     return {}
 
 
-def _read(option: str, name: str) -> str:
+def read_file(option: str, name: str) -> str:
+    """The text of the file that the option names, `-` being stdin; never shown. Raises
+    InvalidInput."""
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except OSError as error:

@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli import (
+    certificates,
     events,
     hosts,
     maintenance,
@@ -50,6 +51,7 @@ placement.register(app)
 maintenance.register(app)
 oobm.register(app)
 power.register(app)
+certificates.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

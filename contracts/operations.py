@@ -27,6 +27,9 @@ class OperationKind(StrEnum):
     REINSTALLATION = "reinstallation"
     POWER = "power"
     BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
+    SIGNING = "signing"
+    REVOCATION = "revocation"
+    CA_SETUP = "ca-setup"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -43,6 +46,9 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.REINSTALLATION: "HostReinstallation",
     OperationKind.POWER: "PowerAction",
     OperationKind.BMC_PASSWORD: "BmcPasswordChange",
+    OperationKind.SIGNING: "CertificateSigning",
+    OperationKind.REVOCATION: "CertificateRevocation",
+    OperationKind.CA_SETUP: "AuthoritySetup",
 }
 
 ALLOCATION_KINDS = {
@@ -52,11 +58,14 @@ ALLOCATION_KINDS = {
     AllocationLevel.ZONE: OperationKind.ZONE_ALLOCATION,
 }
 
-# What is done to a cluster, pod or zone; an import has a name of its own; the subject of all others
-# is a host.
+# What is done to a cluster, pod or zone; an import has a name of its own; what concerns
+# certificates and their authority holds no host. The subject of all others is a host.
 SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
     OperationKind.IMPORT: "import",
+    OperationKind.SIGNING: "certificate",
+    OperationKind.REVOCATION: "certificate",
+    OperationKind.CA_SETUP: "ca",
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What works on a host's BMC: its power, and the BMC's password. It goes beside all others.
 POWER_KINDS = (OperationKind.POWER, OperationKind.BMC_PASSWORD)

@@ -22,11 +22,18 @@ from contracts.errors import Failed, NotFound
 from inventory.database import Database
 from inventory.errors import SecretUnreadable
 from inventory.events import add_event
-from inventory.models import HostRow, OobmRow, RemovedHostRow, SecretVersionRow, now
+from inventory.models import (
+    CertificateAuthorityRow,
+    HostRow,
+    OobmRow,
+    RemovedHostRow,
+    SecretVersionRow,
+    now,
+)
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
-# A secret that no host refers to by then belongs to an operation that never got to its host.
+# A secret that nothing refers to by then belongs to an operation that never got to its host.
 _UNCLAIMED_AFTER = timedelta(days=1)
 _AT_A_TIME = 500  # of ids in one statement
 
@@ -34,7 +41,7 @@ _AT_A_TIME = 500  # of ids in one statement
 @dataclass(frozen=True)
 class Credential:
     """`kind` is "password", "private_key" (OpenSSH's PEM), "own_key", the same, made by Hostler
-    for that host, or "bmc_password"."""
+    for that host, "bmc_password", or "ca_key", an authority's private key (PKCS #8 in PEM)."""
 
     kind: str
     plaintext: str = field(repr=False)
@@ -144,7 +151,7 @@ class Secrets:
             return (await session.exec(query)).first() is not None
 
     async def discard(self, secret_id: str) -> None:
-        """Delete a version that no host refers to; no effect if there is none."""
+        """Delete a version that nothing refers to; no effect if there is none."""
         await self.discard_all([secret_id])
 
     async def discard_all(self, secret_ids: Sequence[str]) -> None:
@@ -169,7 +176,7 @@ class Secrets:
 
 
 def unclaimed() -> ColumnElement[bool]:
-    """Of a secret version: no host, present or removed, refers to it."""
+    """Of a secret version: no host, present or removed, and no authority refers to it."""
     claims = (
         HostRow.secret_id,
         HostRow.staged_key_id,
@@ -177,6 +184,7 @@ def unclaimed() -> ColumnElement[bool]:
         RemovedHostRow.secret_id,
         OobmRow.secret_id,
         OobmRow.staged_secret_id,
+        CertificateAuthorityRow.key_secret_id,
     )
     return and_(
         *(

@@ -10,8 +10,10 @@ from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
+from activities.authorities import Directory
 from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
+from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
@@ -34,6 +36,8 @@ from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.protocols import ExternalAccess
+from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
@@ -89,6 +93,11 @@ def build_worker(
     keys = AuthorizedKeys(shell)
     cleaner = ScriptCleaner(shell)
     neighbours = ShellNeighbours(shell)
+    authorities = Directory(
+        inventory,
+        provider,
+        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
+    )
     directory = HostDirectory(inventory)
     power_drivers = PowerDrivers()
     bmcs = BmcDirectory(inventory, power_drivers)
@@ -107,6 +116,7 @@ def build_worker(
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
             BmcAccountActivities(inventory, bmcs),
+            CertificateActivities(inventory, authorities),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),

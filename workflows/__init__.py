@@ -1,8 +1,12 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
 from workflows.allocation_state import AllocationState
+from workflows.authority_setup import AuthoritySetup
+from workflows.authority_upkeep import AuthorityUpkeep
 from workflows.bmc_password_change import BmcPasswordChange
 from workflows.bmc_test import BmcTest
+from workflows.certificate_revocation import CertificateRevocation
+from workflows.certificate_signing import CertificateSigning
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
@@ -18,8 +22,12 @@ from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
     AllocationState,
+    AuthoritySetup,
+    AuthorityUpkeep,
     BmcPasswordChange,
     BmcTest,
+    CertificateRevocation,
+    CertificateSigning,
     ClusterMaintenance,
     HostAddition,
     HostCheck,

@@ -1,0 +1,296 @@
+"""Certificates and the authorities that issue them: X.509 as RFC 5280 has it."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from contracts.base import Contract, Name
+
+MAX_PEM_CHARS = 65_536
+
+AUTHORITY_UPKEEP = "AuthorityUpkeep"
+AUTHORITY_UPKEEP_SCHEDULE = "ca-upkeep"
+
+Pem = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PEM_CHARS)]
+
+
+def _hexadecimal(value: object) -> object:
+    """openssl prints them with colons, Windows with blanks, some programs with 0x or zeros."""
+    if not isinstance(value, str):
+        return value
+    return value.lower().removeprefix("0x").replace(":", "").replace(" ", "").lstrip("0")
+
+
+# RFC 5280, 4.1.2.2: at most 20 octets, positive.
+Serial = Annotated[
+    str, BeforeValidator(_hexadecimal), StringConstraints(pattern=r"^[0-9a-f]{1,40}$")
+]
+
+
+class CertificateRole(StrEnum):
+    """What a certificate is good for."""
+
+    HOST = "host"
+    """All of a host's: its libvirtd as server and as client, both ends of its migrations, VNC."""
+    SERVER = "server"
+    """A host's, to be connected to."""
+    CLIENT = "client"
+    """A host's, to connect with."""
+    CONTROLLER = "controller"
+    """Hostler's own, to connect to hosts with; it names no host."""
+
+
+class ExtraNames(StrEnum):
+    """What becomes of a signing request that asks for more than the inventory knows."""
+
+    REFUSE = "refuse"
+    DROP = "drop"
+
+
+class RevocationReason(StrEnum):
+    """CRLReason (RFC 5280, 5.3.1), of those that apply to hosts and can't be taken back."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "keyCompromise"
+    AFFILIATION_CHANGED = "affiliationChanged"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessationOfOperation"
+    PRIVILEGE_WITHDRAWN = "privilegeWithdrawn"
+
+
+class CertificateState(StrEnum):
+    """Where a certificate is in its life."""
+
+    VALID = "valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+class AuthorityOrigin(StrEnum):
+    """Where an authority's key comes from."""
+
+    GENERATED = "generated"
+    IMPORTED = "imported"
+    EXTERNAL = "external"
+    """Hostler has no key of it."""
+
+
+class CertificateNames(Contract):
+    """What a certificate says of its holder. All of it is from the inventory.
+
+    Attributes:
+        common_name: the host's name, or Hostler's own.
+        unit: `cluster-id-7`, by the id of its row, which stays when the cluster gets another name.
+        dns_names: the host's name, if it is one that DNS allows.
+        ip_addresses: those that Hostler and migrations go to.
+    """
+
+    common_name: str
+    unit: str | None = None
+    dns_names: tuple[str, ...] = ()
+    ip_addresses: tuple[str, ...] = ()
+
+
+class Certificate(Contract):
+    """A certificate that was issued.
+
+    Attributes:
+        provider: the plugin that issued it, and which of its authorities (`generation`).
+        host: None for Hostler's own.
+        subject: in the order of the certificate ("O=Hostler,CN=kvm-1"), which is also that of
+            libvirt's `tls_allowed_dn_list`.
+        key_sha256: of the SubjectPublicKeyInfo in DER.
+        issued_by: the operation.
+    """
+
+    serial: str
+    provider: str
+    generation: int
+    host: str | None
+    role: CertificateRole
+    subject: str
+    dns_names: tuple[str, ...]
+    ip_addresses: tuple[str, ...]
+    key_sha256: str
+    not_before: datetime
+    not_after: datetime
+    issued_at: datetime
+    issued_by: str
+    revoked_at: datetime | None = None
+    revocation_reason: RevocationReason | None = None
+    pem: str
+
+    def state(self, at: datetime) -> CertificateState:
+        """What it is at that moment; an expired one that was revoked stays revoked."""
+        if self.revoked_at is not None:
+            return CertificateState.REVOKED
+        return CertificateState.EXPIRED if self.not_after < at else CertificateState.VALID
+
+
+class CrlFacts(Contract):
+    """A certificate revocation list; `revoked` is the number of its entries."""
+
+    number: int
+    this_update: datetime
+    next_update: datetime
+    revoked: int
+
+
+class Authority(Contract):
+    """A certificate authority as API and CLI show it; never its key.
+
+    Attributes:
+        generation: rises when the provider gets another issuing certificate.
+        chain: certificates in PEM: the issuing one first, the trust anchor last.
+        sha256: of the issuing certificate in DER.
+        crl: the newest list; None: none was made yet.
+    """
+
+    provider: str
+    generation: int
+    origin: AuthorityOrigin
+    subject: str
+    not_before: datetime
+    not_after: datetime
+    sha256: str
+    chain: tuple[str, ...]
+    crl: CrlFacts | None = None
+
+
+def check_host_of_role(role: CertificateRole, host: str | None) -> None:
+    """Raises PydanticCustomError."""
+    if (role is CertificateRole.CONTROLLER) == (host is not None):
+        raise PydanticCustomError(
+            "host_of_role", "every role needs a host, but controller, which takes none"
+        )
+
+
+class CertificateSigningInput(Contract):
+    """Sign an operator's signing request (PKCS #10 in PEM) for a host of the inventory.
+
+    Attributes:
+        host: whom it is for; none with the role `controller`.
+        requester: who asks, as the audit trail names them.
+    """
+
+    csr: Pem
+    host: Name | None = None
+    role: CertificateRole = CertificateRole.HOST
+    requester: str = ""
+
+    @model_validator(mode="after")
+    def _host_of_role(self) -> "CertificateSigningInput":
+        check_host_of_role(self.role, self.host)
+        return self
+
+
+class IssueCertificateInput(CertificateSigningInput):
+    """The same as a step of an operation; `request` is the same for each attempt at it."""
+
+    request: str
+    operation: str
+
+
+class CertificateStatus(Contract):
+    """What an operation on certificates answers to its query `status`, and shows in Temporal."""
+
+    message: str
+
+
+class CertificateSigningResult(Contract):
+    """The certificate, and the chain of its issuer: the issuing one first."""
+
+    certificate: Certificate
+    chain: tuple[str, ...]
+
+
+class CertificateRevocationInput(Contract):
+    """Revoke one certificate, or all valid ones of a host (also of one that was removed)."""
+
+    serial: Serial | None = None
+    host: Name | None = None
+    reason: RevocationReason = RevocationReason.UNSPECIFIED
+    requester: str = ""
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> "CertificateRevocationInput":
+        if (self.serial is None) == (self.host is None):
+            raise PydanticCustomError("one_subject", "exactly one of serial and host is required")
+        return self
+
+
+class RevokeCertificatesInput(CertificateRevocationInput):
+    """The same as a step of an operation."""
+
+    operation: str
+
+
+class RevokedCertificates(Contract):
+    """What is revoked now, whether it was before or not, and whose lists have to tell of it."""
+
+    serials: tuple[str, ...]
+    providers: tuple[str, ...]
+
+
+class PublishCrlInput(Contract):
+    """Make, or fetch, the newest list of a provider."""
+
+    provider: str
+    operation: str
+
+
+class CertificateRevocationResult(Contract):
+    """What was revoked, and the lists that say so, by provider."""
+
+    serials: tuple[str, ...]
+    crls: dict[str, CrlFacts]
+
+
+class AuthoritySetupInput(Contract):
+    """Have the provider make its authority, or import an operator's own.
+
+    Attributes:
+        key_secret: id of the stored private key.
+        chain: certificates in PEM, the issuing one first, a self-signed one last.
+    """
+
+    key_secret: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    chain: Pem | None = None
+    requester: str = ""
+
+    @model_validator(mode="after")
+    def _key_and_chain(self) -> "AuthoritySetupInput":
+        if (self.key_secret is None) != (self.chain is None):
+            raise PydanticCustomError("key_and_chain", "key_secret and chain go together")
+        return self
+
+
+class SetUpAuthorityInput(AuthoritySetupInput):
+    """The same as a step of an operation."""
+
+    operation: str
+
+
+class AuthorityUpkeepInput(Contract):
+    """One round of the schedule."""
+
+
+class UpkeepPlan(Contract):
+    """What a round finds.
+
+    Attributes:
+        every_s: between two rounds.
+        due: providers whose list has to be made or fetched anew.
+    """
+
+    every_s: Annotated[int, Field(ge=1)]
+    due: tuple[str, ...]
+
+
+class AuthorityUpkeepResult(Contract):
+    """The lists that were made or fetched, by provider."""
+
+    crls: dict[str, CrlFacts]

@@ -1,0 +1,249 @@
+"""Certificates that were issued, and what the inventory knows of hosts that belongs into them."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement
+from sqlmodel import col, select
+
+from contracts.certificates import (
+    Certificate,
+    CertificateRole,
+    CertificateState,
+    RevocationReason,
+)
+from contracts.errors import Conflict, NotFound, Unavailable
+from inventory.authorities import newest_authority
+from inventory.database import Database
+from inventory.events import add_event
+from inventory.models import CertificateRow, HostRow, now
+from inventory.upsert import insert_if_absent
+
+
+@dataclass(frozen=True)
+class NewCertificate:
+    """What is stored of a certificate.
+
+    Attributes:
+        request: of the step that asked for it.
+        dropped: what its signing request asked for beyond what it got.
+    """
+
+    request: str
+    provider: str
+    generation: int
+    serial: str
+    host: str | None
+    role: CertificateRole
+    subject: str
+    dns_names: tuple[str, ...]
+    ip_addresses: tuple[str, ...]
+    key_sha256: str
+    not_before: datetime
+    not_after: datetime
+    issued_by: str
+    pem: str
+    dropped: tuple[str, ...] = ()
+
+
+class Certificates:
+    """Records, lists and revokes them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, new: NewCertificate, *, actor: str) -> Certificate:
+        """Store it, with its event; if the same step has stored one before, that one counts.
+
+        Raises Unavailable if the provider has got another authority meanwhile: nobody was given
+        the certificate, and a new one is issued by the new authority.
+        """
+        async with self._database.writing() as session:
+            authority = await newest_authority(session, new.provider, lock=True)
+            if authority is None or authority.generation != new.generation:
+                raise Unavailable(f"The CA of {new.provider} has just been replaced.")
+            row = CertificateRow(
+                request=new.request,
+                provider=new.provider,
+                generation=new.generation,
+                serial=new.serial,
+                host=new.host,
+                role=new.role,
+                subject=new.subject,
+                dns_names=list(new.dns_names),
+                ip_addresses=list(new.ip_addresses),
+                key_sha256=new.key_sha256,
+                not_before=new.not_before,
+                not_after=new.not_after,
+                issued_by=new.issued_by,
+                pem=new.pem,
+            )
+            if await insert_if_absent(session, row):
+                subject, names = event_subject(new.host), (*new.dns_names, *new.ip_addresses)
+                add_event(
+                    session,
+                    "certificate.issued",
+                    subject,
+                    f"{new.role} certificate {new.serial} for {', '.join(names) or new.subject}, "
+                    f"until {new.not_after:%Y-%m-%d %H:%M} UTC",
+                    operation=new.issued_by,
+                    actor=actor,
+                )
+                if new.dropped:
+                    add_event(
+                        session,
+                        "certificate.names_dropped",
+                        subject,
+                        f"asked for beyond the inventory and left out: {', '.join(new.dropped)}",
+                        operation=new.issued_by,
+                        actor=actor,
+                    )
+            there = await session.get(CertificateRow, new.request)
+        if there is None:
+            raise Conflict(f"{new.provider} has issued another certificate of serial {new.serial}.")
+        return _certificate(there)
+
+    async def find_request(self, request: str) -> Certificate | None:
+        """What the step has stored before, or None."""
+        async with self._database.reading() as session:
+            row = await session.get(CertificateRow, request)
+        return _certificate(row) if row is not None else None
+
+    async def get(self, serial: str) -> Certificate:
+        """Raises NotFound; Conflict if two authorities have given the same serial."""
+        found = await self._select(col(CertificateRow.serial) == serial)
+        if not found:
+            raise NotFound(
+                f"No certificate with the serial {serial} was issued.",
+                remedy="See `hostler cert list` for those that were.",
+            )
+        if len(found) > 1:
+            raise Conflict(
+                f"{len(found)} certificates of different CAs have the serial {serial}.",
+                remedy=f"Name the host: {', '.join(sorted({one.host or '-' for one in found}))}.",
+            )
+        return found[0]
+
+    async def list(
+        self,
+        *,
+        host: str | None = None,
+        state: CertificateState | None = None,
+        expires_before: datetime | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[Certificate]:
+        """Those that match all that is given, by serial: at most `limit`, behind `after`."""
+        conditions = _in_state(state) if state is not None else []
+        if host is not None:
+            conditions.append(col(CertificateRow.host) == host)
+        if expires_before is not None:
+            conditions.append(col(CertificateRow.not_after) < expires_before)
+        if after is not None:
+            conditions.append(col(CertificateRow.serial) > after)
+        return [*await self._select(*conditions, limit=limit)]
+
+    async def revoke(
+        self,
+        certificate: Certificate,
+        reason: RevocationReason,
+        *,
+        operation: str,
+        actor: str,
+    ) -> None:
+        """Write that it is revoked; no effect if it is. Raises NotFound."""
+        async with self._database.writing() as session:
+            query = select(CertificateRow).where(
+                col(CertificateRow.provider) == certificate.provider,
+                col(CertificateRow.generation) == certificate.generation,
+                col(CertificateRow.serial) == certificate.serial,
+            )
+            row = (await session.exec(query.with_for_update())).first()
+            if row is None:
+                raise NotFound(f"There is no certificate {certificate.serial}.")
+            if row.revoked_at is not None:
+                return
+            row.revoked_at, row.revocation_reason = now(), reason
+            session.add(row)
+            add_event(
+                session,
+                "certificate.revoked",
+                event_subject(row.host),
+                f"{row.role} certificate {row.serial}: {reason}",
+                operation=operation,
+                actor=actor,
+            )
+
+    async def is_compromised(self, key_sha256: str) -> bool:
+        """Whether a certificate of that key was revoked because others may have the key."""
+        found = await self._select(
+            col(CertificateRow.key_sha256) == key_sha256,
+            col(CertificateRow.revocation_reason) == RevocationReason.KEY_COMPROMISE,
+            limit=1,
+        )
+        return bool(found)
+
+    async def owners(self, addresses: Collection[str]) -> dict[str, str]:
+        """By address, the host that is reached there; addresses of no host are left out."""
+        query = select(HostRow.address, HostRow.name).where(col(HostRow.address).in_(addresses))
+        async with self._database.reading() as session:
+            return {row[0]: row[1] for row in await session.exec(query)}
+
+    async def cluster_id(self, host: str) -> int:
+        """The id of the host's cluster, which stays when that gets another name. Raises
+        NotFound."""
+        query = select(HostRow.cluster_id).where(col(HostRow.name) == host)
+        async with self._database.reading() as session:
+            found = (await session.exec(query)).first()
+        if found is None:
+            raise NotFound(f"There is no host {host!r}.")
+        return found
+
+    async def _select(
+        self, *conditions: ColumnElement[bool], limit: int | None = None
+    ) -> Sequence[Certificate]:
+        query = (
+            select(CertificateRow)
+            .where(*conditions)
+            .order_by(col(CertificateRow.serial), col(CertificateRow.request))
+            .limit(limit)
+        )
+        async with self._database.reading() as session:
+            return [_certificate(row) for row in await session.exec(query)]
+
+
+def event_subject(host: str | None) -> str:
+    """Of what concerns a certificate: its host, or Hostler itself."""
+    return f"host/{host}" if host is not None else "ca/controller"
+
+
+def _in_state(state: CertificateState) -> list[ColumnElement[bool]]:
+    revoked = col(CertificateRow.revoked_at).is_not(None)
+    expired = col(CertificateRow.not_after) < now()
+    if state is CertificateState.REVOKED:
+        return [revoked]
+    return [~revoked, expired if state is CertificateState.EXPIRED else ~expired]
+
+
+def _certificate(row: CertificateRow) -> Certificate:
+    return Certificate(
+        serial=row.serial,
+        provider=row.provider,
+        generation=row.generation,
+        host=row.host,
+        role=CertificateRole(row.role),
+        subject=row.subject,
+        dns_names=tuple(row.dns_names),
+        ip_addresses=tuple(row.ip_addresses),
+        key_sha256=row.key_sha256,
+        not_before=row.not_before,
+        not_after=row.not_after,
+        issued_at=row.issued_at,
+        issued_by=row.issued_by,
+        revoked_at=row.revoked_at,
+        revocation_reason=(
+            RevocationReason(row.revocation_reason) if row.revocation_reason else None
+        ),
+        pem=row.pem,
+    )
