@@ -1,10 +1,12 @@
 """The provider that the settings choose, and where those with a key of their own keep it."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from activities.execution import surprises_of
 from contracts.certificates import Authority, AuthorityOrigin
-from contracts.errors import Failed, HostlerError
+from contracts.errors import Failed, HostlerError, Unavailable
 from contracts.settings import CA_PROVIDER, ResolvedSettings
 from drivers.authorities.protocols import (
     CertificateAuthority,
@@ -15,7 +17,7 @@ from drivers.authorities.protocols import (
     RevokedSerial,
     StoredAuthority,
 )
-from drivers.authorities.x509 import read_certificate
+from drivers.authorities.x509 import read_certificate, require_anchored, split_chain
 from inventory import Inventory
 from inventory.authorities import KeyedAuthority, NewAuthority
 
@@ -29,6 +31,10 @@ class Provider:
     name: str
     ca: CertificateAuthority
     settings: ResolvedSettings
+
+    def surprises(self) -> AbstractContextManager[None]:
+        """Around its calls: it may be anybody's package."""
+        return surprises_of(f"The CA provider {self.name}")
 
 
 class Directory:
@@ -49,17 +55,28 @@ class Directory:
         return self._provider(name, await self._inventory.settings.resolve(), operation)
 
     async def authority(self, provider: Provider, operation: str) -> Authority:
-        """What it issues with now: made if need be, and noted if it has changed."""
-        chain = await provider.ca.chain()
+        """What it issues with now: made if need be, and noted if it has changed. Raises Unavailable
+        if another process has noted something else meanwhile."""
         known = await self._inventory.authorities.find(provider.name)
-        if known is None or known.authority.chain != chain:
-            known = await self._inventory.authorities.add(
-                _new(provider.name, chain, AuthorityOrigin.EXTERNAL, None),
-                after=known.authority.generation if known is not None else 0,
-                unused=False,
-                operation=operation,
-            )
-        return known.authority
+        with provider.surprises():
+            given = await provider.ca.chain()
+            chain = split_chain("".join(given))
+            require_anchored(chain)
+        stored = await self._inventory.authorities.find(provider.name)
+        # One with a key has stored what it is by itself, maybe something newer since.
+        if stored is not None and (
+            stored.key_secret_id is not None or stored.authority.chain == chain
+        ):
+            return stored.authority
+        noted = await self._inventory.authorities.add(
+            _new(provider.name, chain, AuthorityOrigin.EXTERNAL, None),
+            after=known.authority.generation if known is not None else 0,
+            unused=False,
+            operation=operation,
+        )
+        if noted.authority.chain != chain:
+            raise Unavailable(f"The CA of {provider.name} has just been replaced.")
+        return noted.authority
 
     def _provider(self, name: str, settings: ResolvedSettings, operation: str) -> Provider:
         store = InventoryStore(self._inventory, name, operation)
@@ -75,9 +92,9 @@ class InventoryStore:
         self._provider = provider
         self._operation = operation
 
-    async def find(self) -> StoredAuthority | None:
-        """The newest, with its key decrypted."""
-        found = await self._inventory.authorities.find(self._provider)
+    async def find(self, issuer: str | None = None) -> StoredAuthority | None:
+        """The newest, or that of this issuing certificate, with its key decrypted."""
+        found = await self._inventory.authorities.find(self._provider, issuer)
         return await self._read(found) if found is not None else None
 
     async def add(

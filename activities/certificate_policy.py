@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from contracts.certificates import CertificateNames, CertificateRole
+from contracts.errors import Conflict
 from contracts.hosts import Host
 from contracts.settings import Network
 from drivers.authorities.x509 import EXTENDED_KEY_USAGES, ORGANIZATION, CsrFacts
@@ -18,30 +19,41 @@ _MAX_CHARS = 200
 _DNS_NAME = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?", re.I)
 
 
+def migration_addresses(host: Host, network: Network | None) -> tuple[str, ...]:
+    """What a host reports to have in the network of migrations; with None, these go to the address
+    that Hostler reaches it by."""
+    if network is None or host.facts is None:
+        return ()
+    found = (ip_address(address) for address in host.facts.addresses)
+    return tuple(dict.fromkeys(str(address) for address in found if address in network))
+
+
 def names_of(
-    host: Host, cluster_id: int, network: Network | None, owners: Mapping[str, str]
+    host: Host, unit: str, network: Network | None, claims: Mapping[str, str]
 ) -> CertificateNames:
     """What the inventory says of a host.
 
     Args:
-        network: that of migrations; None: they go to the address that Hostler reaches it by.
-        owners: by address, the host that Hostler reaches there.
+        claims: by address, another host that is reached there, or reports to have it, too.
 
-    A host reports its addresses itself: one where Hostler reaches another host is not believed.
+    A host reports its addresses itself, and may lie: one that others have, too, gets into nobody's
+    certificate. Raises Conflict if no address is left for migrations.
     """
-    reported = host.facts.addresses if host.facts is not None else ()
-    addresses = [host.address]
-    if network is not None:
-        addresses += [
-            address
-            for address in reported
-            if ip_address(address) in network and owners.get(address, host.name) == host.name
-        ]
+    reported = migration_addresses(host, network)
+    control = str(ip_address(host.address))
+    addresses = (control, *(one for one in reported if one not in claims))
+    if network is not None and not any(ip_address(one) in network for one in addresses):
+        shared = [f"{one}, which {claims[one]} has, too" for one in reported if one != control]
+        raise Conflict(
+            f"{host.name} has no address of its own in migration.network ({network}): "
+            f"{'; '.join(shared) or 'it reports none there'}.",
+            remedy=f"Give it one, then `hostler host check {host.name}`.",
+        )
     return CertificateNames(
         common_name=host.name,
-        unit=f"cluster-id-{cluster_id}",
+        unit=unit,
         dns_names=(host.name,) if _is_dns_name(host.name) else (),
-        ip_addresses=tuple(dict.fromkeys(str(ip_address(address)) for address in addresses)),
+        ip_addresses=tuple(dict.fromkeys(addresses)),
     )
 
 

@@ -1,5 +1,6 @@
 """Who asks, and whether they may."""
 
+import re
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -14,7 +15,7 @@ from inventory import Inventory
 
 _PROTECTED = "/v1"
 # What is asked for by programs that check certificates, without a token.
-_PUBLIC = frozenset({"/v1/ca/chain", "/v1/ca/crl"})
+_PUBLIC = re.compile(r"/v1/ca/(chain|crl|[^/]+/[^/]+/crl)")
 
 _BEARER = HTTPBearer(
     auto_error=False,
@@ -58,7 +59,7 @@ class Authentication:
 
 
 def _is_protected(path: str) -> bool:
-    return path.startswith(_PROTECTED) and path not in _PUBLIC
+    return path.startswith(_PROTECTED) and _PUBLIC.fullmatch(path) is None
 
 
 def require_role(principal: Principal, role: Role) -> None:

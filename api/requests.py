@@ -21,8 +21,9 @@ from contracts.base import Contract, Name, Reason, VmName
 from contracts.certificates import (
     Certificate,
     CertificateRole,
+    CertificatesPem,
     CertificateState,
-    Pem,
+    RequestPem,
     RevocationReason,
     Serial,
     check_host_of_role,
@@ -466,7 +467,9 @@ class RoundsQuery(Contract):
 class CertificateRequest(Contract):
     """CertificateSigningInput, but for who asks."""
 
-    csr: Pem
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    csr: RequestPem
     host: Name | None = None
     role: CertificateRole = CertificateRole.HOST
 
@@ -512,7 +515,7 @@ class AuthorityRequest(Contract):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     private_key: PrivateKey | None = None
-    chain: Pem | None = None
+    chain: CertificatesPem | None = None
 
     @model_validator(mode="after")
     def _both_or_none(self) -> "AuthorityRequest":

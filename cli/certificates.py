@@ -1,15 +1,18 @@
 """`hostler cert` and `hostler ca`: certificates, and the authority that issues them."""
 
+import os
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 
 from cli.arguments import JsonOption, check_optional_name
 from cli.client import Api, connect
-from cli.credentials import read_file
+from cli.credentials import check_file, read_file
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.certificates import (
@@ -18,7 +21,9 @@ from contracts.certificates import (
     CertificateRevocationResult,
     CertificateRole,
     CertificateSigningResult,
+    CertificatesPem,
     CertificateState,
+    RequestPem,
     RevocationReason,
 )
 from contracts.errors import Failed, InvalidInput, Unavailable
@@ -26,6 +31,9 @@ from contracts.operations import Operation
 
 # A worker that is there takes an operation up at once.
 _NO_WORKER_S = 15.0
+
+_REQUEST: TypeAdapter[str] = TypeAdapter(RequestPem)
+_CHAIN: TypeAdapter[str] = TypeAdapter(CertificatesPem)
 
 SerialArgument = Annotated[
     str, typer.Argument(metavar="SERIAL", help="Its serial number, hexadecimal.")
@@ -137,7 +145,8 @@ def sign(
     """
     if (role is CertificateRole.CONTROLLER) == (host is not None):
         raise InvalidInput("Every role needs a HOST, but controller, which takes none.")
-    body = {"host": host, "role": role.value, "csr": read_file("--csr-file", csr_file)}
+    csr = check_file("--csr-file", _REQUEST, read_file("--csr-file", csr_file))
+    body = {"host": host, "role": role.value, "csr": csr}
     with connect() as api:
         started = api.read(Operation, api.post("certificates", body=body))
         result = api.read(CertificateSigningResult, _wait(api, started))
@@ -202,10 +211,13 @@ def import_authority(
         ),
     ],
 ) -> None:
-    """Issue with your own CA, which may be an intermediate one, from now on."""
+    """Issue with your own CA, which may be an intermediate one, from now on.
+
+    It has to be Hostler's alone: lists of what it has revoked elsewhere are not continued.
+    """
     body = {
+        "chain": check_file("--chain-file", _CHAIN, read_file("--chain-file", chain_file)),
         "private_key": read_file("--key-file", key_file),
-        "chain": read_file("--chain-file", chain_file),
     }
     with connect() as api:
         started = api.read(Operation, api.post("ca", body=body))
@@ -219,7 +231,7 @@ def chain(out: OutOption = None) -> None:
 
 
 def crl(out: OutOption = None) -> None:
-    """Print the CA's newest revocation list in PEM."""
+    """Print the newest revocation lists in PEM: those of all CAs whose certificates are in use."""
     with connect() as api:
         _put(api.text("ca", "crl", format="pem"), out)
 
@@ -270,7 +282,15 @@ def _put(text: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text, nl=False)
         return
+    # libvirtd does not start with half a file.
+    new = out.with_name(f".{out.name}.new")
     try:
-        out.write_text(text, encoding="ascii")
+        with new.open("w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(out)
     except OSError as error:
+        with suppress(OSError):
+            new.unlink()
         raise InvalidInput(f"{out} can't be written: {error.strerror}.") from error

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from contracts.errors import InvalidInput
+from contracts.validation import say_error
 
 PasswordFileOption = Annotated[
     str | None,
@@ -42,3 +44,11 @@ def read_file(option: str, name: str) -> str:
     if not text.strip():
         raise InvalidInput(f"{option} {name} is empty.")
     return text
+
+
+def check_file(option: str, adapter: TypeAdapter[str], text: str) -> str:
+    """What is sent of the text that was read for the option. Raises InvalidInput."""
+    try:
+        return adapter.validate_python(text)
+    except ValidationError as error:
+        raise InvalidInput(f"{option}: {say_error(error.errors()[0])}.") from None

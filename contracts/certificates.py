@@ -1,20 +1,65 @@
 """Certificates and the authorities that issue them: X.509 as RFC 5280 has it."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name
+from contracts.errors import Conflict
 
 MAX_PEM_CHARS = 65_536
 
 AUTHORITY_UPKEEP = "AuthorityUpkeep"
 AUTHORITY_UPKEEP_SCHEDULE = "ca-upkeep"
 
-Pem = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PEM_CHARS)]
+_BLOCK = "-----BEGIN {0}-----[A-Za-z0-9+/=\\s]+-----END {0}-----"
+_CERTIFICATE = re.compile(_BLOCK.format("CERTIFICATE"))
+_REQUEST = re.compile(_BLOCK.format("(?:NEW )?CERTIFICATE REQUEST"))
+
+
+def certificates_in(text: str) -> list[str]:
+    """The certificates of a text in PEM, each by itself."""
+    return [f"{found}\n" for found in _CERTIFICATE.findall(text)]
+
+
+def _only_certificates(text: str) -> str:
+    _refuse_keys(text, "the key of a CA belongs into private_key (`--key-file`)")
+    found = certificates_in(text)
+    if not found:
+        raise PydanticCustomError("no_certificate", "there is no certificate in PEM")
+    return "".join(found)
+
+
+def _only_request(text: str) -> str:
+    _refuse_keys(text, "the key of a host stays there")
+    found = _REQUEST.findall(text)
+    if len(found) != 1:
+        raise PydanticCustomError(
+            "one_request",
+            "there must be one signing request (PKCS #10 in PEM), which `openssl req -new` makes; "
+            "found {count}",
+            {"count": len(found)},
+        )
+    return f"{found[0]}\n"
+
+
+def _refuse_keys(text: str, remedy: str) -> None:
+    """What gets into an operation stays in its history for all to read."""
+    if "PRIVATE KEY" in text:
+        raise PydanticCustomError(
+            "private_key", "has a private key, which is not kept: {remedy}", {"remedy": remedy}
+        )
+
+
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PEM_CHARS)]
+CertificatesPem = Annotated[_Text, AfterValidator(_only_certificates)]
+"""Certificates in PEM; all else in the text is left out, and a private key refused."""
+RequestPem = Annotated[_Text, AfterValidator(_only_request)]
+"""One signing request (PKCS #10 in PEM); all else is left out, and a private key refused."""
 
 
 def _hexadecimal(value: object) -> object:
@@ -83,7 +128,8 @@ class CertificateNames(Contract):
 
     Attributes:
         common_name: the host's name, or Hostler's own.
-        unit: `cluster-id-7`, by the id of its row, which stays when the cluster gets another name.
+        unit: `cluster-5f1c...`, a random id that the cluster keeps when it gets another name, and
+            that no later one gets.
         dns_names: the host's name, if it is one that DNS allows.
         ip_addresses: those that Hostler and migrations go to.
     """
@@ -130,6 +176,20 @@ class Certificate(Contract):
         return CertificateState.EXPIRED if self.not_after < at else CertificateState.VALID
 
 
+def check_reason(certificate: Certificate, reason: RevocationReason) -> None:
+    """Raises Conflict if it is revoked for another reason, unless others turn out to have its
+    key."""
+    first = certificate.revocation_reason
+    if first not in (None, reason) and reason not in (
+        RevocationReason.UNSPECIFIED,
+        RevocationReason.KEY_COMPROMISE,
+    ):
+        raise Conflict(
+            f"The certificate {certificate.serial} is revoked already: {first}.",
+            remedy=f"Only {RevocationReason.KEY_COMPROMISE} takes the place of another reason.",
+        )
+
+
 class CrlFacts(Contract):
     """A certificate revocation list; `revoked` is the number of its entries."""
 
@@ -169,14 +229,14 @@ def check_host_of_role(role: CertificateRole, host: str | None) -> None:
 
 
 class CertificateSigningInput(Contract):
-    """Sign an operator's signing request (PKCS #10 in PEM) for a host of the inventory.
+    """Sign an operator's signing request for a host of the inventory.
 
     Attributes:
         host: whom it is for; none with the role `controller`.
         requester: who asks, as the audit trail names them.
     """
 
-    csr: Pem
+    csr: RequestPem
     host: Name | None = None
     role: CertificateRole = CertificateRole.HOST
     requester: str = ""
@@ -223,27 +283,36 @@ class CertificateRevocationInput(Contract):
 
 
 class RevokeCertificatesInput(CertificateRevocationInput):
-    """The same as a step of an operation."""
+    """The same as a step of an operation; `provider`: only what that one has issued."""
 
     operation: str
+    provider: str | None = None
 
 
-class RevokedCertificates(Contract):
-    """What is revoked now, whether it was before or not, and whose lists have to tell of it."""
+class CertificateIssuers(Contract):
+    """Providers that have issued what is to be revoked."""
 
-    serials: tuple[str, ...]
     providers: tuple[str, ...]
 
 
+class RevokedCertificates(Contract):
+    """What is revoked now, whether it was before or not, and which of the provider's authorities
+    (generations) have to tell of it."""
+
+    serials: tuple[str, ...]
+    generations: tuple[int, ...]
+
+
 class PublishCrlInput(Contract):
-    """Make, or fetch, the newest list of a provider."""
+    """Make, or fetch, the newest list of one of a provider's authorities."""
 
     provider: str
+    generation: Annotated[int, Field(ge=1)]
     operation: str
 
 
 class CertificateRevocationResult(Contract):
-    """What was revoked, and the lists that say so, by provider."""
+    """What was revoked, and the lists that say so, by authority ("root/1")."""
 
     serials: tuple[str, ...]
     crls: dict[str, CrlFacts]
@@ -258,7 +327,7 @@ class AuthoritySetupInput(Contract):
     """
 
     key_secret: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    chain: Pem | None = None
+    chain: CertificatesPem | None = None
     requester: str = ""
 
     @model_validator(mode="after")
@@ -278,19 +347,25 @@ class AuthorityUpkeepInput(Contract):
     """One round of the schedule."""
 
 
+class PlanUpkeepInput(Contract):
+    """A round's first step."""
+
+    operation: str
+
+
 class UpkeepPlan(Contract):
     """What a round finds.
 
     Attributes:
         every_s: between two rounds.
-        due: providers whose list has to be made or fetched anew.
+        due: for each list that has to be made or fetched anew, how.
     """
 
     every_s: Annotated[int, Field(ge=1)]
-    due: tuple[str, ...]
+    due: tuple[PublishCrlInput, ...]
 
 
 class AuthorityUpkeepResult(Contract):
-    """The lists that were made or fetched, by provider."""
+    """The lists that were made or fetched, by authority ("root/1")."""
 
     crls: dict[str, CrlFacts]

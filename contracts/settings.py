@@ -72,7 +72,7 @@ DistinguishedName = Annotated[
 Url = Annotated[
     str,
     StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2048),
-    Field(examples=["http://ca.example.net:8480"]),
+    Field(examples=["http://ca.example.net:8480/v1/ca"]),
 ]
 PluginName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)
@@ -529,7 +529,7 @@ CA_SIGNATURE_ALGORITHM = Setting[str | None](
     ]
     | None,
     None,
-    "How the root CA signs; none: with SHA256, by the kind of key that it has.",
+    "Hash by which the root CA signs, none being SHA256; the kind of signature is its key's.",
     scopes=_ONLY_GLOBAL,
 )
 CA_VALIDITY = Setting[int](
@@ -561,14 +561,14 @@ CA_CRL_URL = Setting[Url | None](
     Url | None,
     None,
     "Where new certificates of the root CA say that its revocation list is: a URL that leads to "
-    "/v1/ca/crl of the API; none: they do not say.",
+    "/v1/ca of the API, to which root/GENERATION/crl is added; none: they do not say.",
     scopes=_ONLY_GLOBAL,
 )
 CA_TASK_DELAY = Setting[int](
     "ca.framework.background.task.delay",
-    Annotated[int, Field(ge=10, le=86_400), BeforeValidator(_no_boolean)],
+    Annotated[int, Field(ge=10, le=43_200), BeforeValidator(_no_boolean)],
     3_600,
-    "Between two rounds that look after the CA: whether its revocation list has to be made anew.",
+    "Between two rounds that look after the CAs: whose revocation lists have to be made anew.",
     "s",
     scopes=_ONLY_GLOBAL,
 )

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from sqlmodel import col, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
 from contracts.certificates import Authority, AuthorityOrigin, CrlFacts, RevocationReason
 from contracts.errors import Conflict, NotFound
@@ -71,14 +72,22 @@ class Authorities:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def find(self, provider: str) -> KeyedAuthority | None:
-        """The one by which the provider issues, or None."""
+    async def find(self, provider: str, issuer: str | None = None) -> KeyedAuthority | None:
+        """The one by which the provider issues, or the newest of that issuing certificate (PEM);
+        None if there is none."""
         async with self._database.reading() as session:
-            row = await newest_authority(session, provider)
+            if issuer is None:
+                row = await newest_authority(session, provider)
+            else:
+                rows = await session.exec(_of(provider))
+                row = next((one for one in rows if one.chain[0] == issuer), None)
         return _keyed(row) if row is not None else None
 
-    async def get(self, provider: str) -> Authority:
-        """The same without the key. Raises NotFound."""
+    async def get(self, provider: str, generation: int | None = None) -> Authority:
+        """The one by which it issues, or that generation, without the key. Raises NotFound."""
+        if generation is not None:
+            async with self._database.reading() as session:
+                return _authority(await _row(session, provider, generation))
         found = await self.find(provider)
         if found is None:
             raise NotFound(
@@ -88,13 +97,26 @@ class Authorities:
             )
         return found.authority
 
-    async def chain(self, provider: str, generation: int) -> tuple[str, ...]:
-        """That of one generation, also of one that issues no more. Raises NotFound."""
+    async def live(self) -> list[Authority]:
+        """Whose revocation lists are needed, by provider and generation: those that issue, and
+        those that have issued what is not expired."""
+        unexpired = select(CertificateRow.provider, CertificateRow.generation).where(
+            col(CertificateRow.not_after) > now()
+        )
+        newest = select(
+            CertificateAuthorityRow.provider, func.max(CertificateAuthorityRow.generation)
+        ).group_by(col(CertificateAuthorityRow.provider))
         async with self._database.reading() as session:
-            row = await session.get(CertificateAuthorityRow, (provider, generation))
-        if row is None:
-            raise NotFound(f"The provider {provider!r} has no CA of generation {generation}.")
-        return tuple(row.chain)
+            needed = {
+                *(await session.exec(unexpired.distinct())),
+                *(await session.exec(newest)),
+            }
+            rows = await session.exec(
+                select(CertificateAuthorityRow).order_by(
+                    col(CertificateAuthorityRow.provider), col(CertificateAuthorityRow.generation)
+                )
+            )
+            return [_authority(row) for row in rows if (row.provider, row.generation) in needed]
 
     async def add(
         self, new: NewAuthority, *, after: int, unused: bool, operation: str
@@ -102,12 +124,18 @@ class Authorities:
         """Store it as the generation that follows `after` (0: as the first one).
 
         If that generation is there already, another process was first: the result is what is
-        there. `unused`: no certificate may have been issued by its predecessor; raises Conflict.
+        there. `unused`: no certificate may have been issued by its predecessor; raises Conflict,
+        also if Hostler has the key of the predecessor and not of this one.
+
+        Numbers of revocation lists go on from its predecessor's: the issuer may be the same.
         """
         async with self._database.writing() as session:
             predecessor = await newest_authority(session, new.provider, lock=True)
-            if unused and predecessor is not None and predecessor.generation == after:
-                await _require_unused(session, predecessor)
+            if predecessor is not None and predecessor.generation == after:
+                if predecessor.key_secret_id is not None and new.key_secret_id is None:
+                    raise Conflict(f"The CA {predecessor.subject} can't be replaced without a key.")
+                if unused:
+                    await _require_unused(session, predecessor)
             row = CertificateAuthorityRow(
                 provider=new.provider,
                 generation=after + 1,
@@ -118,6 +146,7 @@ class Authorities:
                 not_after=new.not_after,
                 chain=list(new.chain),
                 key_secret_id=new.key_secret_id,
+                crl_counter=predecessor.crl_counter if predecessor is not None else 0,
             )
             if await insert_if_absent(session, row):
                 add_event(
@@ -178,14 +207,35 @@ class Authorities:
                 ),
             )
 
-    async def store_crl(self, provider: str, crl: NewCrl, *, operation: str) -> CrlFacts:
-        """Keep it, unless a newer one is kept; the facts of the one that is. Raises NotFound."""
+    async def store_crl(
+        self, provider: str, generation: int, crl: NewCrl, *, operation: str
+    ) -> CrlFacts:
+        """Keep it, unless a newer one is kept; the facts of the one that is. Raises NotFound.
+
+        Hostler's own lists are in the order of their numbers: clocks of workers differ. An external
+        CA that was restored from a backup starts again from a lower one, which must not be the end
+        of its revocations: there, time counts.
+        """
         async with self._database.writing() as session:
-            row = await newest_authority(session, provider, lock=True)
-            if row is None:
-                raise NotFound(f"The provider {provider!r} has no certificate authority.")
+            row = await _row(session, provider, generation, lock=True)
             kept = _crl(row)
-            if kept is None or int(crl.number) > kept.number:
+            if kept is None:
+                newer = True
+            elif row.key_secret_id is None:
+                newer = (crl.this_update, int(crl.number)) > (kept.this_update, kept.number)
+            else:
+                newer = int(crl.number) > kept.number
+            if kept is not None and newer and int(crl.number) < kept.number:
+                add_event(
+                    session,
+                    "ca.crl_number_went_back",
+                    f"ca/{provider}",
+                    f"from {kept.number} to {crl.number}: was the CA restored from a backup? What "
+                    "it revoked or signed since is not known there",
+                    operation=operation,
+                    actor=operation,
+                )
+            if newer:
                 row.crl, row.crl_number, row.crl_entries = crl.der, crl.number, crl.entries
                 row.crl_this_update, row.crl_next_update = crl.this_update, crl.next_update
                 session.add(row)
@@ -193,7 +243,7 @@ class Authorities:
                     session,
                     "ca.crl",
                     f"ca/{provider}",
-                    f"number {crl.number}, {crl.entries} revoked, "
+                    f"generation {generation}: number {crl.number}, {crl.entries} revoked, "
                     f"until {crl.next_update:%Y-%m-%d %H:%M} UTC",
                     operation=operation,
                     actor=operation,
@@ -203,34 +253,43 @@ class Authorities:
             raise AssertionError("a list that was stored is not there")
         return kept
 
-    async def crl(self, provider: str) -> bytes:
-        """The newest list, in DER. Raises NotFound."""
+    async def crl(self, provider: str, generation: int) -> bytes:
+        """The newest list of that authority, in DER. Raises NotFound."""
         async with self._database.reading() as session:
-            row = await newest_authority(session, provider)
-        if row is None or row.crl is None:
+            row = await _row(session, provider, generation)
+        if row.crl is None:
             raise NotFound(
-                f"The provider {provider!r} has no revocation list yet.",
+                f"Generation {generation} of {provider!r} has no revocation list yet.",
                 remedy="It is made with the CA, and at each revocation.",
             )
         return row.crl
 
-    async def providers(self) -> list[str]:
-        """Those that have an authority."""
-        query = select(CertificateAuthorityRow.provider).distinct()
-        async with self._database.reading() as session:
-            return sorted(await session.exec(query))
+
+def _of(provider: str) -> SelectOfScalar[CertificateAuthorityRow]:
+    """The newest first."""
+    return (
+        select(CertificateAuthorityRow)
+        .where(col(CertificateAuthorityRow.provider) == provider)
+        .order_by(col(CertificateAuthorityRow.generation).desc())
+    )
+
+
+async def _row(
+    session: AsyncSession, provider: str, generation: int, *, lock: bool = False
+) -> CertificateAuthorityRow:
+    row = await session.get(
+        CertificateAuthorityRow, (provider, generation), with_for_update=lock or None
+    )
+    if row is None:
+        raise NotFound(f"The provider {provider!r} has no CA of generation {generation}.")
+    return row
 
 
 async def newest_authority(
     session: AsyncSession, provider: str, *, lock: bool = False
 ) -> CertificateAuthorityRow | None:
     """The row by which the provider issues; `lock`: nobody adds a newer one meanwhile."""
-    query = (
-        select(CertificateAuthorityRow)
-        .where(col(CertificateAuthorityRow.provider) == provider)
-        .order_by(col(CertificateAuthorityRow.generation).desc())
-        .limit(1)
-    )
+    query = _of(provider).limit(1)
     if not lock:
         return (await session.exec(query)).first()
     while True:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, String, cast, or_
 from sqlmodel import col, select
 
 from contracts.certificates import (
@@ -12,12 +12,13 @@ from contracts.certificates import (
     CertificateRole,
     CertificateState,
     RevocationReason,
+    check_reason,
 )
 from contracts.errors import Conflict, NotFound, Unavailable
 from inventory.authorities import newest_authority
 from inventory.database import Database
 from inventory.events import add_event
-from inventory.models import CertificateRow, HostRow, now
+from inventory.models import CertificateRow, ClusterRow, HostRow, now
 from inventory.upsert import insert_if_absent
 
 
@@ -27,7 +28,7 @@ class NewCertificate:
 
     Attributes:
         request: of the step that asked for it.
-        dropped: what its signing request asked for beyond what it got.
+        notices: kind and message of events about it.
     """
 
     request: str
@@ -44,7 +45,7 @@ class NewCertificate:
     not_after: datetime
     issued_by: str
     pem: str
-    dropped: tuple[str, ...] = ()
+    notices: tuple[tuple[str, str], ...] = ()
 
 
 class Certificates:
@@ -90,15 +91,8 @@ class Certificates:
                     operation=new.issued_by,
                     actor=actor,
                 )
-                if new.dropped:
-                    add_event(
-                        session,
-                        "certificate.names_dropped",
-                        subject,
-                        f"asked for beyond the inventory and left out: {', '.join(new.dropped)}",
-                        operation=new.issued_by,
-                        actor=actor,
-                    )
+                for kind, message in new.notices:
+                    add_event(session, kind, subject, message, operation=new.issued_by, actor=actor)
             there = await session.get(CertificateRow, new.request)
         if there is None:
             raise Conflict(f"{new.provider} has issued another certificate of serial {new.serial}.")
@@ -124,6 +118,10 @@ class Certificates:
                 remedy=f"Name the host: {', '.join(sorted({one.host or '-' for one in found}))}.",
             )
         return found[0]
+
+    async def of_keys(self, keys: Collection[str]) -> list[Certificate]:
+        """All that were issued for these keys (`key_sha256`)."""
+        return [*await self._select(col(CertificateRow.key_sha256).in_(keys))]
 
     async def list(
         self,
@@ -152,7 +150,8 @@ class Certificates:
         operation: str,
         actor: str,
     ) -> None:
-        """Write that it is revoked; no effect if it is. Raises NotFound."""
+        """Write that it is revoked; no effect if it is, unless others have its key as it turns out.
+        Raises NotFound; Conflict if it is revoked for another reason."""
         async with self._database.writing() as session:
             query = select(CertificateRow).where(
                 col(CertificateRow.provider) == certificate.provider,
@@ -162,9 +161,13 @@ class Certificates:
             row = (await session.exec(query.with_for_update())).first()
             if row is None:
                 raise NotFound(f"There is no certificate {certificate.serial}.")
-            if row.revoked_at is not None:
+            check_reason(_certificate(row), reason)
+            if row.revoked_at is not None and reason in (
+                row.revocation_reason,
+                RevocationReason.UNSPECIFIED,
+            ):
                 return
-            row.revoked_at, row.revocation_reason = now(), reason
+            row.revoked_at, row.revocation_reason = row.revoked_at or now(), reason
             session.add(row)
             add_event(
                 session,
@@ -184,21 +187,52 @@ class Certificates:
         )
         return bool(found)
 
-    async def owners(self, addresses: Collection[str]) -> dict[str, str]:
-        """By address, the host that is reached there; addresses of no host are left out."""
-        query = select(HostRow.address, HostRow.name).where(col(HostRow.address).in_(addresses))
-        async with self._database.reading() as session:
-            return {row[0]: row[1] for row in await session.exec(query)}
+    async def to_list(self, provider: str, generation: int) -> set[str]:
+        """Serials that a revocation list of that authority has to name by now."""
+        found = await self._select(
+            col(CertificateRow.provider) == provider,
+            col(CertificateRow.generation) == generation,
+            col(CertificateRow.revoked_at).is_not(None),
+            col(CertificateRow.not_after) > now(),
+        )
+        return {one.serial for one in found}
 
-    async def cluster_id(self, host: str) -> int:
-        """The id of the host's cluster, which stays when that gets another name. Raises
-        NotFound."""
-        query = select(HostRow.cluster_id).where(col(HostRow.name) == host)
+    async def claims(self, host: str, addresses: Collection[str]) -> dict[str, str]:
+        """By address, another host than `host` that is reached there, or reports to have it.
+
+        Args:
+            addresses: as `ip_address` writes them.
+        """
+        # The database only looks for the text: facts of ten thousand hosts stay where they are.
+        facts = cast(col(HostRow.facts), String)
+        query = select(HostRow).where(
+            col(HostRow.name) != host,
+            or_(
+                col(HostRow.address).in_(addresses),
+                *(facts.contains(f'"{address}"', autoescape=True) for address in addresses),
+            ),
+        )
+        found: dict[str, str] = {}
+        async with self._database.reading() as session:
+            for row in await session.exec(query):
+                reported = (row.facts or {}).get("addresses", ())
+                found |= {
+                    one: row.name for one in addresses if one == row.address or one in reported
+                }
+        return found
+
+    async def unit(self, host: str) -> str:
+        """The organizational unit of the host's cluster. Raises NotFound."""
+        query = (
+            select(ClusterRow.certificate_id)
+            .join(HostRow, col(HostRow.cluster_id) == col(ClusterRow.id))
+            .where(col(HostRow.name) == host)
+        )
         async with self._database.reading() as session:
             found = (await session.exec(query)).first()
         if found is None:
             raise NotFound(f"There is no host {host!r}.")
-        return found
+        return f"cluster-{found}"
 
     async def _select(
         self, *conditions: ColumnElement[bool], limit: int | None = None

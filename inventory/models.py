@@ -1,6 +1,7 @@
 """The tables. Names are unique; ids are for references alone."""
 
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import JSON, DateTime, Dialect, ForeignKeyConstraint, UniqueConstraint
@@ -55,7 +56,8 @@ class PodRow(SQLModel, table=True):
 
 
 class ClusterRow(SQLModel, table=True):
-    """Hosts between which VMs can live-migrate."""
+    """Hosts between which VMs can live-migrate. `certificate_id`: what its hosts' certificates call
+    it; no later cluster gets it, as it may get a name, or on SQLite the id of a row."""
 
     __tablename__ = "cluster"
 
@@ -64,6 +66,7 @@ class ClusterRow(SQLModel, table=True):
     pod_id: int = Field(foreign_key="pod.id", index=True)
     allocation_state: str = AllocationState.DISABLED
     oobm_enabled: bool = True
+    certificate_id: str = Field(default_factory=lambda: token_hex(8))
 
 
 class SecretVersionRow(SQLModel, table=True):

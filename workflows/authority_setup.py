@@ -47,7 +47,11 @@ class AuthoritySetup:
                 await asyncio.shield(self._discard(step))
             crl: CrlFacts = await workflow.execute_activity_method(
                 CertificateActivities.publish_crl,
-                PublishCrlInput(provider=authority.provider, operation=workflow.info().workflow_id),
+                PublishCrlInput(
+                    provider=authority.provider,
+                    generation=authority.generation,
+                    operation=workflow.info().workflow_id,
+                ),
                 summary="Its revocation list",
                 **policies.CA_CALL,
             )

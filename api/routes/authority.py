@@ -6,11 +6,11 @@ import textwrap
 from fastapi import APIRouter, Response, status
 
 from api.authentication import VIEWER, Admin, actor
-from api.dependencies import TheInventory, TheOperations
+from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
 from api.requests import AuthorityRequest, CrlFormat
 from contracts.certificates import Authority, AuthoritySetupInput
-from contracts.errors import HostlerError, Unavailable
+from contracts.errors import HostlerError, NotFound, Unavailable
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.settings import CA_PROVIDER
 from inventory import Inventory
@@ -47,13 +47,34 @@ async def get_chain(inventory: TheInventory) -> Response:
     responses={200: {"content": {"application/pkix-crl": {}, "application/x-pem-file": {}}}},
 )
 async def get_crl(inventory: TheInventory, format: CrlFormat = CrlFormat.DER) -> Response:  # noqa: A002 - the query's name
-    """Its newest revocation list, as a CRL distribution point serves it. Needs no token."""
-    der = await inventory.authorities.crl(await _provider(inventory))
+    """The newest revocation list of what issues now, in DER. In PEM: those of all whose
+    certificates are not expired yet, one after the other, as libvirt and QEMU take them. Needs no
+    token."""
     if format is CrlFormat.DER:
-        return Response(der, media_type="application/pkix-crl")
-    body = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), _PEM_COLUMNS))
-    pem = f"-----BEGIN X509 CRL-----\n{body}\n-----END X509 CRL-----\n"
-    return Response(pem, media_type="application/x-pem-file")
+        authority = await inventory.authorities.get(await _provider(inventory))
+        return await get_crl_of(authority.provider, authority.generation, inventory)
+    lists = [
+        await inventory.authorities.crl(one.provider, one.generation)
+        for one in await inventory.authorities.live()
+        if one.crl is not None
+    ]
+    if not lists:
+        raise NotFound(
+            "There is no revocation list yet.", remedy="`hostler ca create` makes the CA, and one."
+        )
+    return Response("".join(map(_pem, lists)), media_type="application/x-pem-file")
+
+
+@public_router.get(
+    "/{provider}/{generation}/crl",
+    response_class=Response,
+    responses={200: {"content": {"application/pkix-crl": {}}}},
+)
+async def get_crl_of(provider: NameInPath, generation: int, inventory: TheInventory) -> Response:
+    """The newest revocation list of one authority, in DER, as certificates that it has signed name
+    it (`ca.framework.crl.url`). Needs no token."""
+    der = await inventory.authorities.crl(provider, generation)
+    return Response(der, media_type="application/pkix-crl")
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)
@@ -96,3 +117,8 @@ async def set_up_authority(
 
 async def _provider(inventory: Inventory) -> str:
     return (await inventory.settings.resolve())[CA_PROVIDER]
+
+
+def _pem(der: bytes) -> str:
+    body = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), _PEM_COLUMNS))
+    return f"-----BEGIN X509 CRL-----\n{body}\n-----END X509 CRL-----\n"

@@ -18,8 +18,8 @@ from contracts.certificates import (
     Certificate,
     CertificateRevocationInput,
     CertificateSigningInput,
-    CertificateState,
     Serial,
+    check_reason,
 )
 from contracts.errors import NotFound
 from contracts.operations import Operation, OperationKind, workflow_id
@@ -87,7 +87,8 @@ async def revoke_certificate(
     request: RevocationRequest = _NO_REASON,
 ) -> Operation:
     """Start a CertificateRevocation of one certificate."""
-    await inventory.certificates.get(serial)
+    one = await inventory.certificates.get(serial)
+    check_reason(one, request.reason)
     return await _start(
         OperationKind.REVOCATION,
         serial,
@@ -109,11 +110,12 @@ async def revoke_certificates_of_host(
     response: Response,
     request: RevocationRequest = _NO_REASON,
 ) -> Operation:
-    """Start a CertificateRevocation of all valid certificates of a host, which may be removed."""
-    if not await inventory.certificates.list(host=name, state=CertificateState.VALID, limit=1):
+    """Start a CertificateRevocation of all certificates of a host, which may be removed. Of what is
+    revoked already it makes sure that the lists say so."""
+    if not await inventory.certificates.list(host=name, limit=1):
         raise NotFound(
-            f"There is no certificate of {name} that is valid.",
-            remedy=f"See `hostler cert list --host {name}` for those that were issued.",
+            f"No certificate of {name} was issued.",
+            remedy="See `hostler cert list` for those that were.",
         )
     return await _start(
         OperationKind.REVOCATION,

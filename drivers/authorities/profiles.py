@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from contracts.certificates import RevocationReason
-from contracts.errors import Conflict
 from drivers.authorities.protocols import CertificateOrder, CrlOrder
 from drivers.authorities.x509 import EXTENDED_KEY_USAGES, ORGANIZATION, load_csr
 
@@ -50,21 +49,11 @@ def new_key(size: int) -> AuthorityKey:
 
 
 def algorithm_of(key: AuthorityKey, setting: str | None) -> Hash | None:
-    """The hash that `setting` ("SHA256withRSA") means. Raises Conflict if that is of another kind
-    of key."""
+    """The hash of `setting` ("SHA256withRSA"). How it signs with that is the key's: a setting that
+    is of another kind must not keep revocation lists from being made."""
     if isinstance(key, ed25519.Ed25519PrivateKey):
-        kind = "Ed25519"
-    else:
-        kind = "RSA" if isinstance(key, rsa.RSAPrivateKey) else "ECDSA"
-    if setting is None:
-        return None if kind == "Ed25519" else hashes.SHA256()
-    name, _, wanted = setting.partition("with")
-    if wanted != kind:
-        raise Conflict(
-            f"The CA has a key for {kind}, which can't sign with {setting}.",
-            remedy="Unset ca.framework.cert.signature.algorithm, or set it to one of its kind.",
-        )
-    return _HASHES[name]()
+        return None
+    return _HASHES[setting.partition("with")[0]]() if setting is not None else hashes.SHA256()
 
 
 def root_certificate(
@@ -132,12 +121,12 @@ def host_certificate(
 
 def revocation_list(issuer: Issuer, order: CrlOrder, validity: timedelta) -> bytes:
     """A full list, in DER."""
-    begin = _now()
+    now = _now()
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.certificate.subject)
-        .last_update(begin)
-        .next_update(begin + validity)
+        .last_update(now - _BACKDATED)
+        .next_update(now + validity)
         .add_extension(_authority_identifier(issuer.certificate), critical=False)
         .add_extension(x509.CRLNumber(order.number), critical=False)
     )

@@ -67,8 +67,9 @@ class CrlOrder:
 class AuthorityStore(Protocol):
     """Where a provider that has a key of its own keeps it. Every method may raise Unavailable."""
 
-    async def find(self) -> StoredAuthority | None:
-        """The newest, or None. Raises SecretUnreadable."""
+    async def find(self, issuer: str | None = None) -> StoredAuthority | None:
+        """The newest, or the one of this issuing certificate (PEM); None if there is none. Raises
+        SecretUnreadable."""
 
     async def add(
         self, chain: tuple[str, ...], key: str, origin: AuthorityOrigin, *, after: int
@@ -95,8 +96,9 @@ class CertificateAuthority(Protocol):
     async def revoke(self, serial: str, reason: RevocationReason) -> None:
         """Take it back; no effect if it is revoked. The inventory is told afterwards."""
 
-    async def crl(self) -> bytes:
-        """The newest revocation list (DER), signed by the first of the chain."""
+    async def crl(self, issuer: str) -> bytes:
+        """The newest revocation list (DER) of an issuing certificate (PEM) that is, or was, the
+        first of the chain."""
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -32,7 +32,13 @@ from drivers.authorities.profiles import (
     root_certificate,
 )
 from drivers.authorities.protocols import CertificateOrder, ProviderContext, StoredAuthority
-from drivers.authorities.x509 import key_sha256, require_strong, split_chain
+from drivers.authorities.x509 import (
+    UNREADABLE,
+    is_signed_by,
+    key_sha256,
+    require_strong,
+    split_chain,
+)
 
 _ROOT_VALIDITY = timedelta(days=30 * 365)
 
@@ -49,29 +55,31 @@ class RootAuthority:
         return (await self._stored()).chain
 
     async def issue(self, order: CertificateOrder) -> str:
-        """Signed with the stored key. Raises Conflict for a signature algorithm that the key does
-        not have."""
-        issuer = self._issuer(await self._stored())
-        certificate = host_certificate(issuer, order, self._settings[CA_CRL_URL])
+        """Signed with the stored key."""
+        stored = await self._stored()
+        url = self._settings[CA_CRL_URL]
+        if url is not None:
+            url = f"{url.rstrip('/')}/root/{stored.generation}/crl"
+        certificate = host_certificate(self._issuer(stored), order, url)
         return certificate.public_bytes(Encoding.PEM).decode()
 
     async def revoke(self, serial: str, reason: RevocationReason) -> None:
         """Nothing beyond what the inventory knows: the next list is made from that."""
 
-    async def crl(self) -> bytes:
+    async def crl(self, issuer: str) -> bytes:
         """A new one, of all that the inventory has as revoked."""
-        stored = await self._stored()
-        issuer = self._issuer(stored)
+        stored = await self._store.find(issuer)
+        if stored is None:
+            raise Failed("The CA of root has no key for such a certificate.")
         validity = timedelta(days=self._settings[CA_CRL_VALIDITY])
         # RFC 5280, 3.3: an entry stays for one more list after its certificate has expired.
         order = await self._store.begin_crl(stored.generation, kept=validity)
-        return revocation_list(issuer, order, validity)
+        return revocation_list(self._issuer(stored), order, validity)
 
     async def import_authority(self, key: str, chain: str) -> None:
         """Take the operator's own in the place of one that has issued nothing."""
         private, certificates = _read_key(key), split_chain(chain)
-        _check_chain(private, [_read_certificate(pem) for pem in certificates])
-        algorithm_of(private, self._settings[CA_SIGNATURE_ALGORITHM])
+        _check_chain(private, certificates)
         stored = await self._store.find()
         if stored is not None and stored.chain == certificates:
             return
@@ -143,15 +151,26 @@ def _read_key(pem: str) -> AuthorityKey:
     return key
 
 
-def _read_certificate(pem: str) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(pem.encode())
-    except ValueError:
-        raise InvalidInput("The chain has something that is no certificate in PEM.") from None
-
-
-def _check_chain(key: AuthorityKey, chain: list[x509.Certificate]) -> None:
+def _check_chain(key: AuthorityKey, chain: tuple[str, ...]) -> None:
     """Raises InvalidInput, which says what is wrong with it."""
+    try:
+        certificates = [x509.load_pem_x509_certificate(pem.encode()) for pem in chain]
+        _check_certificates(key, certificates)
+    except UNREADABLE as error:
+        raise InvalidInput(f"The chain has what can't be read: {error}.") from error
+    for number, (pem, certificate) in enumerate(zip(chain, certificates, strict=True)):
+        issuer = min(number + 1, len(chain) - 1)
+        if not is_signed_by(pem, chain[issuer]):
+            name = certificate.subject.rfc4514_string()
+            raise InvalidInput(
+                f"{name} is not signed by {certificates[issuer].subject.rfc4514_string()}, which "
+                "follows it."
+                if issuer != number
+                else f"The last of the chain, {name}, is not self-signed: hosts need a root."
+            )
+
+
+def _check_certificates(key: AuthorityKey, chain: list[x509.Certificate]) -> None:
     if not chain:
         raise InvalidInput("The chain has no certificate in PEM.")
     if key_sha256(chain[0].public_key()) != key_sha256(key.public_key()):
@@ -165,15 +184,6 @@ def _check_chain(key: AuthorityKey, chain: list[x509.Certificate]) -> None:
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
             raise InvalidInput(f"{name} is not valid now.")
         _require_ca(certificate, name, below=number)
-        issuer = chain[min(number + 1, len(chain) - 1)]
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature):
-            raise InvalidInput(
-                f"{name} is not signed by {issuer.subject.rfc4514_string()}, which follows it."
-                if issuer is not certificate
-                else f"The last of the chain, {name}, is not self-signed: hosts need a root.",
-            ) from None
 
 
 def _require_ca(certificate: x509.Certificate, name: str, *, below: int) -> None:

@@ -14,6 +14,7 @@ from contracts.certificates import RevocationReason
 from contracts.errors import Conflict, Failed, Unavailable
 from contracts.settings import CA_VAULT_MOUNT, CA_VAULT_ROLE
 from drivers.authorities.protocols import CertificateOrder, ProviderContext
+from drivers.authorities.x509 import split_chain
 
 _TIMEOUT_S = 20.0
 _ISSUER = "issuer/default"
@@ -29,12 +30,7 @@ class VaultAuthority:
 
     async def chain(self) -> tuple[str, ...]:
         """The chain of the mount's default issuer."""
-        answer = await self._ask("GET", f"{_ISSUER}/json")
-        data = self._data(answer)
-        chain = data.get("ca_chain") or [data.get("certificate")]
-        if not all(isinstance(pem, str) for pem in chain):
-            raise self._odd()
-        return tuple(f"{pem.strip()}\n" for pem in chain)
+        return await self._chain(_ISSUER)
 
     async def issue(self, order: CertificateOrder) -> str:
         """Signed by the role. Names are parameters; those of the request do not count."""
@@ -62,9 +58,30 @@ class VaultAuthority:
         octets = ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
         await self._ask("POST", "revoke", {"serial_number": octets})
 
-    async def crl(self) -> bytes:
-        """What the server has; it makes a new one at each revocation."""
-        return (await self._ask("GET", f"{_ISSUER}/crl/der")).content
+    async def crl(self, issuer: str) -> bytes:
+        """What the server has; unless it is told otherwise, it makes a new one at each
+        revocation."""
+        return (await self._ask("GET", f"{await self._path(issuer)}/crl/der")).content
+
+    async def _path(self, issuer: str) -> str:
+        """Of that one of the mount's issuers; which one is the default changes."""
+        (wanted,) = split_chain(issuer)
+        listed = self._data(await self._ask("LIST", "issuers")).get("keys")
+        for key in listed if isinstance(listed, list) else []:
+            path = f"issuer/{key}"
+            if split_chain((await self._chain(path))[0]) == (wanted,):
+                return path
+        raise Failed(
+            f"The CA at {self._url()} has an issuer no more that has signed certificates.",
+            remedy="Import its certificate and key there again: its revocations are listed by it.",
+        )
+
+    async def _chain(self, path: str) -> tuple[str, ...]:
+        data = self._data(await self._ask("GET", f"{path}/json"))
+        chain = data.get("ca_chain") or [data.get("certificate")]
+        if not isinstance(chain, list) or not all(isinstance(pem, str) for pem in chain):
+            raise self._odd()
+        return tuple(chain)
 
     async def _ask(
         self, method: str, path: str, body: dict[str, object] | None = None

@@ -56,6 +56,7 @@ PATHS = {
     "/v1/ca": {"get", "post"},
     "/v1/ca/chain": {"get"},
     "/v1/ca/crl": {"get"},
+    "/v1/ca/{provider}/{generation}/crl": {"get"},
     "/v1/settings": {"get"},
     "/v1/settings/{name}": {"get", "put", "delete"},
     "/v1/operations": {"get"},
@@ -64,7 +65,7 @@ PATHS = {
     "/healthz": {"get"},
 }
 
-PUBLIC = {"/v1/ca/chain", "/v1/ca/crl"}
+PUBLIC = {"/v1/ca/chain", "/v1/ca/crl", "/v1/ca/{provider}/{generation}/crl"}
 
 
 async def fetch(api: Api) -> dict[str, Any]:

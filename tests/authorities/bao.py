@@ -20,6 +20,16 @@ path "pki/issuer/default/sign/+" { capabilities = ["update"] }
 path "pki/revoke" { capabilities = ["update"] }
 """
 _YEARS = "87600h"
+ROLE = {
+    "allow_any_name": True,
+    "enforce_hostnames": False,
+    "use_csr_common_name": False,
+    "use_csr_sans": False,
+    "key_type": "any",
+    "organization": "Hostler",
+    "max_ttl": _YEARS,
+}
+"""As the provider wants it."""
 
 
 class Bao:
@@ -104,18 +114,9 @@ class Bao:
             self.write(f"sys/mounts/{mount}", type="pki", config={"max_lease_ttl": _YEARS})
         self.write("top/root/generate/internal", common_name="Top CA", ttl=_YEARS)
         self.new_issuer()
-        role = {
-            "allow_any_name": True,
-            "enforce_hostnames": False,
-            "use_csr_common_name": False,
-            "use_csr_sans": False,
-            "key_type": "any",
-            "organization": "Hostler",
-            "max_ttl": _YEARS,
-        }
-        self.write("pki/roles/hostler", **role)
-        self.write("pki/roles/csr", **{**role, "use_csr_sans": True})
-        self.write("pki/roles/nobody", **{**role, "allow_any_name": False})
+        self.write("pki/roles/hostler", **ROLE)
+        self.write("pki/roles/csr", **{**ROLE, "use_csr_sans": True})
+        self.write("pki/roles/nobody", **{**ROLE, "allow_any_name": False})
         self.write("sys/policies/acl/hostler", policy=_POLICY)
         token = self.write("auth/token/create", policies=["hostler"])
         self.token_file.write_text(f"{token['client_token']}\n")

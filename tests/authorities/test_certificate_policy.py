@@ -1,19 +1,23 @@
 """Names are the inventory's; what a signing request asks for beyond is found, whatever it is."""
 
+import base64
+import textwrap
+
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from activities.certificate_policy import CONTROLLER_NAMES, beyond, names_of
 from contracts.certificates import CertificateNames, CertificateRole
-from contracts.errors import InvalidInput
+from contracts.errors import Conflict, InvalidInput
 from contracts.settings import MIGRATION_NETWORK, Network
 from drivers.authorities.x509 import read_csr
-from tests.authorities.samples import csr, key_usage
+from tests.authorities.samples import KEYS, csr, key_usage
 from tests.samples import FACTS, host
 
 NAMES = CertificateNames(
@@ -36,26 +40,44 @@ def network(text: str) -> Network:
     ("text", "addresses"),
     [
         (None, ("198.18.0.11",)),
-        ("198.18.1.0/24", ("198.18.0.11", "198.18.1.11", "198.18.1.12")),
+        ("198.18.1.0/24", ("198.18.0.11", "198.18.1.11")),
         ("2001:db8::/64", ("198.18.0.11", "2001:db8::11")),
-        # Hostler reaches another host at 198.18.0.12: this one only says that it has it.
-        ("198.18.0.0/15", ("198.18.0.11", "198.18.1.11", "198.18.1.12")),
-        ("10.0.0.0/8", ("198.18.0.11",)),
+        # Hostler reaches another host at 198.18.0.12; 198.18.1.12 is reported by two.
+        ("198.18.0.0/15", ("198.18.0.11", "198.18.1.11")),
     ],
 )
 def test_every_address_of_control_and_migration_is_in(
     text: str | None, addresses: tuple[str, ...]
 ) -> None:
     one = host(facts=FACTS.model_copy(update={"addresses": ADDRESSES}))
-    owners = {"198.18.0.11": "kvm-1", "198.18.0.12": "kvm-2"}
-    names = names_of(one, 1, network(text) if text else None, owners)
+    claims = {"198.18.0.12": "kvm-2", "198.18.1.12": "kvm-2"}
+    names = names_of(one, "cluster-1f", network(text) if text else None, claims)
     assert names.ip_addresses == addresses
-    assert (names.common_name, names.dns_names, names.unit) == ("kvm-1", ("kvm-1",), "cluster-id-1")
+    assert (names.common_name, names.dns_names, names.unit) == ("kvm-1", ("kvm-1",), "cluster-1f")
 
 
 def test_a_host_that_has_told_nothing_has_its_control_address() -> None:
-    names = names_of(host(facts=None), 1, network("198.18.0.0/15"), {})
+    names = names_of(host(facts=None), "cluster-1f", network("198.18.0.0/15"), {})
     assert names.ip_addresses == ("198.18.0.11",)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "says"),
+    [
+        (None, "it reports none there"),
+        (("10.0.0.1",), "it reports none there"),
+        (("198.18.1.12",), "198.18.1.12, which kvm-2 has, too"),
+    ],
+)
+def test_one_without_an_address_for_migrations_is_refused(
+    addresses: tuple[str, ...] | None, says: str
+) -> None:
+    """Its certificate would be of no use to them."""
+    facts = FACTS.model_copy(update={"addresses": addresses}) if addresses else None
+    with pytest.raises(Conflict, match=says):
+        names_of(
+            host(facts=facts), "cluster-1f", network("198.18.1.0/24"), {"198.18.1.12": "kvm-2"}
+        )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +94,7 @@ def test_a_host_that_has_told_nothing_has_its_control_address() -> None:
 def test_a_name_that_dns_does_not_allow_is_in_the_subject_alone(
     name: str, dns_names: tuple[str, ...]
 ) -> None:
-    names = names_of(host(name), 1, None, {})
+    names = names_of(host(name), "cluster-1f", None, {})
     assert (names.common_name, names.dns_names) == (name, dns_names)
 
 
@@ -197,3 +219,42 @@ def test_a_request_that_was_not_signed_by_its_key_is_refused() -> None:
     forged = x509.load_der_x509_csr(der).public_bytes(Encoding.PEM).decode()
     with pytest.raises(InvalidInput, match="not signed by the key"):
         read_csr(forged)
+
+
+def _tlv(tag: int, body: bytes) -> bytes:
+    """An element in DER."""
+    size = len(body)
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    head = bytes([size]) if size < 128 else bytes([0x80 | len(octets)]) + octets
+    return bytes([tag]) + head + body
+
+
+_ODD = csr(
+    subject=[(NameOID.COMMON_NAME, "kvm-1")],
+    dns=["kvm-1"],
+    ips=["198.18.0.11"],
+    extensions=[key_usage(digital_signature=True)],
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+@example([(-1, 0xFF)])
+def test_whatever_is_sent_is_read_or_refused(changes: list[tuple[int, int]]) -> None:
+    """Any bytes, signed properly: what can't be read must not be tried for ever."""
+    request = x509.load_pem_x509_csr(_ODD.encode())
+    body = bytearray(request.tbs_certrequest_bytes)
+    for at, value in changes:
+        # -1: in the subject, whose text is then no UTF-8.
+        body[at % len(body) if at >= 0 else body.index(b"kvm-1")] = value
+    key = KEYS["P-256"]
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = key.sign(bytes(body), ec.ECDSA(hashes.SHA256()))
+    algorithm = _tlv(0x30, _tlv(0x06, bytes.fromhex("2a8648ce3d040302")))
+    der = _tlv(0x30, bytes(body) + algorithm + _tlv(0x03, b"\x00" + signature))
+    text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
+    pem = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n"
+    try:
+        found = beyond(read_csr(pem), NAMES, CertificateRole.HOST)
+    except InvalidInput:
+        return
+    assert all(words.isprintable() for words in found)

@@ -13,8 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from sqlmodel import select
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
@@ -31,11 +30,13 @@ from contracts.certificates import (
 )
 from drivers.power.registry import PowerDrivers
 from inventory import Inventory
+from inventory.certificates import NewCertificate
 from inventory.models import CertificateAuthorityRow
 from tests.api.conftest import start_temporal
 from tests.authorities.conftest import prepared_inventory
 from tests.authorities.issuing import activities
 from tests.authorities.samples import KEYS, ca, contents, csr, key_pem, openssl, write
+from tests.authorities.test_issuing import new
 from workers.home import listen
 from workers.interceptors import HostlerInterceptor
 from workers.parts import running_api
@@ -173,12 +174,12 @@ async def test_a_certificate_from_request_to_revocation(system: System, tmp_path
     assert row.serial in table
     colons = ":".join(f"{int(row.serial, 16):040x}"[at : at + 2] for at in range(0, 40, 2))
     shown = await system.done("cert", "show", colons.upper())
-    for says in ("kvm-1, 198.18.0.11, 198.18.1.11", "O=Hostler,OU=cluster-id-1,CN=kvm-1", row.pem):
+    for says in ("kvm-1, 198.18.0.11, 198.18.1.11", row.subject, row.pem):
         assert says in shown
 
     said = await system.done("cert", "revoke", row.serial, "--reason", "keyCompromise")
     assert f"Revoked: {row.serial}." in said
-    assert "Revocation list 1 of root has 1 entries." in said
+    assert "Revocation list 2 of root/1 has 1 entries." in said
     await system.keep(f"revocation/{row.serial}", "certificate_revocation")
     assert await system.done("ca", "crl", "--out", str(listed)) == ""
     verified = openssl(
@@ -186,8 +187,12 @@ async def test_a_certificate_from_request_to_revocation(system: System, tmp_path
     )
     assert "certificate revoked" in verified.stderr
     assert row.serial in await system.done("cert", "list", "--state", "revoked")
-    again = await system.hostler("cert", "revoke", "--host", "kvm-1")
-    assert (again.status, "no certificate of kvm-1 that is valid" in again.err) == (1, True)
+    # Whatever became of the first one, it may be repeated; another reason is no repetition.
+    assert f"Revoked: {row.serial}." in await system.done("cert", "revoke", "--host", "kvm-1")
+    again = await system.hostler("cert", "revoke", row.serial, "--reason", "superseded")
+    assert (again.status, "revoked already: keyCompromise" in again.err) == (1, True)
+    none = await system.hostler("cert", "revoke", "--host", "kvm-9")
+    assert (none.status, "No certificate of kvm-9 was issued" in none.err) == (1, True)
     refused = await system.hostler("cert", "sign", "kvm-1", "--csr-file", str(request))
     assert refused.status == 1
     assert "others may have the key" in refused.err
@@ -195,7 +200,10 @@ async def test_a_certificate_from_request_to_revocation(system: System, tmp_path
     async with system.http() as nobody:
         der = await nobody.get("/v1/ca/crl")
         assert der.headers["content-type"] == "application/pkix-crl"
-        assert der.content == await system.inventory.authorities.crl("root")
+        assert der.content == await system.inventory.authorities.crl("root", 1)
+        named = await nobody.get("/v1/ca/root/1/crl")
+        assert named.content == der.content, named.text
+        assert (await nobody.get("/v1/ca/root/2/crl")).status_code == 404
         assert (await nobody.get("/v1/ca/chain")).text == anchor.read_text()
         assert (await nobody.get("/v1/ca")).status_code == 401
     events = {
@@ -268,15 +276,20 @@ async def test_what_is_wrong_is_said_in_one_line(system: System, tmp_path: Path)
         (1, "no such certificate|No certificate with the serial abc", "cert revoke abc"),
         (2, "must match", "cert revoke xyz"),
         (2, "either a SERIAL or --host", "cert revoke"),
-        (1, "no certificate of kvm-7 that is valid", "cert revoke --host kvm-7"),
+        (1, "No certificate of kvm-7 was issued", "cert revoke --host kvm-7"),
         (1, "not that of the chain's first certificate", "ca import"),
+        (2, "--csr-file: has a private key", "cert sign kvm-1 --csr-file KEY"),
+        (2, "--chain-file: has a private key", "ca import --key-file CHAIN --chain-file KEY"),
     ):
         more = {
             "cert sign": ("--csr-file", str(request)),
             "ca import": ("--key-file", str(other), "--chain-file", str(chain)),
         }
-        words = arguments.split()
-        said = await system.hostler(*words, *more.get(" ".join(words[:2]), ()))
+        files = {"KEY": str(other), "CHAIN": str(chain)}
+        words = [files.get(word, word) for word in arguments.split()]
+        said = await system.hostler(
+            *words, *(more.get(" ".join(words[:2]), ()) if "KEY" not in arguments else ())
+        )
         assert said.status == status, (arguments, said)
         assert any(one in said.err for one in says.split("|")), (arguments, said.err)
         assert len(said.err.splitlines()) == 1, said.err
@@ -307,7 +320,9 @@ async def test_the_controllers_certificate_is_signed(system: System) -> None:
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"csr": "x"}, "every role needs a host"),
+        ({"csr": csr()}, "every role needs a host"),
+        ({"host": "kvm-1", "csr": "x"}, "csr: there must be one signing request"),
+        ({"host": "kvm-1", "csr": csr() + key_pem(KEYS["P-256"])}, "csr: has a private key"),
         ({"host": "kvm-1"}, "csr"),
         ({"host": "kvm-1", "csr": "x", "role": "king"}, "role"),
         ({"host": "kvm-1", "csr": "x", "dns_names": ["y"]}, "dns_names"),
@@ -374,17 +389,66 @@ async def test_the_schedule_makes_lists_anew_before_they_end(system: System) -> 
     authority = await system.inventory.authorities.get("root")
     assert authority.crl is not None
     await age(system.inventory)
-    assert (await round_of("upkeep-2")).crls["root"].number == authority.crl.number + 1
+    assert (await round_of("upkeep-2")).crls["root/1"].number == authority.crl.number + 1
     await system.keep("upkeep-2", "authority_upkeep")
     await schedule.delete()
 
 
-async def age(inventory: Inventory) -> None:
+async def age(inventory: Inventory, provider: str = "root") -> None:
     """The list is five days old."""
     async with inventory.database.writing() as session:
-        row = (await session.exec(select(CertificateAuthorityRow))).one()
+        row = await session.get(CertificateAuthorityRow, (provider, 1))
+        assert row is not None
         assert row.crl_this_update is not None
         assert row.crl_next_update is not None
         row.crl_this_update -= timedelta(days=5)
         row.crl_next_update -= timedelta(days=5)
         session.add(row)
+
+
+async def test_a_provider_that_is_gone_holds_up_no_other(system: System) -> None:
+    """Of a stolen host, what can be revoked is; and lists of the others are kept fresh."""
+    await system.done("cert", "sign", "kvm-1", "--csr-file", "-", stdin=csr())
+    (one,) = await system.inventory.certificates.list()
+    gone = ca("gone")
+    await system.inventory.authorities.add(
+        new("acme", gone.pem), after=0, unused=False, operation="test"
+    )
+    await system.inventory.certificates.record(
+        NewCertificate(
+            request="elsewhere",
+            provider="acme",
+            generation=1,
+            serial="1",
+            host="kvm-1",
+            role=one.role,
+            subject=one.subject,
+            dns_names=(),
+            ip_addresses=(),
+            key_sha256="x",
+            not_before=one.not_before,
+            not_after=one.not_after,
+            issued_by="test",
+            pem=one.pem,
+        ),
+        actor="test",
+    )
+    said = await system.hostler("cert", "revoke", "--host", "kvm-1")
+    assert (said.status, "no CA provider 'acme'" in said.err) == (1, True)
+    (left,) = await system.inventory.certificates.list(state=CertificateState.VALID)
+    assert left.provider == "acme"
+    crl = (await system.inventory.authorities.get("root")).crl
+    assert crl is not None
+    assert crl.revoked == 1
+
+    await age(system.inventory, "root")
+    await ensure_schedules(system.client, system.inventory, QUEUE)
+    with pytest.raises(WorkflowFailureError) as caught:
+        await system.client.execute_workflow(
+            AUTHORITY_UPKEEP, AuthorityUpkeepInput(), id="upkeep-gone", task_queue=QUEUE
+        )
+    assert "no CA provider 'acme'" in str(caught.value.cause)
+    newer = (await system.inventory.authorities.get("root")).crl
+    assert newer is not None
+    assert newer.number == crl.number + 1
+    await system.client.get_schedule_handle(AUTHORITY_UPKEEP_SCHEDULE).delete()

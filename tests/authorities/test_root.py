@@ -14,7 +14,6 @@ from contracts.certificates import (
     AuthorityOrigin,
     CertificateNames,
     CertificateRole,
-    PublishCrlInput,
     RevocationReason,
     RevokeCertificatesInput,
 )
@@ -37,6 +36,7 @@ from tests.authorities.samples import (
     openssl,
     write,
 )
+from tests.authorities.test_issuing import publish
 
 WEAK = rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
 TOP = ca("top", path_length=0)
@@ -46,7 +46,7 @@ NAMES = CertificateNames(
     dns_names=("kvm-1.example.net",),
     ip_addresses=("198.18.0.11", "2001:db8::11"),
 )
-URL = "http://ca.example.net:8480/v1/ca/crl"
+URL = "http://ca.example.net:8480/v1/ca"
 # RFC 5280 would have the key usage of these critical; libvirt then refuses them, since they are not
 # good for key encipherment, which RFC 8813 forbids. See docs/decisions/0030-certificates.md.
 NOT_CRITICAL = "pkix.key_usage_extension_not_critical"
@@ -95,7 +95,7 @@ async def test_what_it_signs_is_as_the_standards_ask(
         "TLS Web Server Authentication, TLS Web Client Authentication",
         "X509v3 Authority Key Identifier",
         "X509v3 Subject Key Identifier",
-        f"URI:{URL}",
+        f"URI:{URL}/root/1/crl",
         "CA:FALSE",
     ):
         assert says in text
@@ -174,11 +174,18 @@ async def test_it_signs_as_the_settings_say(
         assert "Issuer: O = Example, OU = Nowhere, CN = Test CA" in text
 
 
-async def test_an_algorithm_that_its_key_does_not_have_is_named(inventory: Inventory) -> None:
-    authority = await root(inventory, ca_framework_cert_signature_algorithm="SHA256withRSA")
-    with pytest.raises(Conflict, match="key for ECDSA, which can't sign with SHA256withRSA"):
-        await authority.chain()
-    assert await inventory.authorities.find("root") is None
+async def test_a_setting_for_another_kind_of_key_is_no_end_of_signing(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    """Of lists, too: hosts would come to have none that is valid."""
+    authority = await root(inventory)
+    (anchor,) = await authority.chain()
+    authority = await root(inventory, ca_framework_cert_signature_algorithm="SHA512withRSA")
+    leaf = write(tmp_path / "leaf.pem", await authority.issue(order(KEYS["P-256"])))
+    crl = write(tmp_path / "crl.der", await authority.crl(anchor))
+    for command in (("x509", "-in", str(leaf)), ("crl", "-inform", "DER", "-in", str(crl))):
+        text = openssl(*command, "-noout", "-text").stdout
+        assert "Signature Algorithm: ecdsa-with-SHA512" in text
 
 
 async def test_a_name_that_is_none_is_named(inventory: Inventory) -> None:
@@ -190,15 +197,18 @@ async def test_the_list_of_what_is_revoked_is_as_the_standards_ask(
     inventory: Inventory, tmp_path: Path
 ) -> None:
     certificates = activities(inventory)
-    issued = [(await issue(certificates, request=f"{n}")).certificate for n in range(3)]
+    issued = [
+        (await issue(certificates, request=name, csr=csr(key))).certificate
+        for name, key in list(KEYS.items())[:3]
+    ]
     reasons = (RevocationReason.KEY_COMPROMISE, RevocationReason.UNSPECIFIED)
     for one, reason in zip(issued, reasons, strict=False):
         await certificates.revoke_certificates(
             RevokeCertificatesInput(serial=one.serial, reason=reason, operation="revocation/x")
         )
-    facts = await certificates.publish_crl(PublishCrlInput(provider="root", operation="x"))
-    assert (facts.number, facts.revoked) == (1, 2)
-    der = write(tmp_path / "crl.der", await inventory.authorities.crl("root"))
+    facts = await certificates.publish_crl(publish())
+    assert (facts.number, facts.revoked) == (2, 2)
+    der = write(tmp_path / "crl.der", await inventory.authorities.crl("root", 1))
     assert lint("lint_crl", der, options=["-t", "CRL", "-p", "PKIX"]) == []
     text = openssl("crl", "-in", str(der), "-inform", "DER", "-noout", "-text").stdout
     assert text.count("Serial Number:") == 2
@@ -214,9 +224,7 @@ async def test_the_list_of_what_is_revoked_is_as_the_standards_ask(
         )
         assert verified.returncode == status, verified.stderr
         assert ("certificate revoked" in verified.stderr) == (status != 0)
-    assert (
-        await certificates.publish_crl(PublishCrlInput(provider="root", operation="x"))
-    ).number == 2
+    assert (await certificates.publish_crl(publish())).number == 3
 
 
 class TestImport:

@@ -18,7 +18,7 @@ from contracts.errors import Conflict, Failed, Unavailable
 from drivers.authorities.protocols import ExternalAccess
 from drivers.authorities.x509 import read_crl
 from inventory import Inventory
-from tests.authorities.bao import Bao, bao, octets
+from tests.authorities.bao import ROLE, Bao, bao, octets
 from tests.authorities.issuing import activities, issue
 from tests.authorities.samples import KEYS, ca, csr, key_pem, lint, openssl, write
 
@@ -83,18 +83,21 @@ async def test_what_is_revoked_is_in_the_list_of_the_server(
     revocation = RevokeCertificatesInput(
         serial=one.serial, reason=RevocationReason.SUPERSEDED, operation="revocation/x"
     )
-    publish = PublishCrlInput(provider="vault", operation="revocation/x")
+    publish = PublishCrlInput(provider="vault", generation=one.generation, operation="revocation/x")
     before = await certificates.publish_crl(publish)
     for _ in range(2):
         revoked = await certificates.revoke_certificates(revocation)
-        assert (revoked.serials, revoked.providers) == ((one.serial,), ("vault",))
+        assert (revoked.serials, revoked.generations) == ((one.serial,), (one.generation,))
         after = await certificates.publish_crl(publish)
         assert after.number > before.number
         assert after.revoked == before.revoked + 1
     chain = (await vault.authorities.get("vault")).chain
-    assert one.serial in read_crl(await vault.authorities.crl("vault"), chain[0]).serials
+    assert (
+        one.serial
+        in read_crl(await vault.authorities.crl("vault", one.generation), chain[0]).serials
+    )
     with pytest.raises(Failed, match="not signed by the CA"):
-        read_crl(await vault.authorities.crl("vault"), chain[1])
+        read_crl(await vault.authorities.crl("vault", one.generation), chain[1])
 
 
 async def test_a_revocation_that_broke_off_before_it_was_recorded_goes_on(
@@ -140,8 +143,65 @@ async def test_another_issuer_is_a_new_generation(
     assert second.certificate.generation == first.certificate.generation + 1
     # A step that is done again gives what it gave, with the chain of that time.
     assert await issue(certificates, request="1") == first
-    publish = PublishCrlInput(provider="vault", operation="x")
-    assert (await certificates.publish_crl(publish)).revoked == 0
+    # What the former issuer has signed is listed by that one.
+    await certificates.revoke_certificates(
+        RevokeCertificatesInput(serial=first.certificate.serial, operation="x")
+    )
+    for result, listed in ((first, True), (second, False)):
+        one = result.certificate
+        publish = PublishCrlInput(provider="vault", generation=one.generation, operation="x")
+        await certificates.publish_crl(publish)
+        reading = read_crl(await vault.authorities.crl("vault", one.generation), result.chain[0])
+        assert (first.certificate.serial in reading.serials) == listed
+
+
+async def test_a_list_that_does_not_name_what_is_revoked_is_asked_for_again(
+    vault: Inventory, access: ExternalAccess, server: Bao
+) -> None:
+    """As it is where the server makes its lists at certain times only."""
+    certificates = activities(vault, access=access)
+    one = (await issue(certificates)).certificate
+    server.write("pki/config/crl", auto_rebuild=True)
+    try:
+        await certificates.revoke_certificates(
+            RevokeCertificatesInput(serial=one.serial, operation="x")
+        )
+        publish = PublishCrlInput(provider="vault", generation=one.generation, operation="x")
+        with pytest.raises(Unavailable, match=f"does not name {one.serial}, which is revoked"):
+            await certificates.publish_crl(publish)
+        server.read("pki/crl/rotate")
+        await certificates.publish_crl(publish)
+    finally:
+        server.write("pki/config/crl", auto_rebuild=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ou": "cluster-2"}, "its subject is O=Hostler,OU=cluster-2,CN=kvm-1"),
+        ({"organization": "Other"}, "its subject is O=Other,CN=kvm-1"),
+        ({"key_usage": ["KeyAgreement"]}, "not good for signatures"),
+    ],
+)
+async def test_a_role_that_says_something_else_is_noticed(
+    vault: Inventory, access: ExternalAccess, server: Bao, change: dict[str, object], says: str
+) -> None:
+    """By an allow-list of names, another cluster's unit is that cluster's host."""
+    await vault.settings.set("ca.plugin.vault.role", "other", actor="test")
+    server.write("pki/roles/other", **{**ROLE, **change})
+    with pytest.raises(Failed, match=says):
+        await issue(activities(vault, access=access))
+    assert await vault.certificates.list() == []
+
+
+async def test_a_certificate_that_ends_soon_is_told(
+    vault: Inventory, access: ExternalAccess, server: Bao
+) -> None:
+    await vault.settings.set("ca.plugin.vault.role", "short", actor="test")
+    server.write("pki/roles/short", **{**ROLE, "max_ttl": "1h"})
+    await issue(activities(vault, access=access))
+    (event,) = await vault.events.list(kind="certificate.short")
+    assert "UTC only, not for 365 days" in event.message
 
 
 async def test_a_role_that_refuses_is_told(vault: Inventory, access: ExternalAccess) -> None:

@@ -1,5 +1,7 @@
 """certificates"""
 
+from secrets import token_hex
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -8,6 +10,15 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
+    with op.batch_alter_table("cluster") as cluster:
+        cluster.add_column(sa.Column("certificate_id", sa.String(), nullable=True))
+    clusters = sa.table("cluster", sa.column("id"), sa.column("certificate_id"))
+    for (row,) in op.get_bind().execute(sa.select(clusters.c.id)).all():
+        op.execute(
+            sa.update(clusters).where(clusters.c.id == row).values(certificate_id=token_hex(8))
+        )
+    with op.batch_alter_table("cluster") as cluster:
+        cluster.alter_column("certificate_id", existing_type=sa.String(), nullable=False)
     op.create_table(
         "certificate_authority",
         sa.Column("provider", sa.String(), nullable=False),
