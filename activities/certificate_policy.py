@@ -57,6 +57,22 @@ def names_of(
     )
 
 
+def names_in_role(names: CertificateNames, role: CertificateRole) -> CertificateNames:
+    """QEMU has a unit of its own: what it holds must not be on libvirt's list of who may come in,
+    since whoever breaks out of a VM has it."""
+    if role is not CertificateRole.QEMU:
+        return names
+    return names.model_copy(update={"unit": f"{names.unit}-qemu"})
+
+
+def allowed_names(unit: str) -> tuple[str, str]:
+    """Who may come into libvirtd, for its `tls_allowed_dn_list`: the cluster's hosts, Hostler."""
+    return (
+        f"O={ORGANIZATION},OU={unit},CN=*",
+        f"O={ORGANIZATION},CN={CONTROLLER_NAMES.common_name}",
+    )
+
+
 def beyond(csr: CsrFacts, names: CertificateNames, role: CertificateRole) -> tuple[str, ...]:
     """What it asks for that a certificate of these names in this role does not have, in words.
     Asking for less is fine: the certificate has all of them."""

@@ -11,6 +11,7 @@ from activities.certificate_policy import (
     CONTROLLER_NAMES,
     beyond,
     migration_addresses,
+    names_in_role,
     names_of,
 )
 from activities.execution import uninterrupted
@@ -235,6 +236,7 @@ class CertificateActivities:
         actor = request.requester or request.operation
         csr = read_csr(request.csr)
         names, claims = await self._names(request.host)
+        names = names_in_role(names, request.role)
         await self._check_key(csr, authority)
         extra = beyond(csr, names, request.role)
         if extra and provider.settings[CA_EXTRA_NAMES] is ExtraNames.REFUSE:

@@ -495,6 +495,12 @@ class CertificatePage(Items[Certificate]):
     next: str | None = None
 
 
+class ProvisioningRequest(Contract):
+    """Why a host gets certificates."""
+
+    reason: Reason = ""
+
+
 class RevocationRequest(Contract):
     """Why certificates are revoked."""
 

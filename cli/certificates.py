@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 
-from cli.arguments import JsonOption, check_optional_name
+from cli.arguments import HostArgument, JsonOption, check_optional_name
 from cli.client import Api, connect
 from cli.credentials import check_file, read_file
 from cli.output import note, say, say_fields, say_json, say_table
@@ -18,6 +18,7 @@ from cli.waiting import COMPLETED, interruptible, until_closed, why
 from contracts.certificates import (
     Authority,
     Certificate,
+    CertificateProvisioningResult,
     CertificateRevocationResult,
     CertificateRole,
     CertificateSigningResult,
@@ -55,6 +56,7 @@ def register(app: typer.Typer) -> None:
     )
     certificates.command("list")(list_all)
     certificates.command("show")(show)
+    certificates.command("provision")(provision)
     certificates.command("sign")(sign)
     certificates.command("revoke")(revoke)
     app.add_typer(certificates)
@@ -86,9 +88,9 @@ def list_all(
         found = [api.read(Certificate, item) for item in items]
     now = datetime.now(UTC)
     say_table(
-        ["HOST", "ROLE", "STATE", "EXPIRES", "SERIAL"],
+        ["HOST", "ROLE", "STATE", "INSTALLED", "EXPIRES", "SERIAL"],
         [
-            [one.host, one.role, one.state(now), one.not_after, one.serial]
+            [one.host, one.role, one.state(now), one.installed_at, one.not_after, one.serial]
             for one in sorted(found, key=lambda one: (one.not_after, one.serial))
         ],
     )
@@ -116,9 +118,25 @@ def show(serial: SerialArgument, as_json: JsonOption = False) -> None:
             ("key sha256", one.key_sha256),
             ("revoked at", one.revoked_at),
             ("reason", one.revocation_reason),
+            ("installed at", one.installed_at),
         ]
     )
     typer.echo(one.pem, nl=False)
+
+
+def provision(
+    host: HostArgument,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="For the audit trail.")] = "",
+) -> None:
+    """Give a host keys and certificates of its own, or new ones; its VMs run on.
+
+    From then on its libvirtd takes TLS connections of its cluster's hosts and of Hostler, and no
+    plain ones. If a step fails, it has what it had before.
+    """
+    with connect() as api:
+        answer = api.post("hosts", host, "certificate", body={"reason": reason})
+        result = api.read(CertificateProvisioningResult, _wait(api, api.read(Operation, answer)))
+    say_fields([("libvirt", result.libvirt), ("qemu", result.qemu), ("until", result.not_after)])
 
 
 def sign(

@@ -1,6 +1,8 @@
 """Certificates and the authorities that issue them: X.509 as RFC 5280 has it."""
 
+import base64
 import re
+import textwrap
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -8,10 +10,13 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from contracts.base import Contract, Name
+from contracts.base import Contract, Name, Reason
 from contracts.errors import Conflict
+from contracts.leases import LeaseRef
+from contracts.states import Phase
 
 MAX_PEM_CHARS = 65_536
+_PEM_COLUMNS = 64
 
 AUTHORITY_UPKEEP = "AuthorityUpkeep"
 AUTHORITY_UPKEEP_SCHEDULE = "ca-upkeep"
@@ -26,6 +31,17 @@ def certificates_in(text: str) -> list[str]:
     return [f"{found}\n" for found in _CERTIFICATE.findall(text)]
 
 
+def requests_in(text: str) -> list[str]:
+    """The signing requests of a text in PEM, each by itself."""
+    return [f"{found}\n" for found in _REQUEST.findall(text)]
+
+
+def crl_to_pem(der: bytes) -> str:
+    """A revocation list in PEM."""
+    body = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), _PEM_COLUMNS))
+    return f"-----BEGIN X509 CRL-----\n{body}\n-----END X509 CRL-----\n"
+
+
 def _only_certificates(text: str) -> str:
     _refuse_keys(text, "the key of a CA belongs into private_key (`--key-file`)")
     found = certificates_in(text)
@@ -36,7 +52,7 @@ def _only_certificates(text: str) -> str:
 
 def _only_request(text: str) -> str:
     _refuse_keys(text, "the key of a host stays there")
-    found = _REQUEST.findall(text)
+    found = requests_in(text)
     if len(found) != 1:
         raise PydanticCustomError(
             "one_request",
@@ -44,7 +60,7 @@ def _only_request(text: str) -> str:
             "found {count}",
             {"count": len(found)},
         )
-    return f"{found[0]}\n"
+    return found[0]
 
 
 def _refuse_keys(text: str, remedy: str) -> None:
@@ -84,6 +100,8 @@ class CertificateRole(StrEnum):
     """A host's, to be connected to."""
     CLIENT = "client"
     """A host's, to connect with."""
+    QEMU = "qemu"
+    """Both ends of a host's migrations, and VNC: for QEMU, which is nobody to libvirt."""
     CONTROLLER = "controller"
     """Hostler's own, to connect to hosts with; it names no host."""
 
@@ -150,6 +168,8 @@ class Certificate(Contract):
             libvirt's `tls_allowed_dn_list`.
         key_sha256: of the SubjectPublicKeyInfo in DER.
         issued_by: the operation.
+        installed_at: since when the host goes by it; None: Hostler did not put it there, or has put
+            another one in its place.
     """
 
     serial: str
@@ -167,6 +187,7 @@ class Certificate(Contract):
     issued_by: str
     revoked_at: datetime | None = None
     revocation_reason: RevocationReason | None = None
+    installed_at: datetime | None = None
     pem: str
 
     def state(self, at: datetime) -> CertificateState:
@@ -252,6 +273,58 @@ class IssueCertificateInput(CertificateSigningInput):
 
     request: str
     operation: str
+
+
+class CertificateProvisioningInput(Contract):
+    """Give a host certificates of its own, or new ones, and have libvirt and QEMU go by them.
+
+    Attributes:
+        requester: who asks, as the audit trail names them.
+    """
+
+    host: Name
+    reason: Reason = ""
+    requester: str = ""
+
+
+class CertificateSet(Contract):
+    """The set that a provisioning makes, as a step of it; `name` is that of its folder."""
+
+    lease: LeaseRef
+    name: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{1,80}$")]
+
+
+class CertificateRequests(Contract):
+    """Signing requests of a set's two keys."""
+
+    libvirt: RequestPem
+    qemu: RequestPem
+
+
+class SwitchCertificatesInput(CertificateSet):
+    """The set with its certificates, by their requests (`IssueCertificateInput.request`)."""
+
+    libvirt: str
+    qemu: str
+
+
+class CertificateProvisioningResult(Contract):
+    """Serials of what the host goes by from now on, and when the first of them ends."""
+
+    host: str
+    libvirt: str
+    qemu: str
+    not_after: datetime
+
+
+class CertificateProvisioningStatus(Contract):
+    """Where a provisioning stands."""
+
+    host: str
+    phase: Phase
+    reason: str
+    message: str
+    commands: tuple[str, ...]
 
 
 class CertificateStatus(Contract):

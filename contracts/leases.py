@@ -12,6 +12,8 @@ class LeaseScope(StrEnum):
     """Where VMs may run: maintenance, addition, removal, re-installation."""
     POWER = "power"
     """What its BMC is told: power, and the BMC's own password."""
+    TRUST = "trust"
+    """What it proves itself by to others, and others to it: its certificates."""
 
 
 class Owner(Contract):

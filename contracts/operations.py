@@ -27,6 +27,7 @@ class OperationKind(StrEnum):
     REINSTALLATION = "reinstallation"
     POWER = "power"
     BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
+    PROVISIONING = "provisioning"
     SIGNING = "signing"
     REVOCATION = "revocation"
     CA_SETUP = "ca-setup"
@@ -46,6 +47,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.REINSTALLATION: "HostReinstallation",
     OperationKind.POWER: "PowerAction",
     OperationKind.BMC_PASSWORD: "BmcPasswordChange",
+    OperationKind.PROVISIONING: "CertificateProvisioning",
     OperationKind.SIGNING: "CertificateSigning",
     OperationKind.REVOCATION: "CertificateRevocation",
     OperationKind.CA_SETUP: "AuthoritySetup",
@@ -69,14 +71,20 @@ SUBJECTS = {
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What works on a host's BMC: its power, and the BMC's password. It goes beside all others.
 POWER_KINDS = (OperationKind.POWER, OperationKind.BMC_PASSWORD)
+# What changes a host's certificates; VMs stay where they are.
+TRUST_KINDS = (OperationKind.PROVISIONING,)
 # What holds a host's lease: one at a time on each.
 HOST_KINDS = tuple(
-    kind for kind in OperationKind if kind not in SUBJECTS and kind not in POWER_KINDS
+    kind
+    for kind in OperationKind
+    if kind not in SUBJECTS and kind not in (*POWER_KINDS, *TRUST_KINDS)
 )
 
 
 def lease_scope(kind: OperationKind) -> LeaseScope:
     """Which of a host's leases an operation of that kind holds."""
+    if kind in TRUST_KINDS:
+        return LeaseScope.TRUST
     return LeaseScope.POWER if kind in POWER_KINDS else LeaseScope.PLACEMENT
 
 

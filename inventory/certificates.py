@@ -178,6 +178,28 @@ class Certificates:
                 actor=actor,
             )
 
+    async def install(
+        self, host: str, requests: Collection[str], *, operation: str, actor: str
+    ) -> None:
+        """Write that the host goes by those, and by no others. May be called many times."""
+        query = select(CertificateRow).where(col(CertificateRow.host) == host)
+        async with self._database.writing() as session:
+            rows = {row.request: row for row in await session.exec(query.with_for_update())}
+            new = [rows[request] for request in requests]
+            if all(row.installed_at is not None for row in new):
+                return
+            for row in rows.values():
+                row.installed_at = now() if row in new else None
+                session.add(row)
+            add_event(
+                session,
+                "certificate.installed",
+                event_subject(host),
+                ", ".join(f"{row.role} {row.serial}" for row in new),
+                operation=operation,
+                actor=actor,
+            )
+
     async def is_compromised(self, key_sha256: str) -> bool:
         """Whether a certificate of that key was revoked because others may have the key."""
         found = await self._select(
@@ -279,5 +301,6 @@ def _certificate(row: CertificateRow) -> Certificate:
         revocation_reason=(
             RevocationReason(row.revocation_reason) if row.revocation_reason else None
         ),
+        installed_at=row.installed_at,
         pem=row.pem,
     )

@@ -491,4 +491,5 @@ class CertificateRow(SQLModel, table=True):
     issued_by: str
     revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     revocation_reason: str | None = None
+    installed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     pem: str

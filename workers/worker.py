@@ -28,6 +28,7 @@ from activities.packages import PackageActivities
 from activities.power import PowerActivities
 from activities.power_sync import PowerSyncActivities
 from activities.preflight import PreflightActivities
+from activities.provisioning import ProvisioningActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
@@ -48,6 +49,7 @@ from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
+from drivers.tls import ScriptCertificates
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -126,6 +128,7 @@ def build_worker(
             OperationActivities(client),
             PowerActivities(inventory, bmcs, directory, hypervisor, Systemd(shell), leases),
             PowerSyncActivities(inventory, bmcs),
+            ProvisioningActivities(inventory, directory, ScriptCertificates(shell)),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
             RemovalActivities(inventory, directory, cleaner, hypervisor, shell),

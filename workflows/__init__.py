@@ -5,6 +5,7 @@ from workflows.authority_setup import AuthoritySetup
 from workflows.authority_upkeep import AuthorityUpkeep
 from workflows.bmc_password_change import BmcPasswordChange
 from workflows.bmc_test import BmcTest
+from workflows.certificate_provisioning import CertificateProvisioning
 from workflows.certificate_revocation import CertificateRevocation
 from workflows.certificate_signing import CertificateSigning
 from workflows.cluster_maintenance import ClusterMaintenance
@@ -26,6 +27,7 @@ WORKFLOWS = (
     AuthorityUpkeep,
     BmcPasswordChange,
     BmcTest,
+    CertificateProvisioning,
     CertificateRevocation,
     CertificateSigning,
     ClusterMaintenance,

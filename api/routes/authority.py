@@ -1,15 +1,12 @@
 """The certificate authority: its chain, its revocation list, an operator's own."""
 
-import base64
-import textwrap
-
 from fastapi import APIRouter, Response, status
 
 from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
 from api.requests import AuthorityRequest, CrlFormat
-from contracts.certificates import Authority, AuthoritySetupInput
+from contracts.certificates import Authority, AuthoritySetupInput, crl_to_pem
 from contracts.errors import HostlerError, NotFound, Unavailable
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.settings import CA_PROVIDER
@@ -21,7 +18,6 @@ public_router = APIRouter(prefix="/v1/ca", tags=["certificates"])
 
 _KIND = OperationKind.CA_SETUP
 _GENERATE = AuthorityRequest()
-_PEM_COLUMNS = 64
 
 
 @router.get("")
@@ -62,7 +58,7 @@ async def get_crl(inventory: TheInventory, format: CrlFormat = CrlFormat.DER) ->
         raise NotFound(
             "There is no revocation list yet.", remedy="`hostler ca create` makes the CA, and one."
         )
-    return Response("".join(map(_pem, lists)), media_type="application/x-pem-file")
+    return Response("".join(map(crl_to_pem, lists)), media_type="application/x-pem-file")
 
 
 @public_router.get(
@@ -117,8 +113,3 @@ async def set_up_authority(
 
 async def _provider(inventory: Inventory) -> str:
     return (await inventory.settings.resolve())[CA_PROVIDER]
-
-
-def _pem(der: bytes) -> str:
-    body = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), _PEM_COLUMNS))
-    return f"-----BEGIN X509 CRL-----\n{body}\n-----END X509 CRL-----\n"

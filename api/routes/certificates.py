@@ -4,18 +4,21 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response, status
 
-from api.authentication import VIEWER, Admin, actor
+from api.authentication import VIEWER, Admin, Operator, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import Operations, as_operation, link
 from api.requests import (
     CertificatePage,
     CertificateQuery,
     CertificateRequest,
+    Items,
+    ProvisioningRequest,
     RevocationRequest,
 )
 from contracts.access import Principal
 from contracts.certificates import (
     Certificate,
+    CertificateProvisioningInput,
     CertificateRevocationInput,
     CertificateSigningInput,
     Serial,
@@ -28,6 +31,7 @@ from inventory import Inventory
 router = APIRouter(prefix="/v1", tags=["certificates"], dependencies=[VIEWER])
 
 _NO_REASON = RevocationRequest()
+_NO_WORDS = ProvisioningRequest()
 # What a signing for Hostler itself is called; no host can have that name.
 _CONTROLLER = "hostler controller"
 
@@ -101,6 +105,38 @@ async def revoke_certificate(
     )
 
 
+@router.get("/hosts/{name}/certificate")
+async def list_installed(name: NameInPath, inventory: TheInventory) -> Items[Certificate]:
+    """What the host goes by, as Hostler has put it there: libvirt's certificate, and QEMU's."""
+    await inventory.hosts.get(name)
+    found = await inventory.certificates.list(host=name)
+    return Items(items=[one for one in found if one.installed_at is not None])
+
+
+@router.post("/hosts/{name}/certificate", status_code=status.HTTP_202_ACCEPTED)
+async def provision_certificates(
+    name: NameInPath,
+    caller: Operator,
+    inventory: TheInventory,
+    operations: TheOperations,
+    response: Response,
+    request: ProvisioningRequest = _NO_WORDS,
+) -> Operation:
+    """Start a CertificateProvisioning: keys are made on the host, their certificates put beside
+    those in use, and libvirt and QEMU switched to them. What fails is put back."""
+    await inventory.hosts.get(name)
+    return await _start(
+        OperationKind.PROVISIONING,
+        name,
+        CertificateProvisioningInput(host=name, reason=request.reason, requester=actor(caller)),
+        caller,
+        inventory,
+        operations,
+        response,
+        message=request.reason or "certificates",
+    )
+
+
 @router.post("/hosts/{name}/certificate/revocation", status_code=status.HTTP_202_ACCEPTED)
 async def revoke_certificates_of_host(
     name: NameInPath,
@@ -132,7 +168,7 @@ async def revoke_certificates_of_host(
 async def _start(
     kind: OperationKind,
     subject: str,
-    request: CertificateSigningInput | CertificateRevocationInput,
+    request: CertificateProvisioningInput | CertificateSigningInput | CertificateRevocationInput,
     caller: Principal,
     inventory: Inventory,
     operations: Operations,

@@ -35,6 +35,7 @@ EXTENDED_KEY_USAGES = {
     CertificateRole.HOST: (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
     CertificateRole.SERVER: (ExtendedKeyUsageOID.SERVER_AUTH,),
     CertificateRole.CLIENT: (ExtendedKeyUsageOID.CLIENT_AUTH,),
+    CertificateRole.QEMU: (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
     CertificateRole.CONTROLLER: (ExtendedKeyUsageOID.CLIENT_AUTH,),
 }
 

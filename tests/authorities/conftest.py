@@ -11,7 +11,7 @@ from contracts.states import AllocationState
 from drivers.authorities.protocols import ExternalAccess, ProviderContext
 from drivers.authorities.root import RootAuthority
 from inventory import Database, Inventory, SecretBox
-from tests.inventory.conftest import register
+from tests.inventory.conftest import enabled
 from tests.samples import FACTS
 
 OPERATION = "signing/kvm-1"
@@ -30,7 +30,7 @@ async def prepared_inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     await inventory.topology.set_zone_state("zone-1", AllocationState.ENABLED, actor="test")
     await inventory.settings.set("migration.network", "198.18.0.0/15", zone="zone-1", actor="test")
     for number in (1, 2):
-        await register(inventory, number)
+        await enabled(inventory, number)
         addresses = ("10.9.9.9", "198.18.0.12", f"198.18.1.{10 + number}", "2001:db8::1")
         await inventory.hosts.set_facts(
             f"kvm-{number}",

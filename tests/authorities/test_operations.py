@@ -13,11 +13,15 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from activities.bmcs import BmcDirectory
+from activities.directory import HostDirectory
+from activities.holders import Holders
+from activities.leases import LeaseActivities
+from activities.provisioning import ProvisioningActivities
 from activities.schedules import ScheduleActivities
 from api.app import create_app
 from contracts.access import Role
@@ -26,8 +30,10 @@ from contracts.certificates import (
     AUTHORITY_UPKEEP_SCHEDULE,
     AuthorityUpkeepInput,
     AuthorityUpkeepResult,
+    CertificateRole,
     CertificateState,
 )
+from contracts.leases import LeaseScope
 from drivers.power.registry import PowerDrivers
 from inventory import Inventory
 from inventory.certificates import NewCertificate
@@ -35,6 +41,7 @@ from inventory.models import CertificateAuthorityRow
 from tests.api.conftest import start_temporal
 from tests.authorities.conftest import prepared_inventory
 from tests.authorities.issuing import activities
+from tests.authorities.machine import Machine
 from tests.authorities.samples import KEYS, ca, contents, csr, key_pem, openssl, write
 from tests.authorities.test_issuing import new
 from workers.home import listen
@@ -66,6 +73,7 @@ class System:
 
     client: Client
     inventory: Inventory
+    machine: Machine
     url: str
     admin: str
     operator: str
@@ -124,7 +132,7 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
 async def system(
     temporal: WorkflowEnvironment, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[System]:
-    client = temporal.client
+    client, machine = temporal.client, Machine()
     async with AsyncExitStack() as stack:
         inventory = await stack.enter_async_context(prepared_inventory(tmp_path))
         listener = stack.enter_context(listen("127.0.0.1", 0, "the API", "none"))
@@ -137,13 +145,19 @@ async def system(
                 client,
                 task_queue=QUEUE,
                 workflows=WORKFLOWS,
-                activities=activities_of(activities(inventory), ScheduleActivities(client)),
+                activities=activities_of(
+                    activities(inventory),
+                    ScheduleActivities(client),
+                    LeaseActivities(inventory, Holders(inventory, client)),
+                    ProvisioningActivities(inventory, HostDirectory(inventory), machine),
+                ),
                 interceptors=[HostlerInterceptor()],
             )
         )
         yield System(
             client,
             inventory,
+            machine,
             f"http://127.0.0.1:{listener.getsockname()[1]}",
             admin=await inventory.tokens.create("anna", Role.ADMIN),
             operator=await inventory.tokens.create("olga", Role.OPERATOR),
@@ -452,3 +466,60 @@ async def test_a_provider_that_is_gone_holds_up_no_other(system: System) -> None
     assert newer is not None
     assert newer.number == crl.number + 1
     await system.client.get_schedule_handle(AUTHORITY_UPKEEP_SCHEDULE).delete()
+
+
+async def test_a_host_gets_certificates_of_its_own(system: System) -> None:
+    said = await system.done("cert", "provision", "kvm-1", "--reason", "first ones")
+    await system.keep("provisioning/kvm-1", "certificate_provisioning")
+    installed = {
+        one.role: one
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.installed_at is not None
+    }
+    assert {*installed} == {CertificateRole.HOST, CertificateRole.QEMU}
+    for one in installed.values():
+        assert one.serial in said
+    first = system.machine.in_force
+    await system.done("cert", "provision", "kvm-1")
+    assert system.machine.in_force != first
+    assert {*system.machine.sets} == {system.machine.in_force}
+    async with system.http(system.operator) as operator:
+        shown = (await operator.get("/v1/hosts/kvm-1/certificate")).json()["items"]
+    assert len(shown) == 2
+    assert not {one["serial"] for one in shown} & {one.serial for one in installed.values()}
+    assert await system.inventory.leases.find("kvm-1", LeaseScope.TRUST) is None
+
+
+@pytest.mark.parametrize("step", ["prepare", "place", "switch", "ask"])
+async def test_what_fails_is_put_back(system: System, step: str) -> None:
+    await system.done("cert", "provision", "kvm-1")
+    before = (system.machine.in_force, dict(system.machine.sets))
+    valid = await system.inventory.certificates.list(state=CertificateState.VALID)
+    system.machine.fails_at = step
+    said = await system.hostler("cert", "provision", "kvm-1")
+    assert said.status == 1
+    assert "No space left. kvm-1 has what it had before." in said.err
+    assert (system.machine.in_force, system.machine.sets) == before
+    assert await system.inventory.certificates.list(state=CertificateState.VALID) == valid
+    assert await system.inventory.leases.find("kvm-1", LeaseScope.TRUST) is None
+
+
+async def test_one_that_lets_in_anybody_is_put_back(system: System) -> None:
+    system.machine.lets_in = True
+    said = await system.hostler("cert", "provision", "kvm-1")
+    assert said.status == 1
+    assert "lets in who has no certificate" in said.err
+    assert system.machine.in_force is None
+
+
+async def test_a_cancel_puts_back_until_they_are_proven(system: System) -> None:
+    system.machine.stops_at = "switch"
+    running = asyncio.create_task(system.hostler("cert", "provision", "kvm-1"))
+    await system.machine.stopped.wait()
+    await system.client.get_workflow_handle("provisioning/kvm-1").cancel()
+    said = await running
+    assert said.status == 1
+    assert (system.machine.in_force, system.machine.sets) == (None, {})
+    assert await system.inventory.certificates.list(state=CertificateState.VALID) == []
+    status = await system.client.get_workflow_handle("provisioning/kvm-1").describe()
+    assert status.status is WorkflowExecutionStatus.CANCELED

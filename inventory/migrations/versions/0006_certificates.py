@@ -61,6 +61,7 @@ def upgrade() -> None:
         sa.Column("issued_by", sa.String(), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revocation_reason", sa.String(), nullable=True),
+        sa.Column("installed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("pem", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(
             ["provider", "generation"],
