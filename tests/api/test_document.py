@@ -54,6 +54,7 @@ PATHS = {
     "/v1/certificates/{serial}/revocation": {"post"},
     "/v1/hosts/{name}/certificate/revocation": {"post"},
     "/v1/ca": {"get", "post"},
+    "/v1/hosts/{name}/certificate": {"get", "post"},
     "/v1/ca/chain": {"get"},
     "/v1/ca/crl": {"get"},
     "/v1/ca/{provider}/{generation}/crl": {"get"},
