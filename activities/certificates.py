@@ -359,7 +359,8 @@ class CertificateActivities:
                 one
                 for one in await certificates.list(host=request.host)
                 # One that is revoked keeps its reason, and is looked for in the list again.
-                if compromised or one.state(now) is not CertificateState.EXPIRED
+                if (compromised or one.state(now) is not CertificateState.EXPIRED)
+                and (request.issued_before is None or one.issued_at < request.issued_before)
             ]
         if compromised:
             found = await certificates.of_keys({one.key_sha256 for one in found})

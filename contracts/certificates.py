@@ -7,7 +7,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name, Reason
@@ -341,12 +348,17 @@ class CertificateSigningResult(Contract):
 
 
 class CertificateRevocationInput(Contract):
-    """Revoke one certificate, or all valid ones of a host (also of one that was removed)."""
+    """Revoke one certificate, or all valid ones of a host (also of one that was removed).
+
+    Attributes:
+        issued_before: of a host, only those: another one may have its name by now.
+    """
 
     serial: Serial | None = None
     host: Name | None = None
     reason: RevocationReason = RevocationReason.UNSPECIFIED
     requester: str = ""
+    issued_before: AwareDatetime | None = None
 
     @model_validator(mode="after")
     def _one_subject(self) -> "CertificateRevocationInput":

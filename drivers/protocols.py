@@ -377,6 +377,13 @@ class HostCertificates(Protocol):
     async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
         """The switch stays: delete what it has replaced."""
 
+    async def look(self, access: HostAccess) -> list[str]:
+        """What of all that is there, one line each."""
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        """Take all of it off; what was there. libvirt listens by TLS no more, and what others had
+        put in its places is there again."""
+
     async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
         """Connect from here without a certificate, trusting `authorities` (PEM) alone. Raises
         HostUnreachable; TlsRefused if what answers is not this host's."""

@@ -74,6 +74,14 @@ class ScriptCertificates:
         """The switch stays: delete what it has replaced."""
         await self._change(access, "finish", name, epoch)
 
+    async def look(self, access: HostAccess) -> list[str]:
+        """What of all that is there, one line each."""
+        return (await self._change(access, "look", "-", 0)).splitlines()
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        """Take all of it off; what was there."""
+        return (await self._change(access, "remove", "-", 0)).splitlines()
+
     async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
         """Connect from here without a certificate: by TLS 1.3 a client learns whether it was let in
         only from what comes after the handshake."""

@@ -93,7 +93,8 @@ def build_worker(
     )
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
-    cleaner = ScriptCleaner(shell)
+    host_certificates = ScriptCertificates(shell)
+    cleaner = ScriptCleaner(shell, host_certificates)
     neighbours = ShellNeighbours(shell)
     authorities = Directory(
         inventory,
@@ -128,7 +129,7 @@ def build_worker(
             OperationActivities(client),
             PowerActivities(inventory, bmcs, directory, hypervisor, Systemd(shell), leases),
             PowerSyncActivities(inventory, bmcs),
-            ProvisioningActivities(inventory, directory, ScriptCertificates(shell)),
+            ProvisioningActivities(inventory, directory, host_certificates),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
             RemovalActivities(inventory, directory, cleaner, hypervisor, shell),

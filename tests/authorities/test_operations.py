@@ -39,9 +39,9 @@ from inventory import Inventory
 from inventory.certificates import NewCertificate
 from inventory.models import CertificateAuthorityRow
 from tests.api.conftest import start_temporal
+from tests.authorities.certified_host import CertifiedHost
 from tests.authorities.conftest import prepared_inventory
 from tests.authorities.issuing import activities
-from tests.authorities.machine import Machine
 from tests.authorities.samples import KEYS, ca, contents, csr, key_pem, openssl, write
 from tests.authorities.test_issuing import new
 from workers.home import listen
@@ -73,7 +73,7 @@ class System:
 
     client: Client
     inventory: Inventory
-    machine: Machine
+    machine: CertifiedHost
     url: str
     admin: str
     operator: str
@@ -132,7 +132,7 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
 async def system(
     temporal: WorkflowEnvironment, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[System]:
-    client, machine = temporal.client, Machine()
+    client, machine = temporal.client, CertifiedHost()
     async with AsyncExitStack() as stack:
         inventory = await stack.enter_async_context(prepared_inventory(tmp_path))
         listener = stack.enter_context(listen("127.0.0.1", 0, "the API", "none"))

@@ -213,6 +213,23 @@ async def test_what_an_operator_has_put_there_comes_back(
         await lab.exec(SOURCE, "cp", "/root/conf", "/etc/libvirt/libvirtd.conf")
 
 
+async def test_all_of_it_is_taken_off(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str
+) -> None:
+    assert await certificates.remove(host) == await certificates.look(host) == []
+    conf = await lab.exec(SOURCE, "cat", "/etc/libvirt/libvirtd.conf")
+    await provision(certificates, host, "set-1", 2)
+    assert await certificates.look(host) == ["certificates in /etc/hostler/tls"]
+    assert await certificates.remove(host) == ["certificates in /etc/hostler/tls"]
+    assert await certificates.remove(host) == await certificates.look(host) == []
+    left = await lab.exec(SOURCE, "sh", "-c", "find /etc/pki /etc/hostler* -not -type d || :")
+    assert left.stdout == ""
+    assert (await lab.exec(SOURCE, "cat", "/etc/libvirt/libvirtd.conf")).stdout == conf.stdout
+    with pytest.raises(HostUnreachable):
+        await certificates.ask(host, AUTHORITY.pem)
+    await lab.ticks_on("drv-vm")
+
+
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 async def test_a_disk_that_takes_nothing_leaves_the_old_set(
     lab: Lab, host: HostAccess, certificates: ScriptCertificates, trouble: str

@@ -12,7 +12,7 @@ from drivers.protocols import CertificateFiles, HostAccess, TlsAnswer
 from tests.authorities.samples import csr
 
 
-class Machine:
+class CertifiedHost:
     """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect."""
 
     def __init__(self) -> None:
@@ -83,6 +83,14 @@ class Machine:
         self.sets = {name: self.sets[name]}
         self.before = None
         await self._did("finish")
+
+    async def look(self, access: HostAccess) -> list[str]:
+        return [f"certificates {name}" for name in self.sets]
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        there = await self.look(access)
+        self.sets, self.in_force = {}, None
+        return there
 
     async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
         assert self.in_force is not None
