@@ -1,4 +1,4 @@
-"""Hosts get certificates: what openssl and virsh see from outside, and what a dead worker leaves."""
+"""Hosts get certificates: what openssl and virsh see of it, and what a dead worker leaves."""
 
 import asyncio
 import subprocess
@@ -50,7 +50,7 @@ class Client:
 
     def __init__(self, anchor: Path, certificate: Path | None = None, key: Path | None = None):
         self._anchor = anchor
-        self._own = [] if certificate is None else ["-cert", certificate, "-key", key]
+        self._own = [] if certificate is None else ["-cert", str(certificate), "-key", str(key)]
 
     def connect(self, address: str) -> tuple[str, bool]:
         """The serial that the host shows, and whether libvirtd lets the client in: it sends a byte
@@ -58,13 +58,13 @@ class Client:
         done = subprocess.run(
             [
                 *("timeout", "5", "openssl", "s_client", "-connect", f"{address}:{_PORT}"),
-                *("-CAfile", self._anchor, "-verify_return_error", "-verify_ip", address),
-                *("-showcerts", *self._own),
+                *("-CAfile", str(self._anchor), "-verify_return_error", "-verify_ip", address),
+                # It ends when the host hangs up, or when its time is over.
+                *("-ign_eof", "-showcerts", *self._own),
             ],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            # stdin stays open: openssl ends when the host hangs up, or is ended.
         )
         text = done.stdout
         assert b"Verify return code: 0 (ok)" in text, (text, done.stderr)
