@@ -239,15 +239,14 @@ async def test_a_disk_that_takes_nothing_leaves_the_old_set(
     libvirt, qemu = issued(requests, host)
     folder = "/etc/hostler/tls/sets/set-2"
     size = "4k,nr_inodes=4" if trouble == "full" else "64k"
-    await lab.exec(
-        SOURCE,
-        "sh",
-        "-c",
-        f"cp -a {folder} /root/set && mount -t tmpfs -o size={size},mode=711 tmpfs {folder} && "
-        f"cp -a /root/set/. {folder} && "
-        + (f"mount -o remount,ro {folder}" if trouble == "read-only" else "true"),
-    )
+    readonly = f"mount -o remount,ro {folder}" if trouble == "read-only" else ":"
     try:
+        await lab.exec(
+            *(SOURCE, "sh", "-ec"),
+            f"cp -a {folder}/key.pem /root/key.pem; "
+            f"mount -t tmpfs -o size={size},mode=711 tmpfs {folder}; "
+            f"mv /root/key.pem {folder}; {readonly}",
+        )
         with pytest.raises(CommandFailed, match=r"full|[Rr]ead-only"):
             await certificates.place(host, "set-2", 4, libvirt=libvirt, qemu=qemu)
     finally:
@@ -295,3 +294,21 @@ async def test_killed_anywhere_there_is_one_whole_set(
             serial = read_certificate(libvirt.certificate).serial
             assert (await certificates.ask(host, AUTHORITY.pem)).serial == serial
     await lab.ticks_on("drv-vm")
+
+
+async def test_what_a_terminated_operation_has_switched_is_put_back_by_the_next_one(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates
+) -> None:
+    """Nobody has proven it."""
+    before = await provision(certificates, host, "set-1", 2)
+    libvirt, qemu = issued(await certificates.prepare(host, "set-2", 4, key_bits=256), host)
+    await certificates.place(host, "set-2", 4, libvirt=libvirt, qemu=qemu)
+    await certificates.switch(host, "set-2", 4, allowed=ALLOWED)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial != before
+    await certificates.prepare(host, "set-3", 6, key_bits=256)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
+    with pytest.raises(EpochRefused):
+        await certificates.finish(host, "set-2", 4)
+    await whole(lab)
+    await certificates.restore(host, "set-3", 6)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
