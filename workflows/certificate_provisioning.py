@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.certificates import CertificateActivities
@@ -62,7 +62,9 @@ class CertificateProvisioning:
         work = asyncio.create_task(self._provision())
         await self._end_of(work, until=lambda: self._proven)
         problem = None if work.cancelled() else work.exception()
-        if self._proven and problem is None:
+        if self._canceled and problem is not None and is_cancelled_exception(problem):
+            problem = None
+        if not work.cancelled() and work.exception() is None:
             await self._release()
             return work.result()
         said = str(problem) if problem is not None else "it was cancelled"
