@@ -61,7 +61,7 @@ from inventory import Inventory
 
 _KIND = "password"
 _NOT_READY = "it is being added, or removed"
-_BUSY = "another operation changes its password"
+_BUSY = "another operation changes its passwords or certificates"
 _MOST_NAMED = 10
 # A host that could not be brought up to date is tried again after that, or when it was away again.
 _AGAIN_AFTER = timedelta(hours=1)

@@ -12,6 +12,8 @@ from api.authentication import Authentication
 from api.dependencies import BmcChecker
 from api.operations import Operations
 from api.routes import (
+    authority,
+    certificates,
     cluster_maintenance,
     events,
     health,
@@ -73,6 +75,8 @@ def create_app(
         maintenance,
         cluster_maintenance,
         passwords,
+        certificates,
+        authority,
         operations,
         secrets,
         settings,
@@ -80,6 +84,7 @@ def create_app(
         health,
     ):
         app.include_router(routes.router)
+    app.include_router(authority.public_router)
     return app
 
 

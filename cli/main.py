@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli import (
+    certificates,
     events,
     hosts,
     maintenance,
@@ -73,6 +74,7 @@ maintenance.register(app)
 oobm.register(app)
 power.register(app)
 passwords.register(app)
+certificates.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

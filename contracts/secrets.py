@@ -7,6 +7,9 @@ from pydantic import Field
 
 from contracts.base import Contract, Name
 
+CA_KEY = "ca_key"
+"""The kind of a secret that is an authority's private key."""
+
 
 class SecretState(StrEnum):
     """Where a version of a credential is in its life."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from string import ascii_letters, digits
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from pydantic import (
     BeforeValidator,
@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract
+from contracts.certificates import ExtraNames
 from contracts.errors import Conflict
 from contracts.oobm import IPMITOOL_INTERFACES, IPMITOOL_RETRIES
 from contracts.passwords import MOST_CHARACTERS
@@ -65,6 +66,25 @@ Directory = Annotated[
 LONGEST_BMC_ANSWER_S = 60
 # With less, the history of a round over thousands would grow long.
 SMALLEST_SHARD = 500
+DistinguishedName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]+=[^\x00-\x1f]+$", strip_whitespace=True, max_length=255),
+    Field(examples=["CN=Hostler CA,O=Hostler"]),
+]
+Url = Annotated[
+    str,
+    StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2048),
+    Field(examples=["http://ca.example.net:8480/v1/ca"]),
+]
+PluginName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)
+]
+MountPath = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$", max_length=255),
+    Field(examples=["pki"]),
+]
+Days = Annotated[int, Field(ge=1, le=3_650), BeforeValidator(_no_boolean)]
 Count = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_no_boolean)]
 Seconds = Annotated[int, Field(ge=1, le=30 * 86_400), BeforeValidator(_no_boolean)]
 
@@ -134,6 +154,8 @@ def _words(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_words(alternative) for alternative in schema["anyOf"])
     words = str(schema["type"])
+    if "enum" in schema:
+        return f"{words}: {', '.join(map(str, schema['enum']))}"
     if "items" in schema:
         words += f" of {_words(schema['items'])}"
     if "minimum" in schema:
@@ -564,6 +586,101 @@ PASSWORD_VERIFICATION_INTERVAL = Setting[int](
     scopes=frozenset({SettingScope.GLOBAL}),
 )
 
+_ONLY_GLOBAL = frozenset({SettingScope.GLOBAL})
+
+CA_PROVIDER = Setting[str](
+    "ca.framework.provider.plugin",
+    PluginName,
+    "root",
+    "Plugin that issues certificates: root (Hostler's own CA), vault (OpenBao's or Vault's PKI "
+    "API), or one that was installed beside Hostler.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_KEY_SIZE = Setting[int](
+    "ca.framework.cert.keysize",
+    Annotated[Literal[256, 384, 521, 2048, 3072, 4096], BeforeValidator(_no_boolean)],
+    256,
+    "Size of new keys: 256, 384 and 521 are elliptic curves (NIST's P-256, ...), larger ones RSA.",
+    "bit",
+    scopes=_ONLY_GLOBAL,
+)
+CA_SIGNATURE_ALGORITHM = Setting[str | None](
+    "ca.framework.cert.signature.algorithm",
+    Literal[
+        "SHA256withECDSA",
+        "SHA384withECDSA",
+        "SHA512withECDSA",
+        "SHA256withRSA",
+        "SHA384withRSA",
+        "SHA512withRSA",
+    ]
+    | None,
+    None,
+    "Hash by which the root CA signs, none being SHA256; the kind of signature is its key's.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_VALIDITY = Setting[int](
+    "ca.framework.cert.validity.period",
+    Days,
+    365,
+    "How long a new certificate is valid.",
+    "d",
+    scopes=_ONLY_GLOBAL,
+)
+CA_EXTRA_NAMES = Setting[ExtraNames](
+    "ca.framework.csr.extra",
+    ExtraNames,
+    ExtraNames.REFUSE,
+    "What becomes of a signing request that asks for names or rights beyond the inventory's.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_CRL_VALIDITY = Setting[int](
+    "ca.framework.crl.validity.period",
+    Annotated[int, Field(ge=1, le=365), BeforeValidator(_no_boolean)],
+    7,
+    "How long a revocation list of the root CA is valid; a new one is made when half of it is "
+    "over, and at each revocation.",
+    "d",
+    scopes=_ONLY_GLOBAL,
+)
+CA_CRL_URL = Setting[Url | None](
+    "ca.framework.crl.url",
+    Url | None,
+    None,
+    "Where new certificates of the root CA say that its revocation list is: a URL that leads to "
+    "/v1/ca of the API, to which root/GENERATION/crl is added; none: they do not say.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_TASK_DELAY = Setting[int](
+    "ca.framework.background.task.delay",
+    Annotated[int, Field(ge=10, le=43_200), BeforeValidator(_no_boolean)],
+    3_600,
+    "Between two rounds that look after the CAs: whose revocation lists have to be made anew.",
+    "s",
+    scopes=_ONLY_GLOBAL,
+)
+CA_ROOT_ISSUER_DN = Setting[str](
+    "ca.plugin.root.issuer.dn",
+    DistinguishedName,
+    "CN=Hostler CA,O=Hostler",
+    "Subject of the root CA (RFC 4514); the CA is made once, with what is set by then.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_VAULT_MOUNT = Setting[str](
+    "ca.plugin.vault.mount",
+    MountPath,
+    "pki",
+    "Path of its PKI secrets engine.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_VAULT_ROLE = Setting[str](
+    "ca.plugin.vault.role",
+    PluginName,
+    "hostler",
+    "Role of that engine by which certificates are signed.",
+    scopes=_ONLY_GLOBAL,
+)
+
 _LESS_THAN: tuple[tuple[Setting[int], Setting[int]], ...] = (
     (OOBM_SYNC_TIMEOUT, OOBM_SYNC_INTERVAL),
 )
@@ -574,4 +691,12 @@ SETTINGS: Mapping[str, Setting[Any]] = {
         (value for value in list(globals().values()) if isinstance(value, Setting)),
         key=lambda setting: setting.name,
     )
+}
+
+# Names that people know from elsewhere for what is no setting here: a pair of key and certificate
+# that is set one by one is at some moment a wrong pair, and settings are shown.
+NO_SETTINGS: Mapping[str, str] = {
+    "ca.plugin.root.private.key": "Give it with `hostler ca import`; it is stored encrypted.",
+    "ca.plugin.root.public.key": "It is in the certificate that `hostler ca show` shows.",
+    "ca.plugin.root.ca.certificate": "See `hostler ca show`; give it with `hostler ca import`.",
 }

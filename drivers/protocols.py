@@ -332,6 +332,72 @@ class HostCleaner(Protocol):
         """Remove Hostler's own key, which comes last; what was there."""
 
 
+@dataclass(frozen=True)
+class CertificateFiles:
+    """What lies beside a key, in PEM: its certificate with the CAs between it and the root, all CAs
+    that are trusted, their revocation lists."""
+
+    certificate: str
+    authorities: str
+    crls: str
+
+
+@dataclass(frozen=True)
+class TlsAnswer:
+    """How a host's libvirtd answers a client without a certificate: the serial (hexadecimal) of its
+    own, and whether it lets that client in."""
+
+    serial: str
+    lets_in: bool
+
+
+class HostCertificates(Protocol):
+    """Sets of keys and certificates on a host: libvirt's, and QEMU's. Every change carries the
+    epoch of the lease `trust` and may be called many times; it raises CommandFailed,
+    EpochRefused."""
+
+    async def prepare(
+        self, access: HostAccess, name: str, epoch: int, *, key_bits: int
+    ) -> tuple[str, str]:
+        """Make the keys of a new set, there; signing requests (PEM) of libvirt's and QEMU's. Puts
+        back first what an operation has switched that was ended before it was proven."""
+
+    async def place(
+        self,
+        access: HostAccess,
+        name: str,
+        epoch: int,
+        *,
+        libvirt: CertificateFiles,
+        qemu: CertificateFiles,
+    ) -> None:
+        """Write the certificates beside their keys, and check that they belong together."""
+
+    async def switch(
+        self, access: HostAccess, name: str, epoch: int, *, allowed: Sequence[str]
+    ) -> None:
+        """Have libvirt and QEMU go by the set from now on, libvirt by TLS for clients of these
+        names alone (`tls_allowed_dn_list`), and not by plain TCP. VMs run on. Raises
+        HostBusy while VMs migrate, which a restart of libvirtd would break off."""
+
+    async def restore(self, access: HostAccess, name: str, epoch: int) -> None:
+        """What counted before the switch counts again, and the set is deleted."""
+
+    async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
+        """The switch stays: delete what it has replaced."""
+
+    async def look(self, access: HostAccess) -> list[str]:
+        """What of all that is there, one line each."""
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        """Take all of it off; what was there. libvirt listens by TLS no more, and what others had
+        put in its places is there again."""
+
+    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
+        """Connect from here without a certificate, trusting `authorities` (PEM) alone. Raises
+        HostUnreachable; TlsRefused if what answers is not this host's."""
+
+
 class LocalDisks(Protocol):
     """Files on hosts for disks that are copied with their VM. A destination's half-made copy is
     marked with its owner, the operation that copies. Every method may be called many times, may be

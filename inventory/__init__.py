@@ -1,5 +1,7 @@
 """What Hostler knows: hosts and their states, leases, reservations, secrets, the audit trail."""
 
+from inventory.authorities import Authorities
+from inventory.certificates import Certificates
 from inventory.closings import Closings
 from inventory.cluster_passwords import ClusterPasswords
 from inventory.database import Database
@@ -57,4 +59,6 @@ class Inventory:
         self.oobm = OobmConfigurations(database)
         self.power = Power(database)
         self.tokens = Tokens(database)
+        self.authorities = Authorities(database)
+        self.certificates = Certificates(database)
         self.events = Events(database)

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import (
@@ -16,6 +17,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
 from contracts.access import Role
+from contracts.certificates import AuthorityOrigin
 from contracts.leases import LeaseScope
 from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
 from contracts.passwords import PasswordState
@@ -68,7 +70,8 @@ class PodRow(SQLModel, table=True):
 
 
 class ClusterRow(SQLModel, table=True):
-    """Hosts between which VMs can live-migrate."""
+    """Hosts between which VMs can live-migrate. `certificate_id`: what its hosts' certificates call
+    it; no later cluster gets it, as it may get a name, or on SQLite the id of a row."""
 
     __tablename__ = "cluster"
 
@@ -77,6 +80,7 @@ class ClusterRow(SQLModel, table=True):
     pod_id: int = Field(foreign_key="pod.id", index=True)
     allocation_state: str = AllocationState.DISABLED
     oobm_enabled: bool = True
+    certificate_id: str = Field(default_factory=lambda: token_hex(8))
 
 
 class KeyringRow(SQLModel, table=True):
@@ -517,3 +521,68 @@ class ApiTokenRow(SQLModel, table=True):
     sha256: str = Field(unique=True)
     role: str = Role.VIEWER
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class CertificateAuthorityRow(SQLModel, table=True):
+    """An issuing certificate of a provider, with its chain; the highest `generation` issues.
+
+    `chain`: PEM, the issuing certificate first. `key_secret_id`: its private key, None if Hostler
+    has it not. `crl_counter`: the highest number that a list was begun with. `crl*`: the newest
+    list (DER) that was stored, its number (of up to 20 octets, so in decimal digits), its times,
+    and how many entries it has.
+    """
+
+    __tablename__ = "certificate_authority"
+
+    provider: str = Field(primary_key=True)
+    generation: int = Field(primary_key=True)
+    origin: str = AuthorityOrigin.GENERATED
+    subject: str
+    sha256: str
+    not_before: datetime = Field(sa_type=UtcDateTime)
+    not_after: datetime = Field(sa_type=UtcDateTime)
+    chain: list[str] = Field(sa_type=JSON)
+    key_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    crl_counter: int = 0
+    crl: bytes | None = None
+    crl_number: str | None = None
+    crl_this_update: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crl_next_update: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crl_entries: int = 0
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class CertificateRow(SQLModel, table=True):
+    """A certificate that was issued; it outlives its host, whose name it has.
+
+    `request` is that of the step that asked for it: a repetition finds it. `serial`: hexadecimal,
+    in small letters. `key_sha256`: of its SubjectPublicKeyInfo.
+    """
+
+    __tablename__ = "certificate"
+    __table_args__ = (
+        UniqueConstraint("provider", "generation", "serial"),
+        ForeignKeyConstraint(
+            ["provider", "generation"],
+            ["certificate_authority.provider", "certificate_authority.generation"],
+        ),
+    )
+
+    request: str = Field(primary_key=True)
+    provider: str
+    generation: int
+    serial: str = Field(index=True)
+    host: str | None = Field(default=None, index=True)
+    role: str
+    subject: str
+    dns_names: list[str] = Field(sa_type=JSON)
+    ip_addresses: list[str] = Field(sa_type=JSON)
+    key_sha256: str = Field(index=True)
+    not_before: datetime = Field(sa_type=UtcDateTime)
+    not_after: datetime = Field(sa_type=UtcDateTime, index=True)
+    issued_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    issued_by: str
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revocation_reason: str | None = None
+    installed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    pem: str

@@ -10,11 +10,13 @@ from sqlalchemy import ColumnElement, and_, not_
 from sqlmodel import col, delete, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.errors import NotFound
+from contracts.errors import Conflict, NotFound
+from contracts.secrets import CA_KEY
 from inventory.database import Database
 from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged, SecretUnreadable
 from inventory.events import add_event
 from inventory.models import (
+    CertificateAuthorityRow,
     ClusterPasswordRow,
     ClusterRow,
     HostPasswordRow,
@@ -29,7 +31,7 @@ from inventory.models import (
 from inventory.secret_box import SecretBox, key_id_of
 from inventory.upsert import insert_if_absent
 
-# A secret that no host refers to by then belongs to an operation that never got to its host.
+# A secret that nothing refers to by then belongs to an operation that never got to its host.
 _UNCLAIMED_AFTER = timedelta(days=1)
 _AT_A_TIME = 500  # of ids in one statement
 
@@ -37,7 +39,7 @@ _AT_A_TIME = 500  # of ids in one statement
 @dataclass(frozen=True)
 class Credential:
     """`kind` is "password", "private_key" (OpenSSH's PEM), "own_key", the same, made by Hostler
-    for that host, or "bmc_password"."""
+    for that host, "bmc_password", or "ca_key", an authority's private key (PKCS #8 in PEM)."""
 
     kind: str
     plaintext: str = field(repr=False)
@@ -81,11 +83,19 @@ class Secrets:
 
     async def disclose(self, secret_id: str, *, reason: str, actor: str) -> Credential:
         """The same for a person: only with an event for the secret, and one for what has it, that
-        say who wanted it and why. Raises NotFound, SecretUnreadable."""
+        say who wanted it and why. Raises NotFound, Conflict (an authority's key is shown to
+        nobody), SecretUnreadable."""
 
         async def work() -> Credential:
             async with self._database.writing() as session:
-                credential = self._open(await _secret_row(session, secret_id))
+                row = await _secret_row(session, secret_id)
+                if row.kind == CA_KEY:
+                    raise Conflict(
+                        f"The secret {secret_id} is the private key of a certificate authority, "
+                        "which is shown to nobody.",
+                        remedy="Have the authority sign what is needed: hostler cert sign.",
+                    )
+                credential = self._open(row)
                 for subject in (f"secret/{secret_id}", *await _owners(session, secret_id)):
                     message = f"{credential.kind} {secret_id} was shown: {reason}"
                     add_event(session, "secret.disclosed", subject, message, actor=actor)
@@ -119,7 +129,7 @@ class Secrets:
             return (await session.exec(query)).first() is not None
 
     async def discard(self, secret_id: str) -> None:
-        """Delete a version that no host refers to; no effect if there is none."""
+        """Delete a version that nothing refers to; no effect if there is none."""
         await self.discard_all([secret_id])
 
     async def discard_all(self, secret_ids: Sequence[str]) -> None:
@@ -193,7 +203,7 @@ def new_keyring(box: SecretBox) -> KeyringRow:
 
 
 def unclaimed() -> ColumnElement[bool]:
-    """Of a secret version: no host, present or removed, and no cluster refers to it."""
+    """Of a secret version: no host, present or removed, no cluster, no authority refers to it."""
     claims = (
         HostRow.secret_id,
         HostRow.staged_key_id,
@@ -205,6 +215,7 @@ def unclaimed() -> ColumnElement[bool]:
         HostPasswordRow.secret_id,
         HostPasswordRow.former_secret_id,
         PasswordAttemptRow.secret_id,
+        CertificateAuthorityRow.key_secret_id,
     )
     return and_(
         *(

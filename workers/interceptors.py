@@ -19,6 +19,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from contracts.certificates import AUTHORITY_UPKEEP, AUTHORITY_UPKEEP_SCHEDULE
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
 from contracts.operations import kind_of
@@ -36,6 +37,7 @@ from workers.logs import host_of_log
 
 # Workflows that are no operations of anybody's, as metrics name them.
 _NO_OPERATIONS = {
+    AUTHORITY_UPKEEP: AUTHORITY_UPKEEP_SCHEDULE,
     BMC_TEST: "bmc-test",
     HOST_CHECK: HOST_CHECK_SCHEDULE,
     HOUSEKEEPING: HOUSEKEEPING_ID,

@@ -18,6 +18,11 @@ from temporalio.client import (
 from temporalio.service import RPCError
 
 from contracts.base import Contract
+from contracts.certificates import (
+    AUTHORITY_UPKEEP,
+    AUTHORITY_UPKEEP_SCHEDULE,
+    AuthorityUpkeepInput,
+)
 from contracts.errors import Unavailable
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HostCheckInput
 from contracts.passwords import (
@@ -27,6 +32,7 @@ from contracts.passwords import (
 )
 from contracts.power_actions import POWER_SYNC, POWER_SYNC_SCHEDULE, PowerSyncInput
 from contracts.settings import (
+    CA_TASK_DELAY,
     HOST_CHECK_INTERVAL,
     OOBM_SYNC_INTERVAL,
     PASSWORD_VERIFICATION_INTERVAL,
@@ -70,6 +76,13 @@ _PERIODIC = (
         PasswordVerificationInput(),
         PASSWORD_VERIFICATION_INTERVAL,
         "Looks whether hosts have the passwords of their clusters",
+    ),
+    _Periodic(
+        AUTHORITY_UPKEEP_SCHEDULE,
+        AUTHORITY_UPKEEP,
+        AuthorityUpkeepInput(),
+        CA_TASK_DELAY,
+        "Looks after the certificate authorities",
     ),
 )
 

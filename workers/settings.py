@@ -142,6 +142,20 @@ class Settings(BaseSettings):
         default=8, ge=1, le=128, description="Threads per host for its migrations; more wait."
     )
 
+    ca_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[!-~]+$",
+        description="Where the external CA is, for the provider `vault`: OpenBao or Vault.",
+    )
+    ca_token_file: Path | None = Field(
+        default=None,
+        description="File with the token that workers show it, as its agent keeps it: read anew "
+        "each time.",
+    )
+    ca_trust_file: FilePath | None = Field(
+        default=None, description="CA certificate (PEM) of its HTTPS. Default: the machine's."
+    )
+
     max_concurrent_activities: int = Field(
         default=200, ge=1, le=10_000, description="Activities at a time in one worker."
     )
@@ -149,7 +163,7 @@ class Settings(BaseSettings):
         default=15, description="How long a stopping worker waits for its activities."
     )
 
-    @field_validator("home", "master_key_file", mode="after")
+    @field_validator("home", "master_key_file", "ca_token_file", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None

@@ -10,8 +10,10 @@ from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
+from activities.authorities import Directory
 from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
+from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
@@ -29,6 +31,7 @@ from activities.passwords import PasswordActivities
 from activities.power import PowerActivities
 from activities.power_sync import PowerSyncActivities
 from activities.preflight import PreflightActivities
+from activities.provisioning import ProvisioningActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
@@ -37,6 +40,8 @@ from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.protocols import ExternalAccess
+from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
@@ -48,6 +53,7 @@ from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
+from drivers.tls import ScriptCertificates
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -91,8 +97,14 @@ def build_worker(
     )
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
-    cleaner = ScriptCleaner(shell)
+    host_certificates = ScriptCertificates(shell)
+    cleaner = ScriptCleaner(shell, host_certificates)
     neighbours = ShellNeighbours(shell)
+    authorities = Directory(
+        inventory,
+        provider,
+        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
+    )
     directory = HostDirectory(inventory)
     power_drivers = PowerDrivers()
     bmcs = BmcDirectory(inventory, power_drivers)
@@ -112,6 +124,7 @@ def build_worker(
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
             BmcAccountActivities(inventory, bmcs),
+            CertificateActivities(inventory, authorities),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
@@ -123,6 +136,7 @@ def build_worker(
             PasswordCheckActivities(inventory, accounts),
             PowerActivities(inventory, bmcs, directory, hypervisor, Systemd(shell), leases),
             PowerSyncActivities(inventory, bmcs),
+            ProvisioningActivities(inventory, directory, host_certificates),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
             RemovalActivities(inventory, directory, cleaner, hypervisor, shell),

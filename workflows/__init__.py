@@ -1,8 +1,13 @@
 """Deterministic orchestration: one operation, one file, one workflow class."""
 
 from workflows.allocation_state import AllocationState
+from workflows.authority_setup import AuthoritySetup
+from workflows.authority_upkeep import AuthorityUpkeep
 from workflows.bmc_password_change import BmcPasswordChange
 from workflows.bmc_test import BmcTest
+from workflows.certificate_provisioning import CertificateProvisioning
+from workflows.certificate_revocation import CertificateRevocation
+from workflows.certificate_signing import CertificateSigning
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
@@ -20,8 +25,13 @@ from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
     AllocationState,
+    AuthoritySetup,
+    AuthorityUpkeep,
     BmcPasswordChange,
     BmcTest,
+    CertificateProvisioning,
+    CertificateRevocation,
+    CertificateSigning,
     ClusterMaintenance,
     HostAddition,
     HostCheck,

@@ -1,13 +1,15 @@
 import asyncio
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, LargeBinary, text
+from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlmodel import SQLModel, col, select
 
@@ -15,8 +17,9 @@ from contracts.errors import Failed, InvalidInput, Unavailable
 from inventory import Database, Inventory, SecretBox
 from inventory.errors import MasterKeyMissing
 from inventory.master_keys import is_keyed
-from inventory.models import PodRow, SecretVersionRow, ZoneRow
+from inventory.models import ClusterRow, PodRow, ZoneRow
 from inventory.secret_box import key_id
+from inventory.secrets import identity
 from tests.inventory.conftest import register
 
 MIGRATIONS = Path(__file__).parents[2] / "inventory" / "migrations"
@@ -146,14 +149,15 @@ async def test_a_reader_does_not_write(inventory: Inventory, database: Database)
     assert [zone.name for zone in await inventory.topology.list_zones()] == ["zone-1"]
 
 
-async def test_secrets_of_a_former_version_are_read(url: str, database: Database) -> None:
-    """Key id and nonce were columns of their own then."""
+async def test_the_inventory_of_a_former_version_is_read(url: str) -> None:
+    """Key id and nonce of secrets were columns of their own, and clusters had no unit, before
+    revision 0005."""
     key = SecretBox.new_key()
-    secret = await Inventory(database, SecretBox(key)).secrets.store("password", "pw", actor="test")
-    async with database.writing() as session:
+    former = Database(url)
+    async with former.writing() as session:
         connection = await session.connection()
-        await connection.run_sync(_before_versions)
-    await database.close()
+        await connection.run_sync(_make_former, SecretBox(key))
+    await former.close()
     later = Database(url)
     # A new key is made for an inventory that has encrypted nothing yet alone.
     assert await is_keyed(later)
@@ -163,28 +167,42 @@ async def test_secrets_of_a_former_version_are_read(url: str, database: Database
         await Inventory(later, SecretBox(SecretBox.new_key())).master_keys.settle()
     inventory = Inventory(later, SecretBox(SecretBox.new_key(), key))
     await inventory.master_keys.settle()
-    assert (await inventory.secrets.reveal(secret)).plaintext == "pw"
+    assert (await inventory.secrets.reveal("secret-1")).plaintext == "pw"
+    async with later.reading() as session:
+        units = (await session.exec(select(col(ClusterRow.certificate_id)))).all()
+    assert len(set(units)) == 2
+    assert all(len(unit) == 16 for unit in units)
     await later.close()
 
 
-def _before_versions(connection: Connection) -> None:
-    """Put the tables back to what they were before revision 0005."""
-    rows = connection.execute(select(SecretVersionRow.id, SecretVersionRow.ciphertext)).all()
-    for table in ("password_attempt", "host_password", "cluster_password", "keyring"):
-        connection.execute(text(f"DROP TABLE {table}"))
-    kind = connection.dialect.type_compiler_instance.process(LargeBinary())
-    connection.execute(text(f"ALTER TABLE secret_version ADD COLUMN nonce {kind}"))
-    connection.execute(text("ALTER TABLE secret_version ADD COLUMN key_id VARCHAR"))
-    for secret_id, sealed in rows:
-        connection.execute(
-            text(
-                "UPDATE secret_version SET key_id = :key, nonce = :nonce, ciphertext = :text "
-                "WHERE id = :id"
-            ),
-            {"key": sealed[1:9].hex(), "nonce": sealed[9:21], "text": sealed[21:], "id": secret_id},
-        )
-    revision = ScriptDirectory(str(MIGRATIONS)).get_revision("0005")
+def _make_former(connection: Connection, box: SecretBox) -> None:
+    """A password and two clusters, in the tables of revision 0004."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0004")
+    sealed = box.seal("pw", identity("secret-1", "password"), key_id=box.key_ids[0])
+    tables = MetaData()
+    tables.reflect(connection, only=["zone", "pod", "cluster", "secret_version"])
+    rows: dict[str, list[dict[str, object]]] = {
+        "zone": [{"id": 1, "name": "zone-1"}],
+        "pod": [{"id": 1, "name": "pod-1", "zone_id": 1}],
+        "cluster": [
+            {"id": number, "name": f"cluster-{number}", "pod_id": 1, "oobm_enabled": True}
+            for number in (1, 2)
+        ],
+    }
+    for table, some in rows.items():
+        values = [{**row, "allocation_state": "Enabled"} for row in some]
+        connection.execute(tables.tables[table].insert(), values)
     connection.execute(
-        text("UPDATE alembic_version SET version_num = :former"),
-        {"former": revision.down_revision},
+        tables.tables["secret_version"].insert(),
+        {
+            "id": "secret-1",
+            "kind": "password",
+            "key_id": sealed[1:9].hex(),
+            "nonce": sealed[9:21],
+            "ciphertext": sealed[21:],
+            "created_at": datetime.now(UTC),
+        },
     )

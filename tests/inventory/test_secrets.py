@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from sqlmodel import SQLModel, col, select, update
 
-from contracts.errors import Failed, NotFound
+from contracts.errors import Conflict, Failed, NotFound
 from inventory import Database, Inventory, SecretBox
 from inventory.errors import MasterKeyMissing, SecretDamaged
 from inventory.models import EventRow, SecretVersionRow, now
@@ -226,6 +226,14 @@ async def test_a_disclosure_is_told_of_the_secret_and_of_what_has_it(
         event = (await inventory.events.list(subject=subject))[0]
         assert (event.kind, event.actor) == ("secret.disclosed", "token:anna")
         assert event.message == f"password {secret} was shown: console at night"
+
+
+async def test_the_key_of_an_authority_is_not_disclosed(inventory: Inventory) -> None:
+    secret = await inventory.secrets.store("ca_key", CANARY, actor="test")
+    with pytest.raises(Conflict, match="shown to nobody"):
+        await inventory.secrets.disclose(secret, reason="test", actor="test")
+    events = await inventory.events.list(subject=f"secret/{secret}")
+    assert [event.kind for event in events] == ["secret.stored"]
 
 
 async def test_what_can_not_be_told_of_is_not_disclosed(
