@@ -26,6 +26,7 @@ from drivers.errors import (
     HostKeyChanged,
     HostUnreachable,
     LoginRefused,
+    SudoRefused,
 )
 from drivers.protocols import HostAccess, HostCpu, HostInspector, Hypervisor, Neighbours
 from inventory import Inventory
@@ -36,6 +37,7 @@ _MOST_PEERS = 3
 _CONNECT_S = 5  # seconds for a connection from one to the other
 _CODES: Mapping[type[HostlerError], str] = {
     LoginRefused: "login-refused",
+    SudoRefused: "no-sudo",
     HostKeyChanged: "host-key-changed",
     HostUnreachable: "unreachable",
     CallTimedOut: "unreachable",

@@ -24,7 +24,8 @@ _PLACES = (
     "/run/hostler-disks.lock",
 )
 _PROGRAMS = (
-    *("awk", "bash", "cat", "chmod", "cmp", "cp", "date", "df", "find", "flock", "grep", "id"),
+    *("awk", "bash", "cat", "chmod", "chown", "cmp", "cp", "cut", "date", "df", "find", "flock"),
+    *("grep", "id"),
     *("ip", "ls", "mkdir", "mv", "readlink", "rm", "rmdir", "sed", "sh", "stat", "sync", "tail"),
     *("timeout", "tr", "true", "truncate", "uname", "xargs"),
 )
@@ -59,6 +60,7 @@ class Machine:
             found = shutil.which(program)
             if found is not None:
                 (self._programs / program).symlink_to(found)
+        self.program("getent", f"echo root:x:0:0:root:{self.home}:/bin/sh")
 
     def program(self, name: str, script: str = "") -> None:
         """It has a program of that name, which does so."""
