@@ -153,8 +153,7 @@ class AsyncSshShell:
         self._keepalive_interval = keepalive_interval
         self._keepalive_count = keepalive_count
         self._connections = Pool(self._connect)
-        # Those that have one tunnel each, by host.
-        self._relays: dict[str, set[_SshConnection]] = {}
+        self._relays: dict[str, _Relays] = {}
 
     async def scan_host_key(self, address: str, port: int) -> HostKey:
         """The key the host shows now, without logging in. Raises HostUnreachable."""
@@ -240,8 +239,9 @@ class AsyncSshShell:
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
         await self._connections.forget(host)
-        for connection in self._relays.pop(host, set()):
-            await connection.close()
+        if host in self._relays:
+            for connection in list(self._relays.pop(host).connections):
+                await connection.close()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -257,13 +257,14 @@ class AsyncSshShell:
             async with self._connections.use(access) as connection:
                 yield connection
             return
-        connection = await self._connect(access)
-        relays = self._relays.setdefault(access.name, set())
-        relays.add(connection)
+        relays = self._relays.setdefault(access.name, _Relays())
+        async with relays.opening:
+            connection = await self._connect(access)
+        relays.connections.add(connection)
         try:
             yield connection
         finally:
-            relays.discard(connection)
+            relays.connections.discard(connection)
             await connection.close()
 
     async def _connect(self, access: HostAccess) -> "_SshConnection":
@@ -329,6 +330,15 @@ class _SshConnection:
 
     async def close(self) -> None:
         self.ssh.abort()
+
+
+class _Relays:
+    """A host's connections that have one tunnel each. They are opened one after another: of many at
+    a time, sshd turns some away (MaxStartups)."""
+
+    def __init__(self) -> None:
+        self.opening = asyncio.Lock()
+        self.connections: set[_SshConnection] = set()
 
 
 class _Client(asyncssh.SSHClient):
