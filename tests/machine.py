@@ -60,7 +60,8 @@ class Machine:
             found = shutil.which(program)
             if found is not None:
                 (self._programs / program).symlink_to(found)
-        self.program("getent", f"echo root:x:0:0:root:{self.home}:/bin/sh")
+        homes = f"case $2 in root) home={self.home} ;; *) home={directory}/home/$2 ;; esac"
+        self.program("getent", f'{homes}\necho "$2:x:0:0::$home:/bin/sh"')
 
     def program(self, name: str, script: str = "") -> None:
         """It has a program of that name, which does so."""

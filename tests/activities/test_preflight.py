@@ -23,6 +23,7 @@ from drivers.errors import (
     HostUnreachable,
     HypervisorFailed,
     LoginRefused,
+    SudoRefused,
 )
 from drivers.protocols import HostAccess, HostCpu
 from inventory import Database, Inventory, SecretBox
@@ -249,6 +250,7 @@ async def test_a_wrong_password_hides_nothing_that_can_be_found_without(
     ("failure", "code"),
     [
         ({"login": LoginRefused("It refuses.")}, "login-refused"),
+        ({"login": SudoRefused("It wants a password.")}, "no-sudo"),
         ({"login": HostKeyChanged("It shows another.")}, "host-key-changed"),
         ({"inspection": CommandFailed("'preflight' ended with 127.")}, "not-inspectable"),
     ],

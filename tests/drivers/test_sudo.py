@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from contracts.vms import VmState
 from drivers.errors import CallTimedOut, HostUnreachable, SudoRefused
 from drivers.libvirt import LibvirtHypervisor
 from drivers.own_key import AuthorizedKeys
@@ -165,6 +166,24 @@ async def test_a_vm_moves_there_and_back(
         assert await hypervisor.find_vm(source, vm) is None
         moved = await hypervisor.find_vm(target, vm)
         assert moved is not None
+
+
+async def test_a_cancelled_migration_leaves_the_vm_where_it_was(
+    hypervisor: LibvirtHypervisor, there: HostAccess, here: HostAccess, vm: str
+) -> None:
+    begun = asyncio.Event()
+    options = MigrationOptions(here.address, bandwidth_mib_s=1)
+    migration = asyncio.create_task(
+        hypervisor.migrate(there, here, vm, options, lambda _: begun.set())
+    )
+    await begun.wait()
+    migration.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await migration
+    staying = await hypervisor.find_vm(there, vm)
+    assert staying is not None
+    assert staying.state is VmState.RUNNING
+    assert await hypervisor.find_vm(here, vm) is None
 
 
 async def test_the_key_goes_to_his_home(shell: AsyncSshShell, here: HostAccess, lab: Lab) -> None:
