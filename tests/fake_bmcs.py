@@ -21,18 +21,14 @@ _ENDS = {
 class FakeBmc:
     """One BMC.
 
-        Attributes:
-            fails: what it raises, whatever it is asked.
-            command_fails: what `set_power` raises; `after_effect`: when it has done it.
-            lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
-            late_by: so many logins after it has taken a password, it goes by it.
-            boots: how often the machine has booted, and `network_boots` of these from the network.
-    <<<<<<< HEAD
-            network_fails: what the methods of NetworkBooter raise; `clear_fails`: its last one alone.
-    =======
-            network_fails: what both methods of NetworkBooter raise.
-            asked: so many times, and so often of these, `examined`, by a login of its own.
-    >>>>>>> 6c50beab8a11e892a814f165f18da8f2d797226c
+    Attributes:
+        fails: what it raises, whatever it is asked.
+        command_fails: what `set_power` raises; `after_effect`: when it has done it.
+        lies: it accepts commands, and does nothing; `lies_of_passwords` likewise.
+        late_by: so many logins after it has taken a password, it goes by it.
+        boots: how often the machine has booted, and `network_boots` of these from the network.
+        network_fails: what the methods of NetworkBooter raise; `clear_fails`: its last one alone.
+        asked: so many times, and so often of these, `examined`, by a login of its own.
     """
 
     state: PowerState = PowerState.ON

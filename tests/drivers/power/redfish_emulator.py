@@ -5,14 +5,9 @@ may only read, and a log of what its machines were told.
 
 Its machines, SYSTEMS, do what they are told at once. What they boot from may be changed for once.
 Files in DIRECTORY: with `swallow` they do it, and nobody gets an answer; with `overload` the answer
-<<<<<<< HEAD
-is that it is busy; with `nameless` they have no UUID; with `forgetful` they keep booting from what
-they do; with `no_pxe` they have no network; with `picky` no new password is good enough;
-with `secretive` nobody sees accounts.
-=======
 is that it is busy; with `nameless` they have no UUID, or that in the file; with `forgetful` they
-keep booting from what they do; with `no_pxe` they have no network.
->>>>>>> 6c50beab8a11e892a814f165f18da8f2d797226c
+keep booting from what they do; with `no_pxe` they have no network; with `picky` no new password is
+good enough; with `secretive` nobody sees accounts.
 """
 
 import ssl
