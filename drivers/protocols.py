@@ -21,6 +21,7 @@ class HostAccess:
         password: the login password, or None.
         private_key: an OpenSSH private key in PEM, or None.
         own_key: that key is Hostler's own, which it takes off the host when it leaves.
+        unprivileged: commands run as `user`, not as root by sudo.
     """
 
     name: str
@@ -31,6 +32,7 @@ class HostAccess:
     password: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
     own_key: bool = False
+    unprivileged: bool = False
 
 
 @dataclass(frozen=True)

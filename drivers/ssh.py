@@ -253,7 +253,7 @@ class AsyncSshShell:
     async def _for_tunnel(self, access: HostAccess) -> AsyncIterator["_SshConnection"]:
         """The connection that all share. But where a command stands in for a forwarded socket, it
         counts as a session, of which sshd lets a connection have few: one of its own."""
-        if access.user == _ROOT:
+        if not _needs_sudo(access):
             async with self._connections.use(access) as connection:
                 yield connection
             return
@@ -398,12 +398,16 @@ def _line(key: asyncssh.SSHKey) -> str:
 
 def _as_root(access: HostAccess, command: Sequence[str]) -> str:
     """What the login shell of `access.user` is given, for `command` to be run as root."""
-    return shlex.join(command if access.user == _ROOT else [*_SUDO, *command])
+    return shlex.join([*_SUDO, *command] if _needs_sudo(access) else command)
+
+
+def _needs_sudo(access: HostAccess) -> bool:
+    return access.user != _ROOT and not access.unprivileged
 
 
 async def _require_root(access: HostAccess, ssh: asyncssh.SSHClientConnection) -> None:
     """Raises SudoRefused if sudo does not run commands: none of them has failed by itself then."""
-    if access.user == _ROOT:
+    if not _needs_sudo(access):
         return
     line = f"env LC_ALL=C {_as_root(access, ['timeout', '5', 'true'])}"
     asked = await _run(ssh, line, None)
@@ -432,7 +436,7 @@ async def _streams(
     """What a UNIX socket of the host says, and is told. Raises SudoRefused, asyncssh.Error,
     OSError."""
     # encoding=None: the stubs can't say that streams are of bytes then.
-    if access.user == _ROOT:
+    if not _needs_sudo(access):
         return await ssh.open_unix_connection(path, encoding=None)
     line = _as_root(access, ["sh", "-c", _RELAY, "relay-libvirt", path])
     writer, reader, problems = await ssh.open_session(line, encoding=None)

@@ -1,6 +1,7 @@
 """Drivers on lab hosts that let another user in than root."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
@@ -86,6 +87,8 @@ async def test_sudo_that_does_not_let_him(
     shell: AsyncSshShell, lab: Lab, sudoers: str, found: str, remedy: str
 ) -> None:
     async with lab.user(DESTINATION, "ops", sudoers) as access:
+        as_himself = dataclasses.replace(access, unprivileged=True)
+        assert (await shell.run(as_himself, ["id", "-un"])).stdout == "ops\n"
         for attempt in (
             shell.run(access, ["true"]),
             shell.open_unix_tunnel(access, LIBVIRTD),
