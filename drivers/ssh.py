@@ -183,7 +183,7 @@ class AsyncSshShell:
 
         After the deadline the channel is closed; the connection stays, since a migration may run
         through it: keepalives find out whether it is dead. On the host, `timeout` ends the command:
-        sshd takes no signals for a command of root's, sudo passes none on to it from the user, and
+        sshd takes no signals for a command of root's, sudo can't pass every signal on to one, and
         the network may be gone.
         """
         limit = ["timeout", "--kill-after=5", str(math.ceil(timeout) + 1)]

@@ -182,7 +182,7 @@ async def test_a_user_who_becomes_root_by_sudo(embedded: System, lab: Lab, clean
 
         await system.done("maintenance", "enter", "kvm-1", "--watch")
         assert set((await places(lab)).values()) == {HOST}
-        await system.done("maintenance", "leave", "kvm-1", "--return-vms")
+        await system.done("maintenance", "leave", "kvm-1")
         said = await system.hostler("host", "remove", HOST, "--after-maintenance", "--reason", "x")
         assert said.status == 0, said
         assert set((await places(lab)).values()) == {"kvm-1"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.ssh_hosts import GUEST, OPS, SshHost
-from tests.simulation.ssh_system import SshSystem
+from tests.simulation.ssh_system import CLUSTER, SshSystem
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +40,14 @@ async def test_a_user_who_becomes_root_by_sudo_and_one_who_does_not(simulation: 
 
     assert said.status == 1
     assert "error [no-sudo] guest may not run commands as root on ssh-2" in said.stdout
-    assert "guest ALL=(ALL) NOPASSWD: ALL" in said.stdout
+    alone = await system.hostler(
+        *("host", "add", without.name, "--cluster", CLUSTER, "--address", without.address),
+        *("--ssh-port", str(without.port), "--user", GUEST, "--dry-run"),
+        *("--password-file", str(simulation.directory / "password")),
+        *("--accept-host-key", without.fingerprint),
+    )
+    assert "error [no-sudo] guest may not run commands as root on ssh-2" in alone.stdout
+    assert "Add `guest ALL=(ALL) NOPASSWD: ALL` to /etc/sudoers.d/hostler there." in alone.stdout
     assert of_hostler(simulation, without) == set()
     assert (await system.host(by_sudo.name))["resource_state"] == "Enabled"
     assert of_hostler(simulation, by_sudo) == {
