@@ -415,12 +415,12 @@ async def _require_root(access: HostAccess, ssh: asyncssh.SSHClientConnection) -
         return
     # The last line: there may be warnings before.
     *_, said = ["nothing", *f"{asked.stdout}\n{asked.stderr}".strip().splitlines()]
-    allow = f"{access.user} ALL=(ALL) NOPASSWD: ALL"
     if asked.exit_status == 127:
         remedy = "Install sudo there, or give a credential of root."
     elif "tty" in said:
         remedy = f"Add `Defaults:{access.user} !requiretty` to /etc/sudoers.d/hostler there."
     else:
+        allow = f"{access.user} ALL=(ALL) NOPASSWD: ALL"
         remedy = f"Add `{allow}` to /etc/sudoers.d/hostler there."
     raise SudoRefused(
         f"{access.user} may not run commands as root on {access.name} without a password and a "
@@ -440,9 +440,12 @@ async def _streams(
         return await ssh.open_unix_connection(path, encoding=None)
     line = _as_root(access, ["sh", "-c", _RELAY, "relay-libvirt", path])
     writer, reader, problems = await ssh.open_session(line, encoding=None)
-    if not await reader.read(len(_RELAY_BEGINS)):
+    begins = await reader.read(len(_RELAY_BEGINS))
+    if not begins:
         await _require_root(access, ssh)
         raise OSError((await problems.read()).decode(errors="replace"))
+    if begins != _RELAY_BEGINS:
+        raise OSError("a start-up file of the shell there (~/.bashrc) prints something")
     return reader, writer
 
 

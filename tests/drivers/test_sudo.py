@@ -204,3 +204,12 @@ async def test_the_key_goes_to_his_home(shell: AsyncSshShell, here: HostAccess, 
     assert (await lab.exec(DESTINATION, "ls", "-A", "/srv/ops")).stdout.split() == [
         *(".bash_logout", ".bashrc", ".profile")
     ]
+
+
+async def test_a_shell_that_prints_something_first(
+    shell: AsyncSshShell, here: HostAccess, lab: Lab
+) -> None:
+    await lab.exec(DESTINATION, "usermod", "--shell", "/bin/bash", "ops")
+    await lab.exec(DESTINATION, "sh", "-c", "sed -i '1i echo Welcome' /srv/ops/.bashrc")
+    with pytest.raises(HostUnreachable, match="bashrc"):
+        await shell.open_unix_tunnel(here, LIBVIRTD)
