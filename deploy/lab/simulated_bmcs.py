@@ -130,7 +130,7 @@ class SimulatedBmc(Bmc):  # type: ignore[misc]
         self.commands: list[str] = []
         self.sessions: dict[Any, LoginSession] = {}
         self.address = address
-        machine = uuid.uuid5(uuid.NAMESPACE_OID, f"simulated BMC {number}")
+        machine = uuid.uuid5(uuid.NAMESPACE_OID, f"simulated BMC {address}:{port}")
         super().__init__(self.passwords, port=port, bmcuuid=machine, address=address)
 
     def move(self, address: str, port: int) -> None:

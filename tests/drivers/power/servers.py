@@ -207,7 +207,8 @@ class SimulatedBmc:
 
     @property
     def guid(self) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_OID, f"simulated BMC {self.number}"))
+        machine = f"simulated BMC {self.all.address(self.number)}:{self.all.port}"
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, machine))
 
     async def state(self) -> dict[str, Any]:
         return await self.all.state(self.number)
