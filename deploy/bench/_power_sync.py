@@ -43,7 +43,7 @@ from _cost import MemoryPeak, cpu_seconds
 from _report import BenchFailed, Report
 from sqlmodel import select
 
-from contracts.oobm import endpoint
+from contracts.oobm import DEFAULT_DRIVER, endpoint
 from contracts.settings import OOBM_SYNC_INTERVAL, OOBM_SYNC_TIMEOUT
 from contracts.states import ResourceState
 from inventory import Database, Inventory, SecretBox
@@ -350,7 +350,7 @@ async def _fill(database: Database, key: str, bmcs: Sequence[SimulatedBmc]) -> N
                 enabled=True,
                 address=bmc.address,
                 port=PORT,
-                endpoint=endpoint("ipmi", bmc.address, PORT),
+                endpoint=endpoint(DEFAULT_DRIVER, bmc.address, PORT),
                 user=USER,
                 secret_id=secret,
             )
