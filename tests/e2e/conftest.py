@@ -61,8 +61,9 @@ async def guests(lab: Lab, definitions: dict[str, str]) -> tuple[str, ...]:
 
 
 async def _seen(lab: Lab, guest: str) -> str:
-    """What a test may change of a guest, and can be seen on its first host."""
-    looks = ("dumpxml --inactive", "dumpxml --migratable", "domstate", "snapshot-list")
+    """What a test may change of a guest, and can be seen on its first host: its id is new with each
+    start."""
+    looks = ("domid", "dumpxml --inactive", "dumpxml --migratable", "domstate", "snapshot-list")
     script = "; ".join(f"virsh -c qemu:///system {look} {guest}" for look in looks)
     return (await lab.exec(HOME, "sh", "-c", script, check=False)).stdout
 
