@@ -2,11 +2,12 @@
 
 import asyncio
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 from temporalio import activity
 
@@ -14,7 +15,7 @@ from contracts.errors import Conflict, Failed, HostlerError, InvalidInput, Unava
 from contracts.oobm import PowerProblem
 from contracts.power import PowerState
 from contracts.power_actions import PowerSighting
-from contracts.settings import SETTINGS, ResolvedSettings
+from contracts.settings import SETTINGS, ResolvedSettings, Setting
 from drivers.errors import (
     AccountRefused,
     BmcUnidentified,
@@ -127,16 +128,9 @@ class BmcDirectory:
 
     def open(self, login: BmcLogin, password: str, settings: ResolvedSettings) -> Bmc:
         """Raises NotFound (the driver), Conflict (a stored setting is not valid)."""
-        driver = self._drivers.get(login.driver)
-        prefix = f"{_OPTIONS}{login.driver}."
-        options = {
-            name.removeprefix(prefix): settings[setting]
-            for name, setting in SETTINGS.items()
-            if name.startswith(prefix)
-        }
         return Bmc(
             login,
-            driver,
+            self._drivers.get(login.driver),
             BmcAccess(
                 name=login.host,
                 address=login.address,
@@ -147,9 +141,23 @@ class BmcDirectory:
                 cipher_suite=login.cipher_suite,
                 guid=login.guid,
                 certificate=login.certificate,
-                options=options,
+                options={
+                    option: settings[setting]
+                    for option, setting in _options_of(login.driver).items()
+                },
             ),
         )
+
+
+@cache
+def _options_of(driver: str) -> Mapping[str, Setting[Any]]:
+    """The settings of a driver, by the last part of their names: a round asks for thousands."""
+    prefix = f"{_OPTIONS}{driver}."
+    return {
+        name.removeprefix(prefix): setting
+        for name, setting in SETTINGS.items()
+        if name.startswith(prefix)
+    }
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import select as columns
 from sqlmodel import col, delete, func, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -43,6 +44,17 @@ _KEPT_ROUNDS = 100
 _COMMAND_GRACE = timedelta(seconds=30)
 _ITS_SENDER_IS_LOST = "the worker that was to send it has not said what became of it"
 _AT_A_TIME = 500  # of names in one statement
+_STANDING = (
+    col(OobmRow.host),
+    col(OobmRow.generation),
+    col(OobmRow.observed_at),
+    col(OobmRow.power_state),
+    col(OobmRow.problem),
+    col(OobmRow.reason),
+    col(OobmRow.guid),
+    col(OobmRow.failures),
+    col(OobmRow.retry_at),
+)
 # What they tell is told once, not at each attempt.
 _REFUSALS = LOGIN_PROBLEMS | {PowerProblem.ANOTHER_BMC}
 
@@ -138,8 +150,9 @@ class Power:
         changes: list[PowerChange] = []
         news: list[_News] = []
         unchanged: dict[datetime, list[str]] = {}
+        written: dict[str, tuple[PowerStanding, PowerStanding]] = {}
         async with self._database.writing() as session:
-            rows = await _rows(session, [one.host for one in sightings])
+            rows = await _locked(session, [one.host for one in sightings])
             for one in await _of_their_own(session, sightings):
                 by_host[one.host] = one
             for row in rows:
@@ -151,11 +164,12 @@ class Power:
                 if after == before:
                     unchanged.setdefault(seen.began_at, []).append(row.host)
                     continue
-                _write(row, before, after, seen, interval)
-                session.add(row)
+                written[row.host] = (before, after)
                 if (before.state, before.problem) != (after.state, after.problem):
                     changes.append(PowerChange(row.host, after.state, after.problem))
                     news.append(_News(row.host, before, after, seen.began_at))
+            for row in await _rows(session, [*written]):
+                _write(row, *written[row.host], by_host[row.host], interval)
             commands = await _latest_commands(session, [one.host for one in news])
             for one_news in news:
                 _tell(session, one_news, commands.get(one_news.host), operation)
@@ -304,18 +318,26 @@ class Power:
             )
 
 
-async def _rows(session: AsyncSession, hosts: Sequence[str]) -> list[OobmRow]:
-    """Those of enabled BMCs, by name, locked."""
-    found: list[OobmRow] = []
+async def _locked(session: AsyncSession, hosts: Sequence[str]) -> list[Any]:
+    """How those of enabled BMCs stand, by name: the columns of `_STANDING`. Most stay as they are,
+    and a whole row of each would be much of a round's work."""
+    found: list[Any] = []
     for begin in range(0, len(hosts), _AT_A_TIME):
-        some = hosts[begin : begin + _AT_A_TIME]
         query = (
-            with_places(select(OobmRow))
-            .where(in_force(), col(OobmRow.host).in_(some))
+            with_places(columns(*_STANDING))
+            .where(in_force(), col(OobmRow.host).in_(hosts[begin : begin + _AT_A_TIME]))
             .order_by(col(OobmRow.host))
             .with_for_update(of=OobmRow)
         )
         found += (await session.exec(query)).all()
+    return found
+
+
+async def _rows(session: AsyncSession, hosts: Sequence[str]) -> list[OobmRow]:
+    found: list[OobmRow] = []
+    for begin in range(0, len(hosts), _AT_A_TIME):
+        some = hosts[begin : begin + _AT_A_TIME]
+        found += await session.exec(select(OobmRow).where(col(OobmRow.host).in_(some)))
     return found
 
 
@@ -364,11 +386,11 @@ async def _latest_commands(
     return latest
 
 
-def _is_outdated(row: OobmRow, seen: PowerSighting) -> bool:
+def _is_outdated(row: Any, seen: PowerSighting) -> bool:
     return row.observed_at is not None and row.observed_at > seen.began_at
 
 
-def _standing(row: OobmRow) -> PowerStanding:
+def _standing(row: Any) -> PowerStanding:
     return PowerStanding(
         PowerState(row.power_state),
         PowerProblem(row.problem) if row.problem is not None else None,
@@ -403,7 +425,9 @@ async def _confirm(
             update(OobmRow)
             .where(col(OobmRow.host).in_(names[begin : begin + _AT_A_TIME]))
             .where(col(OobmRow.observed_at).is_(None) | (col(OobmRow.observed_at) < at))
-            .values(observed_at=at, fresh_until=at + _FRESH_ROUNDS * interval)
+            .values(observed_at=at, fresh_until=at + _FRESH_ROUNDS * interval),
+            # The rows of this session are not looked at again.
+            execution_options={"synchronize_session": False},
         )
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from contracts.errors import HostlerError
@@ -24,6 +25,7 @@ from drivers.protocols import BmcAccess, BmcReport
 
 PORT = DEFAULT_PORTS["ipmi"]
 _LOOKUPS = 4  # of names, at once
+_ADDRESSES = 1 << 16  # whose form is remembered
 # Of its deadline, what a call leaves for the process to notice it, and for the way back.
 _MARGIN, _MARGIN_S = 0.25, 0.5
 # How often a call is made again because the process ended for another BMC's sake.
@@ -289,12 +291,8 @@ class IpmiDriver:
         raise error
 
     async def _key(self, access: BmcAccess, deadline: float) -> BmcKey:
-        try:
-            address = str(ipaddress.ip_address(access.address))
-        except ValueError:
-            address = await self._look_up(access, deadline)
         return BmcKey(
-            address,
+            _numeric(access.address) or await self._look_up(access, deadline),
             access.port or PORT,
             access.user,
             access.password,
@@ -347,6 +345,15 @@ class IpmiDriver:
                     await self._process.end()
                 self._process = await WatchedProcess.start(self._command, self._patience)
             return self._process
+
+
+@lru_cache(_ADDRESSES)
+def _numeric(address: str) -> str | None:
+    """In its normal form; None: it is a name."""
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return None
 
 
 def _deadline(timeout: float) -> float:
