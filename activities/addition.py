@@ -14,8 +14,9 @@ from contracts.steps import (
     TakeBackResult,
     TombstonesClosed,
 )
-from drivers.protocols import HostCleaner, RemoteShell
+from drivers.protocols import HostAccess, HostCleaner, RemoteShell
 from inventory import Inventory
+from inventory.removed_hosts import FormerKey
 
 
 class AdditionActivities:
@@ -68,12 +69,9 @@ class AdditionActivities:
     @activity.defn(name="close_tombstones")
     async def close_tombstones(self, lease: LeaseRef) -> TombstonesClosed:
         """The host is back on purpose: nobody cleans it as a removed one. Raises LeaseLost."""
-        names = await self._inventory.removed_hosts.take_back(lease.host, lease=lease)
-        # The key that it has under its present name is in use, or was replaced by that.
-        access = await self._directory.access(lease.host)
-        return TombstonesClosed(
-            keys_of=tuple(name for name in names if name != lease.host or not access.own_key)
-        )
+        await self._inventory.removed_hosts.take_back(lease.host, lease=lease)
+        former = await self._former_keys(await self._directory.access(lease.host))
+        return TombstonesClosed(keys_of=tuple(dict.fromkeys(key.name for key in former)))
 
     @activity.defn(name="remove_former_keys")
     async def remove_former_keys(self, request: FormerKeysInput) -> None:
@@ -84,10 +82,16 @@ class AdditionActivities:
         access = await self._directory.access(lease.host)
 
         async def remove() -> None:
-            for name in request.names:
-                await self._cleaner.remove_key(access, name, lease.epoch)
+            for key in await self._former_keys(access):
+                await self._cleaner.remove_key(access, key.name, lease.epoch, user=key.user)
 
         await uninterrupted(remove())
+
+    async def _former_keys(self, access: HostAccess) -> list[FormerKey]:
+        """The one that it has under its present name is in use, or was replaced by that."""
+        present = FormerKey(access.name, access.user) if access.own_key else None
+        former = await self._inventory.removed_hosts.former_keys(access.name)
+        return [key for key in former if key != present]
 
     @activity.defn(name="discard_secret")
     async def discard_secret(self, request: SecretRef) -> None:

@@ -1,6 +1,7 @@
 """Looking at a host before it is added: all that can be found, in one go."""
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from temporalio import activity
@@ -26,6 +27,7 @@ from drivers.errors import (
     HostKeyChanged,
     HostUnreachable,
     LoginRefused,
+    SudoRefused,
 )
 from drivers.protocols import HostAccess, HostCpu, HostInspector, Hypervisor, Neighbours
 from inventory import Inventory
@@ -36,11 +38,14 @@ _MOST_PEERS = 3
 _CONNECT_S = 5  # seconds for a connection from one to the other
 _CODES: Mapping[type[HostlerError], str] = {
     LoginRefused: "login-refused",
+    SudoRefused: "no-sudo",
     HostKeyChanged: "host-key-changed",
     HostUnreachable: "unreachable",
     CallTimedOut: "unreachable",
     CommandFailed: "not-inspectable",
 }
+# What another user than root does not see as it is.
+_OF_ROOT_ALONE = frozenset({"not-root", "no-kvm"})
 
 
 class PreflightActivities:
@@ -129,7 +134,10 @@ class PreflightActivities:
     async def _look(
         self, access: HostAccess, request: PreflightInput, asked: Candidacy
     ) -> PreflightResult:
-        await self._inspector.log_in(access)
+        try:
+            await self._inspector.log_in(access)
+        except SudoRefused as refused:
+            return await self._look_as_user(access, request, asked, refused)
         report = await self._inspector.inspect(access)
         libvirt, cpu = await self._ask_libvirt(access, report)
         uuid = libvirt.facts.uuid if libvirt.facts is not None else report.uuid
@@ -150,6 +158,20 @@ class PreflightActivities:
         return PreflightResult(
             findings=findings, lacks_packages=report.installable or not report.running
         )
+
+    async def _look_as_user(
+        self, access: HostAccess, request: PreflightInput, asked: Candidacy, refused: SudoRefused
+    ) -> PreflightResult:
+        """What somebody sees there who is not root."""
+        try:
+            report = await self._inspector.inspect(dataclasses.replace(access, unprivileged=True))
+        except CommandFailed:
+            return PreflightResult(findings=(*from_inventory(asked), _as_finding(refused)))
+        if report.uuid is not None:
+            asked = await self._with_uuid(asked, report.uuid, request)
+        seen = (one for one in from_host(asked, report) if one.code not in _OF_ROOT_ALONE)
+        told = _as_finding(refused, "libvirt, its VMs, CPU and ports")
+        return PreflightResult(findings=(*from_inventory(asked), told, *seen))
 
     async def _with_uuid(self, asked: Candidacy, uuid: str, request: PreflightInput) -> Candidacy:
         same = await self._inventory.hosts.find_by_uuid(uuid)
@@ -224,10 +246,10 @@ def _peers(hosts: Sequence[Host], name: str) -> tuple[Host, ...]:
     return tuple(models.values())[:_MOST_PEERS]
 
 
-def _as_finding(failure: HostlerError) -> Finding:
-    """What keeps us from looking at the host itself."""
+def _as_finding(failure: HostlerError, unseen: str = "all that is behind that") -> Finding:
+    """What keeps us from looking at the host itself, or at some of it."""
     return error(
         _CODES.get(type(failure), "credential-unreadable"),
-        f"{failure.message} Nothing behind that could be looked at.",
+        f"{failure.message} Could not be looked at: {unseen}.",
         failure.remedy or "See what the host itself says of it.",
     )

@@ -30,6 +30,7 @@ from drivers.errors import (
     HostUnreachable,
     HypervisorFailed,
     LoginRefused,
+    SudoRefused,
 )
 from drivers.protocols import HostAccess, HostCleaner, Hypervisor, RemoteShell
 from inventory import Inventory
@@ -41,6 +42,7 @@ _LOST = (
     CallTimedOut,
     HostKeyChanged,
     LoginRefused,
+    SudoRefused,
     TrustWithdrawn,
     SecretUnreadable,
     HypervisorFailed,

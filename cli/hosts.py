@@ -48,7 +48,9 @@ def add(
     cluster: Annotated[str, typer.Option(help="The cluster that it joins.")],
     address: Annotated[str, typer.Option(help="IP address of its SSH server.")],
     ssh_port: Annotated[int, typer.Option(help="Port of its SSH server.")] = 22,
-    user: Annotated[str, typer.Option(help="Who logs in there.")] = "root",
+    user: Annotated[
+        str, typer.Option(help="Who logs in there: root, or who becomes root by sudo.")
+    ] = "root",
     password_file: PasswordFileOption = None,
     private_key_file: PrivateKeyFileOption = None,
     accept_host_key: Annotated[

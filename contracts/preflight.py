@@ -85,7 +85,7 @@ class HostReport(Contract):
 
     Attributes:
         skew_s: how far its clock is off ours at the least: positive, it is ahead.
-        uid: of the user who has logged in.
+        uid: whom commands run as there, after sudo.
         systemd: its version, or None: something else has booted the host.
         operating_system: as /etc/os-release names it.
         package_manager: what installs packages there, or None: not known.

@@ -158,8 +158,8 @@ def _account(report: HostReport) -> Iterator[Finding]:
     if report.uid != 0:
         yield error(
             "not-root",
-            f"The login is that of the user id {report.uid}.",
-            "Give a credential of root.",
+            f"Commands run there with the user id {report.uid}.",
+            "Give a credential of root, or of a user who becomes root by sudo.",
         )
     if report.systemd is None:
         yield error(

@@ -352,7 +352,7 @@ HOST_DISK_FREE_MIN = Setting[int](
     "host.disk.free.min",
     Annotated[int, Field(ge=1, le=1_000_000_000), BeforeValidator(_no_boolean)],
     64,
-    "Room that a host that is added must have for /etc, /root and /var/lib each.",
+    "Room that a host that is added must have for /etc, /var/lib and the login's home each.",
     "MiB",
 )
 

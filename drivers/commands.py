@@ -21,7 +21,7 @@ def unexpected(access: HostAccess, command: str, said: str) -> CommandFailed:
     """It ended well, and what it said is not what it says."""
     return CommandFailed(
         f"{command!r} on {access.name} answered {said.strip()[-200:]!r}, which says nothing.",
-        remedy="See whether a start-up file of root's shell there (~/.bashrc) prints something "
+        remedy="See whether a start-up file of the shell there (~/.bashrc) prints something "
         "where nobody is at a terminal.",
         details={"command": command, "exit_status": 0, "stderr": ""},
     )

@@ -16,6 +16,7 @@ Failed
 ├── HostKeyChanged          the host shows another SSH key than the pinned one
 ├── LoginRefused            user, password or key not accepted
 │   └── AccountRefused      the BMC does not look at the password: locked, or not there
+├── SudoRefused             the login is accepted, and may not do what root may
 ├── InsufficientPrivilege   the BMC's login may not do what was asked for
 ├── WrongBmc                another machine's BMC answers at that address
 ├── BmcCertificateRefused   the BMC's certificate is not one that is trusted
@@ -87,6 +88,11 @@ class LoginRefused(Failed):
 
 class AccountRefused(LoginRefused):
     """Before it has looked at any password."""
+
+
+class SudoRefused(Failed):
+    """sudo wants a password or a terminal, does not know the user, or is not there. It is no
+    LoginRefused: the credential is good. `details` has the `user`."""
 
 
 class InsufficientPrivilege(Failed):

@@ -144,7 +144,7 @@ class TunnellingShell(RemoteShell, Protocol):
     """A RemoteShell that also reaches UNIX sockets."""
 
     async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> Tunnel:
-        """Raises HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused."""
+        """Raises HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused, SudoRefused."""
 
 
 class LibvirtHypervisor:

@@ -1,4 +1,4 @@
-"""Hostler's own key in root's authorized_keys, by the script hooks/own-key.
+"""Hostler's own key in the authorized_keys of who logs in, by the script hooks/own-key.
 
 One ed25519 key per host: its line ends with the comment `hostler:NAME`, by which it is found again.
 """
@@ -34,7 +34,7 @@ class AuthorizedKeys:
         public = asyncssh.import_private_key(private_key).export_public_key("openssh").decode()
         kind, base64, *_ = public.split()
         line = f"{kind} {base64} {_mark(access.name)}\n"
-        await self._change(access, "install", access.name, epoch, line)
+        await self._change(access, "install", access.user, access.name, epoch, line)
 
     async def log_in(self, access: HostAccess, private_key: str) -> None:
         """Prove it by a new login with nothing else. Raises LoginRefused."""
@@ -51,19 +51,28 @@ class AuthorizedKeys:
     async def find(self, access: HostAccess, host: str) -> list[str]:
         """What is there of the own key that the machine has as `host`, one line each ("key
         hostler:kvm-1 in /root/.ssh/authorized_keys")."""
-        command = ["sh", "-c", _SCRIPT, "own-key", "look", _mark(host)]
+        command = ["sh", "-c", _SCRIPT, "own-key", "look", access.user, _mark(host)]
         result = await self._shell.run(access, command, timeout=self._command_timeout)
         check(access, "own-key look", result)
         return result.stdout.splitlines()
 
-    async def remove_of(self, access: HostAccess, host: str, epoch: int) -> list[str]:
-        """Let that key in no more; what was there of it. Raises CommandFailed, EpochRefused."""
-        return await self._change(access, "remove", host, epoch)
+    async def remove_of(
+        self, access: HostAccess, host: str, epoch: int, *, user: str | None = None
+    ) -> list[str]:
+        """Let that key in no more, as `user` if that is another one than logs in; what was there of
+        it. Raises CommandFailed, EpochRefused."""
+        return await self._change(access, "remove", user or access.user, host, epoch)
 
     async def _change(
-        self, access: HostAccess, action: str, host: str, epoch: int, line: str | None = None
+        self,
+        access: HostAccess,
+        action: str,
+        user: str,
+        host: str,
+        epoch: int,
+        line: str | None = None,
     ) -> list[str]:
-        command = ["sh", "-c", _SCRIPT, "own-key", action, _mark(host), str(epoch)]
+        command = ["sh", "-c", _SCRIPT, "own-key", action, user, _mark(host), str(epoch)]
         result = await self._shell.run(access, command, stdin=line, timeout=self._command_timeout)
         check_change(access, f"own-key {action}", result, epoch)
         return result.stdout.splitlines()

@@ -34,14 +34,14 @@ class ShellInspector:
         self._clock = clock
 
     async def log_in(self, access: HostAccess) -> None:
-        """Raises LoginRefused, HostKeyChanged, HostUnreachable, CallTimedOut."""
+        """Raises LoginRefused, SudoRefused, HostKeyChanged, HostUnreachable, CallTimedOut."""
         await self._shell.run(access, ["true"], timeout=self._timeout)
 
     async def inspect(self, access: HostAccess) -> HostReport:
         """Everything that the host itself can tell. Raises CommandFailed if what the script needs
         most is missing, or its answer can't be read."""
         before = self._clock()
-        command = ["sh", "-c", _SCRIPT, "preflight"]
+        command = ["sh", "-c", _SCRIPT, "preflight", access.user]
         result = await self._shell.run(access, command, timeout=self._timeout)
         check(access, "preflight", result)
         return _report(access, result, before, self._clock())
@@ -80,7 +80,7 @@ def _report(access: HostAccess, result: CommandResult, before: float, after: flo
         raise CommandFailed(
             f"What {access.name} says of itself can't be read ({_reason(error)}); its first line "
             f"is {first[:_SHOWN]!r}.",
-            remedy="See whether a start-up file of root's shell there (~/.bashrc) prints something "
+            remedy="See whether a start-up file of the shell there (~/.bashrc) prints something "
             "where nobody is at a terminal.",
             details={"command": "preflight", "exit_status": 0, "stderr": result.stderr[-1000:]},
         ) from error

@@ -21,6 +21,7 @@ class HostAccess:
         password: the login password, or None.
         private_key: an OpenSSH private key in PEM, or None.
         own_key: that key is Hostler's own, which it takes off the host when it leaves.
+        unprivileged: commands run as `user`, not as root by sudo.
     """
 
     name: str
@@ -31,6 +32,7 @@ class HostAccess:
     password: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
     own_key: bool = False
+    unprivileged: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class RemoteShell(Protocol):
         stdin: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109 - the remote command's own deadline
     ) -> CommandResult:
-        """Run `command` (quoted word by word). Raises HostUnreachable, CallTimedOut,
-        HostKeyChanged, LoginRefused; a status other than 0 is an answer, not an error."""
+        """Run `command` (quoted word by word) as root, by sudo where another user logs in. Raises
+        HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused, SudoRefused; a status other
+        than 0 is an answer, not an error."""
 
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
@@ -158,7 +161,7 @@ class DiskImage:
 
 class Hypervisor(Protocol):
     """A host's hypervisor. Every method may raise HostUnreachable, CallTimedOut,
-    HypervisorFailed, HostKeyChanged and LoginRefused."""
+    HypervisorFailed, HostKeyChanged, LoginRefused and SudoRefused."""
 
     async def facts(self, access: HostAccess) -> HostFacts:
         """Read what the host says about itself."""
@@ -301,7 +304,8 @@ class Neighbours(Protocol):
 
     async def reach(self, peer: HostAccess, address: str, port: int, seconds: int) -> Reach:
         """What comes of a TCP connection from `peer`, which has so many seconds. Raises
-        HostUnreachable, CallTimedOut, CommandFailed, HostKeyChanged, LoginRefused: of `peer`."""
+        HostUnreachable, CallTimedOut, CommandFailed, HostKeyChanged, LoginRefused, SudoRefused: of
+        `peer`."""
 
 
 class HostCleaner(Protocol):
@@ -319,8 +323,11 @@ class HostCleaner(Protocol):
         """Remove all but the key that logs in; what was there. With `spare_jobs`, jobs that run go
         on and stay, one line each ("running UNIT")."""
 
-    async def remove_key(self, access: HostAccess, host: str, epoch: int) -> list[str]:
-        """Remove Hostler's own key, which comes last; what was there."""
+    async def remove_key(
+        self, access: HostAccess, host: str, epoch: int, *, user: str | None = None
+    ) -> list[str]:
+        """Remove Hostler's own key, which comes last; what was there. `user`: whom it lets in, if
+        that is another one than logs in now."""
 
 
 class LocalDisks(Protocol):
@@ -383,7 +390,7 @@ class Boot:
 class ServiceManager(Protocol):
     """What runs on a host without us: jobs, which outlive the connection and whoever has started
     them, and the boot itself. Every method may raise HostUnreachable, CallTimedOut, CommandFailed,
-    HostKeyChanged and LoginRefused."""
+    HostKeyChanged, LoginRefused and SudoRefused."""
 
     async def start_job(self, access: HostAccess, job: Job) -> None:
         """Start it, unless a job of that name runs or ran there. May be called many times."""
@@ -403,7 +410,7 @@ class ServiceManager(Protocol):
 
 class HostInspector(Protocol):
     """Looks at a host that is not in service. Changes nothing. Every method may raise
-    HostUnreachable, CallTimedOut, HostKeyChanged and LoginRefused."""
+    HostUnreachable, CallTimedOut, HostKeyChanged, LoginRefused and SudoRefused."""
 
     async def log_in(self, access: HostAccess) -> None:
         """Prove the credential."""

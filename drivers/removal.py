@@ -6,7 +6,8 @@ hooks/own-key.
     /var/lib/hostler/jobs, hostler-job-*
                                         jobs: hooks of a maintenance that ran or run there
     /run/hostler-disks.lock             the lock of disks that are copied
-    ~root/.ssh/authorized_keys          the line of Hostler's own key, comment `hostler:HOST`
+    ~USER/.ssh/authorized_keys          the line of Hostler's own key, comment `hostler:HOST`;
+                                        USER is who logs in with it
 
 libvirtd needs no restart when its hook is gone: it remembers that there was one when it started,
 looks into the folder at every call, and goes on when it finds nothing to run (virHookCall).
@@ -47,9 +48,11 @@ class ScriptCleaner:
         check_change(access, "clean files", result, epoch)
         return result.stdout.splitlines()
 
-    async def remove_key(self, access: HostAccess, host: str, epoch: int) -> list[str]:
+    async def remove_key(
+        self, access: HostAccess, host: str, epoch: int, *, user: str | None = None
+    ) -> list[str]:
         """Remove Hostler's own key; what was there. May be called many times."""
-        return await self._keys.remove_of(access, host, epoch)
+        return await self._keys.remove_of(access, host, epoch, user=user)
 
     async def _run(self, access: HostAccess, *words: str) -> CommandResult:
         command = ["sh", "-c", _SCRIPT, "clean", *words]

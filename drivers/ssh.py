@@ -3,15 +3,18 @@
 The only thing that is trusted is what HostAccess holds: its pinned host key and its one credential.
 Known-hosts files, configuration, keys and agents of the account that Hostler runs under play no
 part, and neither do host certificates.
+
+All that is done on a host is done as root: by sudo, where another user logs in.
 """
 
 import asyncio
+import importlib.resources
 import math
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncssh
@@ -23,6 +26,7 @@ from drivers.errors import (
     HostKeyChanged,
     HostUnreachable,
     LoginRefused,
+    SudoRefused,
 )
 from drivers.pool import Pool
 from drivers.protocols import CommandResult, HostAccess, HostKey
@@ -40,6 +44,11 @@ _CHUNK = 256 * 1024
 # Commands at a time on one connection. sshd takes 10 sessions by default (MaxSessions), and may
 # still count one that was just closed when the next one comes.
 _SESSIONS = 5
+_ROOT = "root"
+# -u, since sudoers may say that it is somebody else who commands are run as by default.
+_SUDO = ("sudo", "-n", "-u", _ROOT, "--")
+# What sudo itself, or a shell that does not find it, ends with. Commands may do that too.
+_SUDO_FAILED = frozenset({1, 127})
 _NEW_KEY_REMEDY = (
     "Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on its "
     "console). If the host was re-installed on purpose, accept the new key; if not, somebody may "
@@ -74,10 +83,10 @@ class UnixTunnel:
         """True once either end has closed it."""
         return self._closed or self._connection.dead
 
-    async def open(self, remote_path: str) -> None:
-        """Connect to the host's socket and listen here. Raises asyncssh.Error, OSError."""
-        # encoding=None: the stubs can't say that streams are of bytes then.
-        reader, writer = await self._connection.ssh.open_unix_connection(remote_path, encoding=None)
+    async def open(
+        self, reader: "asyncssh.SSHReader[bytes]", writer: "asyncssh.SSHWriter[bytes]"
+    ) -> None:
+        """Listen here for who is to be connected with that. Raises OSError."""
         self._remote = writer
 
         async def accept(local_in: asyncio.StreamReader, local_out: asyncio.StreamWriter) -> None:
@@ -144,6 +153,7 @@ class AsyncSshShell:
         self._keepalive_interval = keepalive_interval
         self._keepalive_count = keepalive_count
         self._connections = Pool(self._connect)
+        self._relays: dict[str, _Relays] = {}
 
     async def scan_host_key(self, address: str, port: int) -> HostKey:
         """The key the host shows now, without logging in. Raises HostUnreachable."""
@@ -168,20 +178,26 @@ class AsyncSshShell:
         stdin: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109 - the remote command's own deadline
     ) -> CommandResult:
-        """Run `command` (quoted word by word). A status other than 0 is an answer, not an error.
+        """Run `command` (quoted word by word) as root. A status other than 0 is an answer, not an
+        error.
 
         After the deadline the channel is closed; the connection stays, since a migration may run
         through it: keepalives find out whether it is dead. On the host, `timeout` ends the command:
-        sshd takes no signals for a command of root's, and the network may be gone.
+        sshd takes no signals for a command of root's, sudo can't pass every signal on to one, and
+        the network may be gone.
         """
         limit = ["timeout", "--kill-after=5", str(math.ceil(timeout) + 1)]
+        line = _as_root(access, [*limit, *command])
         try:
             async with (
                 asyncio.timeout(timeout),
                 self._connections.use(access) as connection,
                 connection.sessions,
             ):
-                return await _run(connection.ssh, shlex.join([*limit, *command]), stdin)
+                result = await _run(connection.ssh, line, stdin)
+                if result.exit_status in _SUDO_FAILED:
+                    await _require_root(access, connection.ssh)
+                return result
         except TimeoutError as error:
             raise CallTimedOut(
                 f"{access.name} did not finish {command[0]!r} within {timeout:g} s."
@@ -194,15 +210,16 @@ class AsyncSshShell:
     async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> UnixTunnel:
         """A tunnel to a UNIX socket of the host, for one local connection. The caller closes it.
 
+        For another user than root, who may not connect there, it is libvirtd's own socket alone.
         Raises HostUnreachable (also when nothing listens there), CallTimedOut, HostKeyChanged,
-        LoginRefused.
+        LoginRefused, SudoRefused.
         """
         stack = AsyncExitStack()
-        connection = await stack.enter_async_context(self._connections.use(access))
+        connection = await stack.enter_async_context(self._for_tunnel(access))
         tunnel = UnixTunnel(connection, stack)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await tunnel.open(remote_path)
+                await tunnel.open(*await _streams(access, connection.ssh, remote_path))
         except TimeoutError as error:
             await tunnel.close()
             raise CallTimedOut(
@@ -222,17 +239,35 @@ class AsyncSshShell:
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
         await self._connections.forget(host)
+        if host in self._relays:
+            for connection in list(self._relays.pop(host).connections):
+                await connection.close()
 
     async def close(self) -> None:
         """Close every connection."""
         await self._connections.close()
+        for host in list(self._relays):
+            await self.forget(host)
+
+    @asynccontextmanager
+    async def _for_tunnel(self, access: HostAccess) -> AsyncIterator["_SshConnection"]:
+        """The connection that all share. But where a command stands in for a forwarded socket, it
+        counts as a session, of which sshd lets a connection have few: one of its own."""
+        if not _needs_sudo(access):
+            async with self._connections.use(access) as connection:
+                yield connection
+            return
+        relays = self._relays.setdefault(access.name, _Relays())
+        async with relays.opening:
+            connection = await self._connect(access)
+        relays.connections.add(connection)
+        try:
+            yield connection
+        finally:
+            relays.connections.discard(connection)
+            await connection.close()
 
     async def _connect(self, access: HostAccess) -> "_SshConnection":
-        if access.user != "root":
-            raise LoginRefused(
-                f"Hostler works on {access.name} as root, not as {access.user}.",
-                remedy="Give the host a credential of root.",
-            )
         pinned = _pinned_key(access)
         client = _Client()
         try:
@@ -259,7 +294,8 @@ class AsyncSshShell:
         except asyncssh.PermissionDenied as error:
             raise LoginRefused(
                 f"{access.name} refuses the login of {access.user}: {_words(error)}.",
-                remedy="Check the stored credential, and whether sshd there lets root in with it.",
+                remedy="Check the stored credential, and whether sshd there lets "
+                f"{access.user} in with it.",
                 details={"user": access.user},
             ) from error
         except asyncssh.HostKeyNotVerifiable as error:
@@ -294,6 +330,15 @@ class _SshConnection:
 
     async def close(self) -> None:
         self.ssh.abort()
+
+
+class _Relays:
+    """A host's connections that have one tunnel each. They are opened one after another: of many at
+    a time, sshd turns some away (MaxStartups)."""
+
+    def __init__(self) -> None:
+        self.opening = asyncio.Lock()
+        self.connections: set[_SshConnection] = set()
 
 
 class _Client(asyncssh.SSHClient):
@@ -351,6 +396,59 @@ def _line(key: asyncssh.SSHKey) -> str:
     return f"{kind} {base64}"
 
 
+def _as_root(access: HostAccess, command: Sequence[str]) -> str:
+    """What the login shell of `access.user` is given, for `command` to be run as root."""
+    return shlex.join([*_SUDO, *command] if _needs_sudo(access) else command)
+
+
+def _needs_sudo(access: HostAccess) -> bool:
+    return access.user != _ROOT and not access.unprivileged
+
+
+async def _require_root(access: HostAccess, ssh: asyncssh.SSHClientConnection) -> None:
+    """Raises SudoRefused if sudo does not run commands: none of them has failed by itself then."""
+    if not _needs_sudo(access):
+        return
+    line = f"env LC_ALL=C {_as_root(access, ['timeout', '5', 'true'])}"
+    asked = await _run(ssh, line, None)
+    if asked.exit_status == 0:
+        return
+    # The last line: there may be warnings before.
+    *_, said = ["nothing", *f"{asked.stdout}\n{asked.stderr}".strip().splitlines()]
+    if asked.exit_status == 127:
+        remedy = "Install sudo there, or give a credential of root."
+    elif "tty" in said:
+        remedy = f"Add `Defaults:{access.user} !requiretty` to /etc/sudoers.d/hostler there."
+    else:
+        allow = f"{access.user} ALL=(ALL) NOPASSWD: ALL"
+        remedy = f"Add `{allow}` to /etc/sudoers.d/hostler there."
+    raise SudoRefused(
+        f"{access.user} may not run commands as root on {access.name} without a password and a "
+        f"terminal: {said.strip().rstrip('.')}.",
+        remedy=remedy,
+        details={"user": access.user},
+    )
+
+
+async def _streams(
+    access: HostAccess, ssh: asyncssh.SSHClientConnection, path: str
+) -> "tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]":
+    """What a UNIX socket of the host says, and is told. Raises SudoRefused, asyncssh.Error,
+    OSError."""
+    # encoding=None: the stubs can't say that streams are of bytes then.
+    if not _needs_sudo(access):
+        return await ssh.open_unix_connection(path, encoding=None)
+    line = _as_root(access, ["sh", "-c", _RELAY, "relay-libvirt", path])
+    writer, reader, problems = await ssh.open_session(line, encoding=None)
+    begins = await reader.read(len(_RELAY_BEGINS))
+    if not begins:
+        await _require_root(access, ssh)
+        raise OSError((await problems.read()).decode(errors="replace"))
+    if begins != _RELAY_BEGINS:
+        raise OSError("a start-up file of the shell there (~/.bashrc) prints something")
+    return reader, writer
+
+
 async def _run(ssh: asyncssh.SSHClientConnection, line: str, stdin: str | None) -> CommandResult:
     options = {"stdin": asyncssh.DEVNULL} if stdin is None else {"input": stdin}
     process = await ssh.create_process(line, encoding="utf-8", errors="replace", **options)
@@ -396,3 +494,8 @@ def _words(error: BaseException) -> str:
     """The error's own text in one line, never empty."""
     text = " ".join(str(error).split()).rstrip(".")
     return text or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
+_RELAY = importlib.resources.files("drivers.hooks").joinpath("relay-libvirt").read_text("utf-8")
+# What it says when the rest is libvirtd's own words.
+_RELAY_BEGINS = b"."

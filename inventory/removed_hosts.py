@@ -50,6 +50,14 @@ class Possessions:
     secrets: int
 
 
+@dataclass(frozen=True)
+class FormerKey:
+    """One that lets Hostler in as `user`, put there when the host was called `name`."""
+
+    name: str
+    user: str
+
+
 class RemovedHosts:
     """Removes hosts, keeps their tombstones, and what became of those that were not clean."""
 
@@ -236,24 +244,29 @@ class RemovedHosts:
                 )
             return _removed(row)
 
-    async def take_back(self, host: str, *, lease: LeaseRef) -> tuple[str, ...]:
+    async def take_back(self, host: str, *, lease: LeaseRef) -> None:
         """The machine is in the inventory again, as `host`: nobody cleans it as a removed one, and
-        the credential for that is deleted. The names that it had before under which it was never
-        seen clean. May be called many times. Raises LeaseLost."""
+        the credential for that is deleted. May be called many times. Raises LeaseLost."""
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
             row = (await session.exec(select(HostRow).where(col(HostRow.name) == host))).one()
             for tombstone in await _uncleaned_as(session, row):
                 await _settle(session, tombstone, f"it was added again as {host}")
+
+    async def former_keys(self, host: str) -> Sequence[FormerKey]:
+        """Keys of Hostler's that the machine may have from before: of each name that it had and
+        under which it was never seen clean, and of each user who logged in then."""
+        async with self._database.reading() as session:
+            row = (await session.exec(select(HostRow).where(col(HostRow.name) == host))).one()
             query = (
-                select(RemovedHostRow.name)
+                select(RemovedHostRow.name, RemovedHostRow.user)
                 .where(
                     _is_machine(RemovedHostRow, row.uuid, row.host_key_sha256),
                     col(RemovedHostRow.settled_at).is_not(None),
                 )
                 .distinct()
             )
-            return tuple(sorted(await session.exec(query)))
+            return [FormerKey(*found) for found in sorted(await session.exec(query))]
 
 
 async def find_tombstone(

@@ -1,9 +1,12 @@
 """The lab, for tests: deploy/lab/lab, called as people call it."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,15 @@ from drivers.protocols import HostAccess
 ROOT = Path(__file__).resolve().parent.parent
 _PROGRAM = ROOT / "deploy/lab/lab"
 _CONSOLES = ROOT / "deploy/lab/.state/consoles"
+# Not below /home: nobody is to assume that.
+_ADD_USER = """
+set -eu
+mkdir -p /srv
+useradd --create-home --home-dir "/srv/$1" --shell /bin/sh "$1"
+chpasswd
+printf '%s\\n' "$2" >"/etc/sudoers.d/$1"
+"""
+_REMOVE_USER = 'rm -f "/etc/sudoers.d/$1"; pkill -KILL -u "$1"; userdel --force --remove "$1"'
 _TICK = re.compile(rb"^tick (\d+)\r?$", re.MULTILINE)
 
 
@@ -125,6 +137,18 @@ class Lab:
             host_key=" ".join(key.split()[:2]),
             password=Path(row["password_file"]).read_text().strip(),  # noqa: ASYNC240 - small
         )
+
+    @asynccontextmanager
+    async def user(self, host: str, name: str, sudoers: str = "") -> AsyncIterator[HostAccess]:
+        """How to log in as a user who is there meanwhile, with root's password and these lines of
+        sudoers; at home in /srv/NAME."""
+        access = dataclasses.replace(await self.access(host), user=name)
+        password = f"{name}:{access.password}\n"
+        await self.exec(host, "sh", "-c", _ADD_USER, "sh", name, sudoers, stdin=password)
+        try:
+            yield access
+        finally:
+            await self.exec(host, "sh", "-c", _REMOVE_USER, "sh", name, check=False)
 
     async def boot_id(self, host: str) -> str | None:
         """The kernel's name for the boot of a host; None while it is off or just starting."""

@@ -24,7 +24,8 @@ _PLACES = (
     "/run/hostler-disks.lock",
 )
 _PROGRAMS = (
-    *("awk", "bash", "cat", "chmod", "cmp", "cp", "date", "df", "find", "flock", "grep", "id"),
+    *("awk", "bash", "cat", "chmod", "chown", "cmp", "cp", "cut", "date", "df", "find", "flock"),
+    *("grep", "id"),
     *("ip", "ls", "mkdir", "mv", "readlink", "rm", "rmdir", "sed", "sh", "stat", "sync", "tail"),
     *("timeout", "tr", "true", "truncate", "uname", "xargs"),
 )
@@ -59,6 +60,8 @@ class Machine:
             found = shutil.which(program)
             if found is not None:
                 (self._programs / program).symlink_to(found)
+        homes = f"case $2 in root) home={self.home} ;; *) home={directory}/home/$2 ;; esac"
+        self.program("getent", f'{homes}\necho "$2:x:0:0::$home:/bin/sh"')
 
     def program(self, name: str, script: str = "") -> None:
         """It has a program of that name, which does so."""

@@ -5,8 +5,8 @@ import resource
 
 logger = logging.getLogger(__name__)
 
-# The SSH connection, the tunnel to libvirt with its listener and both its ends, libvirt's own pipe,
-# and some to spare.
+# The SSH connection, and a second one where sudo is needed; the tunnel to libvirt with its listener
+# and both its ends, libvirt's own pipe, and some to spare.
 _PER_HOST = 8
 # Temporal, the database, logs, and what `hostler up` has besides.
 _BESIDES = 256

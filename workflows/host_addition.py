@@ -374,7 +374,7 @@ class HostAddition:
                     f"It may still let in the key that Hostler had for it as {names}: "
                     f"{explain(failure)}",
                     f"That key is deleted here. Remove the lines that end with {marks} from "
-                    "/root/.ssh/authorized_keys there.",
+                    "authorized_keys there, of whoever Hostler logged in as (~root/.ssh).",
                 )
             )
 

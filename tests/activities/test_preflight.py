@@ -23,6 +23,7 @@ from drivers.errors import (
     HostUnreachable,
     HypervisorFailed,
     LoginRefused,
+    SudoRefused,
 )
 from drivers.protocols import HostAccess, HostCpu
 from inventory import Database, Inventory, SecretBox
@@ -43,7 +44,7 @@ class Sight:
         login: what the login raises; `inspection`, `libvirt` and `peer` likewise.
         lacks: host to what its CPU lacks of another's.
         forgotten: hosts whose connections were closed.
-        accesses: every access that was logged in with.
+        accesses: every access that was logged in with; `inspected`: the last that was used to look.
     """
 
     report: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Sight:
     from_new: Reach = Reach.CONNECTED
     forgotten: list[str] = field(default_factory=list)
     accesses: list[HostAccess] = field(default_factory=list)
+    inspected: HostAccess | None = None
 
 
 class Inspector(SimulatedInspector):
@@ -67,10 +69,11 @@ class Inspector(SimulatedInspector):
 
     async def log_in(self, access: HostAccess) -> None:
         self._sight.accesses.append(access)
-        if self._sight.login is not None:
+        if self._sight.login is not None and not access.unprivileged:
             raise self._sight.login
 
     async def inspect(self, access: HostAccess) -> HostReport:
+        self._sight.inspected = access
         if self._sight.inspection is not None:
             raise self._sight.inspection
         report = await super().inspect(access)
@@ -258,6 +261,19 @@ async def test_what_ends_the_look_at_the_host(
 ) -> None:
     result = await look(inventory, Sight(**failure), address="198.19.0.2")  # type: ignore[arg-type] # by name
     assert codes(result) == ["address-taken", code]
+
+
+async def test_a_user_who_is_not_root_sees_what_he_can(inventory: Inventory) -> None:
+    sight = Sight(login=SudoRefused("It wants a password.", remedy="Let him."))
+    sight.report = {"uid": 1000, "kvm": False, "skew_s": 3600.0, "uuid": "of sim-2"}
+    sight.libvirt = AssertionError("it was asked")
+    result = await look(inventory, sight)
+    assert codes(result) == ["uuid-taken", "no-sudo", "clock-skew"]
+    assert sight.inspected is not None
+    assert sight.inspected.unprivileged
+    # Nor is anything hidden if his shell lets him do nothing.
+    sight.inspection = CommandFailed("'preflight' ended with 1.")
+    assert codes(await look(inventory, sight)) == ["no-sudo"]
 
 
 async def test_a_host_that_is_only_slow_is_asked_again(inventory: Inventory) -> None:

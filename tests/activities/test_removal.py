@@ -108,7 +108,9 @@ class Machine:
         self._end("remove_files")
         return removed
 
-    async def remove_key(self, access: HostAccess, host: str, epoch: int) -> list[str]:
+    async def remove_key(
+        self, access: HostAccess, host: str, epoch: int, *, user: str | None = None
+    ) -> list[str]:
         self._log_in("remove_key", access)
         removed, self.key = KEY if self.key else [], False
         self._end("remove_key")

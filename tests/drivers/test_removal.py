@@ -59,6 +59,8 @@ class Root:
         self.programs = path / "programs"
         self.programs.mkdir()
         self.program("systemctl", SYSTEMCTL)
+        home = self.at("/root")
+        self.program("getent", f"#!/bin/sh\necho root:x:0:0:root:{home}:/bin/sh\n")
         (self.programs / "systemctl.units").mkdir()
 
     def program(self, name: str, text: str) -> None:
@@ -107,7 +109,6 @@ class Root:
         assert changed == {"clean": 4, "own-key": 1}[words[0]], "there are paths unknown here"
         return subprocess.Popen(
             [shell, option, script, *words],
-            env={**os.environ, "HOME": str(self.at("/root"))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -354,7 +355,7 @@ async def test_killed_at_any_step_the_next_run_ends_it(root: Root, number: int) 
 def _command(action: str) -> list[str]:
     name, *words = {
         "files": ("clean", "files", "4"),
-        "key": ("own-key", "remove", f"hostler:{HOST}", "4"),
+        "key": ("own-key", "remove", "root", f"hostler:{HOST}", "4"),
     }[action]
     script = (Path(__file__).parents[2] / "drivers/hooks" / name).read_text()
     return ["sh", "-c", script, name, *words]

@@ -81,13 +81,6 @@ async def test_a_wrong_password_is_refused_and_not_told(
     assert "not-it-3141" not in f"{refusal.value}{refusal.value.details}"
 
 
-async def test_a_user_other_than_root_is_refused(
-    shell: AsyncSshShell, destination: HostAccess
-) -> None:
-    with pytest.raises(LoginRefused, match="as root"):
-        await shell.run(dataclasses.replace(destination, user="somebody"), ["true"])
-
-
 async def test_a_key_that_is_none_is_refused_and_not_told(
     shell: AsyncSshShell, destination: HostAccess
 ) -> None:

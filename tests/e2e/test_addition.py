@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from tests.e2e.conftest import add_host, add_topology
 from tests.e2e.killing import Moments, MortalWorker
-from tests.e2e.proofs import assert_in_service
+from tests.e2e.proofs import assert_in_service, assert_nothing_left, assert_ticks, places
 from tests.e2e.system import Said, System
 from tests.lab import Lab
 
@@ -158,6 +158,36 @@ async def test_a_host_whose_sshd_takes_no_keys(embedded: System, lab: Lab, clean
     await assert_in_service(lab, HOST, await system.host(HOST))
     assert "hostler:" not in await traces(lab, HOST)
     assert any("own-key-refused" in event for event in await system.events(f"host/{HOST}"))
+
+
+async def test_a_user_who_becomes_root_by_sudo(embedded: System, lab: Lab, clean: str) -> None:
+    system = embedded
+    await system.up()
+    await add_topology(system)
+    first, row = await row_of(lab, "kvm-1"), await row_of(lab, HOST)
+    await add_host(system, first)
+    async with lab.user(HOST, "ops"):
+        said = await attempt(system, row, "--user", "ops")
+        assert (said.status, codes(said)) == (1, ["no-sudo"])
+        assert "ops ALL=(ALL) NOPASSWD: ALL" in said.stdout
+        assert await traces(lab, HOST) == ""
+
+    async with lab.user(HOST, "ops", "ops ALL=(ALL) NOPASSWD: ALL"):
+        await add_host(system, row, "--user", "ops")
+        await assert_in_service(lab, HOST, await system.host(HOST))
+        line = (await lab.exec(HOST, "cat", "/srv/ops/.ssh/authorized_keys")).stdout
+        assert line.endswith(f" hostler:{HOST}\n")
+        assert "hostler:" not in await traces(lab, HOST)
+        await lab.exec(HOST, "passwd", "--lock", "ops")
+
+        await system.done("maintenance", "enter", "kvm-1", "--watch")
+        assert set((await places(lab)).values()) == {HOST}
+        await system.done("maintenance", "leave", "kvm-1")
+        said = await system.hostler("host", "remove", HOST, "--after-maintenance", "--reason", "x")
+        assert said.status == 0, said
+        assert set((await places(lab)).values()) == {"kvm-1"}
+        await assert_ticks(lab)
+        await assert_nothing_left(lab, HOST)
 
 
 async def test_a_worker_killed_at_each_step(

@@ -5,11 +5,14 @@ import pytest
 from contracts.errors import Conflict, LeaseLost, NotFound
 from inventory import Inventory
 from inventory.models import RemovedHostRow
+from inventory.removed_hosts import FormerKey
 from tests.inventory.conftest import OTHER, OWNER, acquire, ref, register
 from tests.samples import FACTS
 
 
-async def bury(inventory: Inventory, name: str, *, uuid: str | None, host_key: str) -> str:
+async def bury(
+    inventory: Inventory, name: str, *, uuid: str | None, host_key: str, user: str = "root"
+) -> str:
     """A host that was removed by force, and is still to be cleaned; its secret."""
     secret = await inventory.secrets.store("password", "pw", actor="test")
     async with inventory.database.writing() as session:
@@ -19,7 +22,7 @@ async def bury(inventory: Inventory, name: str, *, uuid: str | None, host_key: s
                 cluster="cluster-1",
                 address="198.18.0.17",
                 ssh_port=22,
-                user="root",
+                user=user,
                 secret_id=secret,
                 host_key_line="ssh-ed25519 AAAA",
                 host_key_sha256=host_key,
@@ -35,11 +38,14 @@ async def test_a_machine_that_is_back_is_not_cleaned_any_more(inventory: Invento
     await inventory.hosts.set_facts("kvm-1", FACTS)
     lease = ref(await acquire(inventory))
     by_key = await bury(inventory, "kvm-7", uuid=None, host_key=host.host_key_sha256 or "")
-    by_uuid = await bury(inventory, "kvm-8", uuid=FACTS.uuid, host_key="SHA256:new")
+    by_uuid = await bury(inventory, "kvm-8", uuid=FACTS.uuid, host_key="SHA256:new", user="ops")
     other = await bury(inventory, "kvm-9", uuid="another", host_key="SHA256:other")
     for _ in range(2):
-        names = await inventory.removed_hosts.take_back("kvm-1", lease=lease)
-        assert names == ("kvm-7", "kvm-8")
+        await inventory.removed_hosts.take_back("kvm-1", lease=lease)
+    assert await inventory.removed_hosts.former_keys("kvm-1") == [
+        FormerKey("kvm-7", "root"),
+        FormerKey("kvm-8", "ops"),
+    ]
     found = {one.name: one for one in await inventory.removed_hosts.list()}
     assert found["kvm-7"].settled_at is not None
     assert found["kvm-8"].settled_at is not None

@@ -1,17 +1,18 @@
 """SSH servers on loopback, each as one host: `python -m tests.simulation.ssh_hosts DIRECTORY N`.
 
 Commands really run, by a shell of this machine, but each host has /etc, /root and /var/lib of its
-own (in mount namespaces, so it takes root): what is changed on a host stays there. In
-DIRECTORY are then
+own (in mount namespaces, so it takes root): what is changed on a host stays there. Beside root,
+each has the users OPS, who may become root by sudo, and GUEST, who may not. In DIRECTORY are then
 
     hosts.json    name, address, port, fingerprint of each
     known_hosts   their keys, in OpenSSH's format
-    password, id  what lets root in: a password, a private key
+    password, id  what lets them in: a password, a private key
     journal       a line for each connection, and for each command's begin and end
 """
 
 import asyncio
 import json
+import os
 import shlex
 import socket
 import sys
@@ -24,7 +25,10 @@ from typing import Any
 import asyncssh
 
 READY = "All hosts are ready."
+OPS, GUEST = "ops", "guest"
 _PASSWORD = "simulated"
+# Their ids; their homes are below /var/lib, since that is the host's own.
+_USERS = {OPS: 64001, GUEST: 64002}
 _CHUNK = 64 * 1024
 # A login with the key comes after that, and nothing else of an addition.
 _LAST = "own-key install"
@@ -101,13 +105,13 @@ class _Server(asyncssh.SSHServer):
         return True
 
     def validate_password(self, username: str, password: str) -> bool:
-        return (username, password) == ("root", _PASSWORD)
+        return username in ("root", *_USERS) and password == _PASSWORD
 
     def public_key_auth_supported(self) -> bool:
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return username == "root" and key in self._host.authorized_keys()
+        return username in ("root", *_USERS) and key in self._host.authorized_keys(username)
 
 
 class _Host:
@@ -125,6 +129,7 @@ class _Host:
             (self._root / path).mkdir(parents=True)
             (self._root / ".work" / path).mkdir(parents=True)
         (self._root / "root").mkdir(mode=0o700)
+        self._make_users()
 
     async def serve(self) -> SshHost:
         """Be there from now on."""
@@ -151,9 +156,25 @@ class _Host:
         )
         return SshHost(self.name, self._address, port, self.key.get_fingerprint("sha256"))
 
-    def authorized_keys(self) -> list[asyncssh.SSHKey]:
+    def _make_users(self) -> None:
+        etc = self._root / "etc"
+        for file, line in (
+            ("passwd", "{0}:*:{1}:{1}::/var/lib/{0}:/bin/sh\n"),
+            ("group", "{0}:*:{1}:\n"),
+        ):
+            lines = "".join(line.format(*user) for user in _USERS.items())
+            (etc / file).write_text(Path("/etc", file).read_text() + lines)
+        for name, number in _USERS.items():
+            home = self._root / "var/lib" / name
+            home.mkdir(mode=0o700)
+            os.chown(home, number, number)
+        (etc / "sudoers.d").mkdir()
+        (etc / "sudoers.d" / OPS).write_text(f"{OPS} ALL=(ALL) NOPASSWD: ALL\n")
+
+    def authorized_keys(self, user: str) -> list[asyncssh.SSHKey]:
         """The one that ansible has, and those that were put there."""
-        path = self._root / "root" / ".ssh" / "authorized_keys"
+        home = "root" if user == "root" else f"var/lib/{user}"
+        path = self._root / home / ".ssh" / "authorized_keys"
         lines = path.read_text().splitlines() if path.exists() else []
         own = [asyncssh.import_public_key(line) for line in lines if line.startswith("ssh-")]
         return [self._login, *own]
@@ -171,12 +192,15 @@ class _Host:
         command = " ".join(word for word in _words(line) if "\n" not in word)
         self.note("begin", command)
         assert self._namespace is not None
+        user = process.get_extra_info("username")
+        home = "/root" if user == "root" else f"/var/lib/{user}"
         child = await asyncio.create_subprocess_exec(
-            *("nsenter", "--target", str(self._namespace.pid), "--mount", "sh", "-c", line),
+            *("nsenter", "--target", str(self._namespace.pid), "--mount"),
+            *("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "sh", "-c", line),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={"HOME": "/root", "USER": "root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            env={"HOME": home, "USER": user, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         )
         assert child.stdin is not None
         assert child.stdout is not None

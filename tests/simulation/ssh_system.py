@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.e2e.system import ROOT, System
@@ -52,11 +53,18 @@ class SshSystem:
         )
 
     def write_list(
-        self, hosts: Sequence[SshHost], credential: tuple[str, str] = ("password_file", "password")
+        self,
+        hosts: Sequence[SshHost],
+        credential: tuple[str, str] = ("password_file", "password"),
+        users: Mapping[str, str] = MappingProxyType({}),
     ) -> Path:
-        """The file that `hostler host import` reads."""
+        """The file that `hostler host import` reads. `users`: who logs in, if not root."""
         path = self.directory / "hosts.yaml"
-        listed = [{"name": one.name, "address": one.address, "ssh_port": one.port} for one in hosts]
+        listed = [
+            {"name": one.name, "address": one.address, "ssh_port": one.port}
+            | {"user": users.get(one.name, "root")}
+            for one in hosts
+        ]
         lines = [f"  - {json.dumps(host)}" for host in listed]
         defaults = dict([("cluster", CLUSTER), credential])
         path.write_text(

@@ -174,33 +174,40 @@ async def test_a_server_that_takes_no_keys(site: Site) -> None:
 
 async def test_a_machine_that_was_removed_comes_back_on_purpose_alone(site: Site) -> None:
     key = await site.shell.scan_host_key("127.0.0.1", site.machine.access().port)
+    # Under its present name another user logged in then.
+    former = {"kvm-7": "root", HOST: "ops"}
     async with site.inventory.database.writing() as session:
-        session.add(
+        session.add_all(
             RemovedHostRow(
-                name="kvm-7",
+                name=name,
                 cluster="cluster-1",
                 address="198.18.0.17",
                 ssh_port=22,
-                user="root",
+                user=user,
                 host_key_line=key.line,
                 host_key_sha256=key.sha256,
-                operation="removal/kvm-7",
+                operation=f"removal/{name}",
             )
+            for name, user in former.items()
         )
     with site.machine.keys.open("a") as keys:
         keys.write("ssh-ed25519 AAAAformer hostler:kvm-7\n")
+    of_ops = site.machine.file(
+        "/home/ops/.ssh/authorized_keys", f"{OTHERS}ssh-ed25519 AAAAf hostler:{HOST}\n"
+    )
     before = tree(site.machine)
     async with site.worker(Fault(repeated=True)):
         with pytest.raises(WorkflowFailureError) as failed:
             await (await site.begin()).result()
-        assert "[removed-before] This machine was removed as kvm-7" in str(failed.value.cause)
+        assert f"[removed-before] This machine was removed as {HOST}" in str(failed.value.cause)
         assert tree(site.machine) == before
         assert await site.secrets() == []
         await assert_added(site, await (await site.begin(returning=True)).result())
-    (tombstone,) = await site.inventory.removed_hosts.list()
-    assert (tombstone.cleaned_at, tombstone.settled_at is None) == (None, False)
-    # It was removed while it did not answer, so its key of that time was still there.
+    for tombstone in await site.inventory.removed_hosts.list():
+        assert (tombstone.cleaned_at, tombstone.settled_at is None) == (None, False)
+    # It was removed while it did not answer, so its keys of that time were still there.
     assert "hostler:kvm-7" not in site.machine.keys.read_text()
+    assert of_ops.read_text() == OTHERS
 
 
 async def test_a_dry_run_writes_nothing_anywhere(site: Site) -> None:

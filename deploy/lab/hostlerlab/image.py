@@ -14,7 +14,7 @@ SUITE = "bookworm"
 PACKAGES = (
     "systemd-sysv", "dbus", "libpam-systemd", "libvirt-daemon-system", "libvirt-clients",
     "qemu-system-x86", "qemu-utils", "openssh-server", "iproute2", "ca-certificates", "openssl",
-    "nftables", "procps", "libfaketime",
+    "nftables", "procps", "libfaketime", "sudo",
 )  # fmt: skip
 KERNEL = "linux-image-cloud-amd64"
 BUSYBOX = "busybox-static"
