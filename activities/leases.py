@@ -36,6 +36,10 @@ class LeaseActivities:
             request.host, request.scope, request.owner, request.purpose, takeover_from=holder
         )
 
+    async def runs(self, owner: Owner) -> bool:
+        """Whether that operation is still open. Raises Unavailable when Temporal can't tell."""
+        return await self._holders.runs(owner)
+
     @activity.defn(name="release_lease")
     async def release_lease(self, lease: LeaseRef) -> None:
         """Give the lease back with everything reserved under it, and the place in the queue; no

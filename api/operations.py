@@ -49,6 +49,12 @@ from contracts.operations import (
     lease_scope,
     workflow_id,
 )
+from contracts.passwords import (
+    PASSWORD_VERIFICATION,
+    PasswordRotationStatus,
+    PasswordVerificationInput,
+    PasswordVerificationResult,
+)
 from contracts.power_actions import BMC_TEST, BmcTestInput, BmcTestResult
 from contracts.states import Phase
 from inventory import Inventory
@@ -64,6 +70,8 @@ _ATTRIBUTES = {
 _PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
 # libvirt and SSH one after the other, each with its time-out, and a worker that has much to do.
 _LONGEST_LOOK = timedelta(seconds=100)
+# Of a cluster: hosts that do not answer take their time-outs, fifty at a time.
+_LONGEST_SWEEP = timedelta(minutes=10)
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -134,8 +142,7 @@ class Operations:
         Those on the hosts of a cluster carry its name along. They are found here by the search
         attribute that they have set, which lags behind: who holds a host, its lease says.
         """
-        # What is done to a zone, pod or cluster has that word in its kind.
-        for kind in (kind for kind in OperationKind if kind.startswith(f"{level}-")):
+        for kind in (kind for kind, subject in SUBJECTS.items() if subject == level):
             usual = await self._describe(workflow_id(kind, name))
             if usual is not None and is_open(usual):
                 raise _held(name, usual)
@@ -234,6 +241,12 @@ class Operations:
         found = await self._describe(workflow_id(OperationKind.IMPORT, name))
         return found if found is not None and is_open(found) else None
 
+    async def require_no_rotation(self, cluster: str) -> None:
+        """Raises LeaseHeld, with a link, while the passwords of the cluster's hosts are changed."""
+        usual = await self._describe(workflow_id(OperationKind.ROTATION, cluster))
+        if usual is not None and is_open(usual):
+            raise _held(cluster, usual)
+
     async def require_no_import(self, name: str) -> None:
         """Raises LeaseHeld, with a link, while an import of that name runs."""
         running = await self.open_import(name)
@@ -278,6 +291,11 @@ class Operations:
     async def cluster_status(self, execution: WorkflowExecution) -> ClusterMaintenanceStatus:
         """What the maintenance of a cluster answers to its query `status`."""
         answer: ClusterMaintenanceStatus = await self._query(execution, ClusterMaintenanceStatus)
+        return answer
+
+    async def rotation_status(self, execution: WorkflowExecution) -> PasswordRotationStatus:
+        """What the change of passwords answers to its query `status`."""
+        answer: PasswordRotationStatus = await self._query(execution, PasswordRotationStatus)
         return answer
 
     async def import_status(self, execution: WorkflowExecution) -> HostImportStatus:
@@ -401,6 +419,31 @@ class Operations:
         if result.sighting is None:
             raise Failed(f"The check of {host} says nothing of it.")
         return result.sighting
+
+    async def verify_passwords(self, cluster: str, caller: Principal) -> PasswordVerificationResult:
+        """Have a worker look which password each host has now; callers at the same time share one
+        look."""
+        handle: WorkflowHandle[Any, PasswordVerificationResult]
+        with _translated():
+            handle = await self._client.start_workflow(
+                PASSWORD_VERIFICATION,
+                PasswordVerificationInput(cluster=cluster),
+                id=f"password-verification/{cluster}",
+                task_queue=self._task_queue,
+                result_type=PasswordVerificationResult,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=_LONGEST_SWEEP,
+                static_summary=f"Passwords of {cluster} for {caller.name}",
+                memo=_memo(caller),
+                rpc_timeout=_PATIENCE,
+            )
+            try:
+                return await handle.result(rpc_timeout=_LONGEST_SWEEP)
+            except WorkflowFailureError as failure:
+                if isinstance(failure.cause, exceptions.TimeoutError):
+                    raise _no_worker() from failure
+                raise _refusal(failure.cause) from failure
 
     async def test_bmc(self, request: BmcTestInput, caller: Principal) -> BmcLook:
         """Have a worker log in to a BMC now, and look."""

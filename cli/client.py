@@ -73,6 +73,10 @@ class Api:
         """The answer; a query parameter that is None is left out."""
         return self._request("GET", path, query=query)
 
+    def text(self, *path: str, **query: object) -> str:
+        """An answer that is no JSON but text."""
+        return self._send("GET", path, query=query).text
+
     def items(self, *path: str, **query: object) -> list[Any]:
         """The answer's `items`."""
         return self._list(*path, **query)[0]
@@ -128,6 +132,23 @@ class Api:
         body: Mapping[str, object] | None = None,
         within_s: float = _ANSWER_WITHIN_S,
     ) -> Any:
+        response = self._send(method, path, query=query, body=body, within_s=within_s)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._not_understood("JSON") from error
+
+    def _send(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | None = None,
+        within_s: float = _ANSWER_WITHIN_S,
+    ) -> httpx.Response:
         try:
             response = self._http.request(
                 method,
@@ -143,12 +164,7 @@ class Api:
             ) from error
         if not response.is_success:
             raise self._problem(response)
-        if not response.content:
-            return None
-        try:
-            return response.json()
-        except ValueError as error:
-            raise self._not_understood("JSON") from error
+        return response
 
     def _problem(self, response: httpx.Response) -> HostlerError:
         try:

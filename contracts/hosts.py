@@ -39,7 +39,8 @@ class Cluster(Contract):
 class HostFacts(Contract):
     """What a host says about itself.
 
-    Versions are "major.minor.release" as libvirt reports them; `uuid` is libvirt's host UUID.
+    Versions are "major.minor.release" as libvirt reports them; `uuid` is libvirt's host UUID;
+    `addresses` are its own on the network, sorted.
     """
 
     uuid: str
@@ -50,6 +51,7 @@ class HostFacts(Contract):
     libvirt_version: str
     qemu_version: str
     operating_system: str
+    addresses: tuple[str, ...] = ()
 
 
 class HostUsage(Contract):

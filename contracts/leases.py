@@ -12,6 +12,10 @@ class LeaseScope(StrEnum):
     """Where VMs may run: maintenance, addition, removal, re-installation."""
     POWER = "power"
     """What its BMC is told: power, and the BMC's own password."""
+    TRUST = "trust"
+    """Who is let in, and by what: the passwords of its accounts, the certificates that it shows and
+    accepts. A rotation of passwords and a provisioning of certificates hold it, and so exclude each
+    other on a host. A removal holds PLACEMENT alone; neither begins on a host that is `Removed`."""
 
 
 class Owner(Contract):

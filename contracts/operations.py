@@ -27,6 +27,11 @@ class OperationKind(StrEnum):
     REINSTALLATION = "reinstallation"
     POWER = "power"
     BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
+    ROTATION = "rotation"
+    PROVISIONING = "provisioning"
+    SIGNING = "signing"
+    REVOCATION = "revocation"
+    CA_SETUP = "ca-setup"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -43,6 +48,11 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.REINSTALLATION: "HostReinstallation",
     OperationKind.POWER: "PowerAction",
     OperationKind.BMC_PASSWORD: "BmcPasswordChange",
+    OperationKind.ROTATION: "PasswordRotation",
+    OperationKind.PROVISIONING: "CertificateProvisioning",
+    OperationKind.SIGNING: "CertificateSigning",
+    OperationKind.REVOCATION: "CertificateRevocation",
+    OperationKind.CA_SETUP: "AuthoritySetup",
 }
 
 ALLOCATION_KINDS = {
@@ -52,22 +62,32 @@ ALLOCATION_KINDS = {
     AllocationLevel.ZONE: OperationKind.ZONE_ALLOCATION,
 }
 
-# What is done to a cluster, pod or zone; an import has a name of its own; the subject of all others
-# is a host.
+# What is done to a cluster, pod or zone; an import has a name of its own; what concerns
+# certificates and their authority holds no host. The subject of all others is a host.
 SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
+    OperationKind.ROTATION: "cluster",
     OperationKind.IMPORT: "import",
+    OperationKind.SIGNING: "certificate",
+    OperationKind.REVOCATION: "certificate",
+    OperationKind.CA_SETUP: "ca",
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What works on a host's BMC: its power, and the BMC's password. It goes beside all others.
 POWER_KINDS = (OperationKind.POWER, OperationKind.BMC_PASSWORD)
+# What changes a host's certificates; VMs stay where they are.
+TRUST_KINDS = (OperationKind.PROVISIONING,)
 # What holds a host's lease: one at a time on each.
 HOST_KINDS = tuple(
-    kind for kind in OperationKind if kind not in SUBJECTS and kind not in POWER_KINDS
+    kind
+    for kind in OperationKind
+    if kind not in SUBJECTS and kind not in (*POWER_KINDS, *TRUST_KINDS)
 )
 
 
 def lease_scope(kind: OperationKind) -> LeaseScope:
     """Which of a host's leases an operation of that kind holds."""
+    if kind in TRUST_KINDS:
+        return LeaseScope.TRUST
     return LeaseScope.POWER if kind in POWER_KINDS else LeaseScope.PLACEMENT
 
 

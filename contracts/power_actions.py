@@ -14,9 +14,9 @@ from contracts.errors import InvalidInput
 from contracts.leases import LeaseRef
 from contracts.oobm import (
     BmcAddress,
+    BmcCertificate,
     BmcLook,
     BmcUser,
-    Certificate,
     CipherSuite,
     PowerCount,
     PowerProblem,
@@ -457,7 +457,7 @@ class BmcTestInput(Contract):
     user: BmcUser | None = None
     privilege: BmcPrivilege | None = None
     cipher_suite: CipherSuite | None = None
-    certificate: Certificate | None = None
+    certificate: BmcCertificate | None = None
     secret: str | None = None
 
     @property

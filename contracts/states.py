@@ -53,6 +53,7 @@ class Phase(StrEnum):
     REINSTALLING = "Reinstalling"
     SWITCHING = "Switching"
     VERIFYING = "Verifying"
+    CHANGING = "Changing"
     DONE = "Done"
 
 

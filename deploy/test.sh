@@ -9,7 +9,7 @@ source "$(dirname "$0")/install.sh"
 require_debian_root
 cd "$REPO"
 forget_settings
-install_packages "${BUILD_PACKAGES[@]}" curl git ipmitool openipmi postgresql shellcheck sudo
+install_packages "${BUILD_PACKAGES[@]}" curl git ipmitool openipmi postgresql shellcheck sshpass sudo
 install_python requirements-dev.lock
 export PATH="$VENV/bin:$PATH"
 

@@ -204,7 +204,12 @@ class LibvirtHypervisor:
         release = await self._shell.run(
             access, ["cat", "/etc/os-release"], timeout=self._call_timeout
         )
-        return facts.model_copy(update={"operating_system": domain_xml.pretty_name(release.stdout)})
+        return facts.model_copy(
+            update={
+                "operating_system": domain_xml.pretty_name(release.stdout),
+                "addresses": tuple(sorted((await self._network_links(access)).addresses)),
+            }
+        )
 
     async def capacity(self, access: HostAccess) -> Capacity:
         """Memory and CPUs, and what active domains take of them (their maxima)."""
@@ -265,11 +270,14 @@ class LibvirtHypervisor:
             )
 
         environment = await self._ask(access, "its environment", read)
-        links = domain_xml.read_links(
-            await self._output(access, ["ip", "-json", "-details", "address"])
-        )
+        links = await self._network_links(access)
         return environment.model_copy(
             update={"interfaces": links.devices, "addresses": links.addresses}
+        )
+
+    async def _network_links(self, access: HostAccess) -> domain_xml.Links:
+        return domain_xml.read_links(
+            await self._output(access, ["ip", "-json", "-details", "address"])
         )
 
     async def missing_files(self, access: HostAccess, paths: Collection[str]) -> frozenset[str]:

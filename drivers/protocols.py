@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
+from contracts.passwords import Proof
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from contracts.preflight import HostReport
 from contracts.vms import Vm
@@ -75,6 +76,14 @@ class RemoteShell(Protocol):
 
     async def close(self) -> None:
         """Close every connection."""
+
+
+class LoginShell(RemoteShell, Protocol):
+    """One that also proves credentials."""
+
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises what
+        `run` raises."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +339,72 @@ class HostCleaner(Protocol):
         that is another one than logs in now."""
 
 
+@dataclass(frozen=True)
+class CertificateFiles:
+    """What lies beside a key, in PEM: its certificate with the CAs between it and the root, all CAs
+    that are trusted, their revocation lists."""
+
+    certificate: str
+    authorities: str
+    crls: str
+
+
+@dataclass(frozen=True)
+class TlsAnswer:
+    """How a host's libvirtd answers a client without a certificate: the serial (hexadecimal) of its
+    own, and whether it lets that client in."""
+
+    serial: str
+    lets_in: bool
+
+
+class HostCertificates(Protocol):
+    """Sets of keys and certificates on a host: libvirt's, and QEMU's. Every change carries the
+    epoch of the lease `trust` and may be called many times; it raises CommandFailed,
+    EpochRefused."""
+
+    async def prepare(
+        self, access: HostAccess, name: str, epoch: int, *, key_bits: int
+    ) -> tuple[str, str]:
+        """Make the keys of a new set, there; signing requests (PEM) of libvirt's and QEMU's. Puts
+        back first what an operation has switched that was ended before it was proven."""
+
+    async def place(
+        self,
+        access: HostAccess,
+        name: str,
+        epoch: int,
+        *,
+        libvirt: CertificateFiles,
+        qemu: CertificateFiles,
+    ) -> None:
+        """Write the certificates beside their keys, and check that they belong together."""
+
+    async def switch(
+        self, access: HostAccess, name: str, epoch: int, *, allowed: Sequence[str]
+    ) -> None:
+        """Have libvirt and QEMU go by the set from now on, libvirt by TLS for clients of these
+        names alone (`tls_allowed_dn_list`), and not by plain TCP. VMs run on. Raises
+        HostBusy while VMs migrate, which a restart of libvirtd would break off."""
+
+    async def restore(self, access: HostAccess, name: str, epoch: int) -> None:
+        """What counted before the switch counts again, and the set is deleted."""
+
+    async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
+        """The switch stays: delete what it has replaced."""
+
+    async def look(self, access: HostAccess) -> list[str]:
+        """What of all that is there, one line each."""
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        """Take all of it off; what was there. libvirt listens by TLS no more, and what others had
+        put in its places is there again."""
+
+    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
+        """Connect from here without a certificate, trusting `authorities` (PEM) alone. Raises
+        HostUnreachable; TlsRefused if what answers is not this host's."""
+
+
 class LocalDisks(Protocol):
     """Files on hosts for disks that are copied with their VM. A destination's half-made copy is
     marked with its owner, the operation that copies. Every method may be called many times, may be
@@ -438,6 +513,52 @@ class OwnKeys(Protocol):
 
     async def remove(self, access: HostAccess, epoch: int) -> None:
         """Let no own key in any more; all others stay as they are. Raises CommandFailed."""
+
+
+@dataclass(frozen=True)
+class AccountReport:
+    """What a host tells of an account before its password is changed.
+
+    Attributes:
+        problems: why it can't be changed there, or not to that one, in words; the host's own rules
+            are among them, where it has a program that tells them.
+        locked: nobody gets in with any password now.
+        hash: the method of the present one ("yescrypt", "sha512crypt", ...), or None.
+        compares: the host can say which password its hash is made of (HostAccounts.match).
+        proofs: what may prove a login, the best first, as the host's configuration tells it; where
+            it does not tell, all.
+        refused: logins that were refused lately, of which the host keeps count to lock the account.
+    """
+
+    problems: tuple[str, ...]
+    locked: bool
+    hash: str | None
+    compares: bool
+    proofs: tuple[Proof, ...]
+    refused: int
+
+
+class HostAccounts(Protocol):
+    """Passwords of accounts on hosts. The way in is `access`'s key: a password login only proves
+    one. No error's text has a password in it.
+
+    Every method may raise what RemoteShell.run raises; passwords have no line breaks.
+    """
+
+    async def look(self, access: HostAccess, account: str, new_password: str) -> AccountReport:
+        """What is there, and what the host's rules say to `new_password`; nothing changes. Raises
+        CommandFailed."""
+
+    async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
+        """Which of them the account has, by the stored hash alone: no login, so nothing is counted
+        against the account. None: none of them. Raises CommandFailed."""
+
+    async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
+        """Whether a new login gets in with it. A refused one counts against the account, but for
+        Proof.HASH. Raises CommandFailed."""
+
+    async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
+        """Set it. Raises CommandFailed, with what the host said; EpochRefused."""
 
 
 @dataclass(frozen=True)
@@ -579,3 +700,15 @@ class NetworkBooter(Protocol):
         """Take back what `set_network_boot` has set, if the BMC still shows it; proven by reading
         it back. What else it is to boot from stays. May be called many times. Raises
         BmcCommandRejected as that does."""
+
+
+class KeyService(Protocol):
+    """Wraps master keys with a key that it keeps to itself. `origin` says which one it is."""
+
+    origin: str
+
+    async def wrap(self, secret: str) -> str:
+        """What `unwrap` makes `secret` of, in one word. Raises Unavailable, Failed."""
+
+    async def unwrap(self, wrapped: str) -> str:
+        """The secret. Raises Unavailable, Failed (made by another key, or refused)."""

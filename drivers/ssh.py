@@ -236,6 +236,11 @@ class AsyncSshShell:
             raise
         return tunnel
 
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises
+        LoginRefused, HostUnreachable, HostKeyChanged."""
+        await (await self._connect(access)).close()
+
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
         await self._connections.forget(host)

@@ -26,9 +26,12 @@ from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
     ClusterRow,
+    HostPasswordRow,
     HostRow,
     HostTagRow,
     OobmRow,
+    PasswordAttemptRow,
+    PasswordCheckRow,
     PodRow,
     SecretVersionRow,
     ZoneRow,
@@ -218,13 +221,12 @@ class Hosts:
             row = await _find_row(session, name, lock=True)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
-            secret_ids: set[str | None] = {
-                *(row.secret_id, row.staged_key_id, row.password_secret_id)
-            }
+            secret_ids = await secret_ids_of(session, row)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
+            for table in (HostPasswordRow, PasswordAttemptRow, PasswordCheckRow):
+                await session.exec(delete(table).where(col(table.host) == name))
             bmc = await session.get(OobmRow, name)
             if bmc is not None:
-                secret_ids |= secrets_of(bmc)
                 await session.delete(bmc)
                 await session.flush()
             await session.delete(row)
@@ -432,6 +434,19 @@ async def select_hosts(
 async def host_row(session: AsyncSession, name: str) -> HostRow:
     """The row, locked until the transaction ends. Raises NotFound."""
     return await _find_row(session, name, lock=True) or _missing(name)
+
+
+async def secret_ids_of(session: AsyncSession, row: HostRow) -> set[str]:
+    """Ids of all that is stored for the host: its login, its passwords, those of its BMC."""
+    ids = {row.secret_id, row.staged_key_id, row.password_secret_id}
+    passwords = select(HostPasswordRow).where(col(HostPasswordRow.host) == row.name)
+    for password in await session.exec(passwords):
+        ids |= {password.secret_id, password.former_secret_id}
+    attempts = select(PasswordAttemptRow.secret_id).where(col(PasswordAttemptRow.host) == row.name)
+    ids |= {*await session.exec(attempts)}
+    bmc = await session.get(OobmRow, row.name)
+    own = {secret_id for secret_id in ids if secret_id is not None}
+    return own | (secrets_of(bmc) if bmc is not None else set())
 
 
 async def _find_row(session: AsyncSession, name: str, *, lock: bool = False) -> HostRow | None:

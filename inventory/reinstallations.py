@@ -21,9 +21,16 @@ from contracts.states import HostStatus, ResourceState
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.host_keys import in_reinstallation, is_revoked, key_of, new, revoked
-from inventory.hosts import Hosts, change_state, host_row
+from inventory.hosts import Hosts, change_state, host_row, secret_ids_of
 from inventory.leases import verify_lease
-from inventory.models import HostRow, MaintenanceTicketRow, SecretVersionRow, now
+from inventory.models import (
+    HostPasswordRow,
+    HostRow,
+    MaintenanceTicketRow,
+    PasswordAttemptRow,
+    SecretVersionRow,
+    now,
+)
 from inventory.secrets import unclaimed
 
 _AWAY = "is being re-installed"
@@ -89,7 +96,10 @@ class Reinstallations:
                     f"There is no secret {secret_id!r} any more.",
                     remedy="One that no host took over is deleted after a day: give it again.",
                 )
-            former = {row.secret_id, row.password_secret_id, row.staged_key_id} - {chosen, None}
+            # The BMC's stay: it is the same one.
+            former = await secret_ids_of(session, row) - {chosen}
+            for table in (HostPasswordRow, PasswordAttemptRow):
+                await session.exec(delete(table).where(col(table.host) == row.name))
             row.secret_id, row.password_secret_id, row.staged_key_id = chosen, None, None
             session.add(row)
             await session.flush()

@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import InvalidInput
 from contracts.settings import (
+    NO_SETTINGS,
     SETTINGS,
     ResolvedSettings,
     Setting,
@@ -139,6 +140,8 @@ class OperatorSettings:
 def _known(name: str) -> Setting[Any]:
     if name in SETTINGS:
         return SETTINGS[name]
+    if name in NO_SETTINGS:
+        raise UnknownSetting(f"{name} is not a setting.", remedy=NO_SETTINGS[name])
     alike = get_close_matches(name, SETTINGS, n=3)
     guess = f"Is {' or '.join(alike)} meant? " if alike else ""
     raise UnknownSetting(

@@ -8,9 +8,11 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 
-async def insert_if_absent(session: AsyncSession, row: SQLModel) -> None:
-    """Insert `row` unless one with its primary or a unique key is there."""
-    await session.exec(_insert(session, row).on_conflict_do_nothing())
+async def insert_if_absent(session: AsyncSession, row: SQLModel) -> bool:
+    """Insert `row` unless one with its primary or a unique key is there; whether it was."""
+    keys = inspect(type(row)).primary_key
+    insert = _insert(session, row).on_conflict_do_nothing().returning(*keys)
+    return (await session.exec(insert)).first() is not None
 
 
 async def insert_or_replace(session: AsyncSession, row: SQLModel) -> None:

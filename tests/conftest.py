@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab
+from tests.openbao import OpenBao, openbao
 from tests.postgres import postgresql
 
 
@@ -44,3 +45,10 @@ def postgresql_server() -> Iterator[str]:
     """The URL of its superuser, without a database name."""
     with postgresql() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def key_service() -> Iterator[OpenBao]:
+    """A test that changes it puts it back."""
+    with openbao() as server:
+        yield server

@@ -10,22 +10,28 @@ from temporalio.worker import Interceptor, Worker
 
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
+from activities.authorities import Directory
 from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
+from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
 from activities.hooks import HookActivities
+from activities.host_accounts import HostAccountDirectory
 from activities.host_checks import HostCheckActivities
 from activities.host_import import ImportActivities
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.own_key import OwnKeyActivities
 from activities.packages import PackageActivities
+from activities.password_checks import PasswordCheckActivities
+from activities.passwords import PasswordActivities
 from activities.power import PowerActivities
 from activities.power_sync import PowerSyncActivities
 from activities.preflight import PreflightActivities
+from activities.provisioning import ProvisioningActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
@@ -34,16 +40,20 @@ from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.protocols import ExternalAccess
+from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
 from drivers.fence import HookFence
 from drivers.libvirt import LibvirtHypervisor
 from drivers.neighbours import ShellNeighbours
 from drivers.own_key import AuthorizedKeys
+from drivers.passwords import ScriptAccounts
 from drivers.power.registry import PowerDrivers
 from drivers.preflight import ShellInspector
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
+from drivers.tls import ScriptCertificates
 from inventory import Inventory
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings
@@ -87,13 +97,20 @@ def build_worker(
     )
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
-    cleaner = ScriptCleaner(shell)
+    host_certificates = ScriptCertificates(shell)
+    cleaner = ScriptCleaner(shell, host_certificates)
     neighbours = ShellNeighbours(shell)
+    authorities = Directory(
+        inventory,
+        provider,
+        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
+    )
     directory = HostDirectory(inventory)
     power_drivers = PowerDrivers()
     bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)
     leases = LeaseActivities(inventory, holders)
+    accounts = HostAccountDirectory(inventory, directory, ScriptAccounts(shell))
     worker = Worker(
         client,
         task_queue=settings.task_queue,
@@ -107,6 +124,7 @@ def build_worker(
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
             BmcAccountActivities(inventory, bmcs),
+            CertificateActivities(inventory, authorities),
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
@@ -114,8 +132,11 @@ def build_worker(
             ImportActivities(inventory, client),
             leases,
             OperationActivities(client),
+            PasswordActivities(inventory, accounts, leases),
+            PasswordCheckActivities(inventory, accounts),
             PowerActivities(inventory, bmcs, directory, hypervisor, Systemd(shell), leases),
             PowerSyncActivities(inventory, bmcs),
+            ProvisioningActivities(inventory, directory, host_certificates),
             ReconciliationActivities(inventory, directory, hypervisor, fence, holders),
             RecordActivities(inventory),
             RemovalActivities(inventory, directory, cleaner, hypervisor, shell),

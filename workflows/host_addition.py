@@ -132,6 +132,8 @@ class HostAddition:
         await self._change_to_own_key()
         host = await self._put_into_service(host)
         await self._tell_allocation(host)
+        if workflow.patched("password-of-new-hosts"):
+            await self._give_password(host)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
         return self._result(host, facts)
@@ -390,6 +392,12 @@ class HostAddition:
                     f"last: hostler host show {host.name}",
                 )
             )
+
+    async def _give_password(self, host: Host) -> None:
+        """It is in service whatever comes of that."""
+        stale = await provisioning.give_password(host.name)
+        if stale is not None:
+            await self._warn(stale)
 
     async def _warn(self, finding: Finding) -> None:
         self._findings += (finding,)

@@ -1,11 +1,11 @@
 """HostRemoval: take a host out of the inventory, and what Hostler has put on it off the host.
 
     survey -> maintenance (if asked) -> take over -> begin -> clean and prove -> power off (if
-    asked) -> delete
+    asked) -> delete -> certificates revoked
 
 Until `begin` a cancel leaves the host as it is then: in maintenance, if it was or was put there.
 After that there is no way back: it says so, and goes on. A host that does not answer is cleaned
-when it ever does again. Certificates of a host are to be revoked between `clean` and `delete`.
+when it ever does again. Its certificates are revoked after `delete`: from then on it gets no more.
 """
 
 import asyncio
@@ -14,12 +14,15 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.records import RecordActivities
     from activities.removal import RemovalActivities
+    from contracts.certificates import CertificateRevocationInput, RevocationReason
     from contracts.hosts import Host
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
+    from contracts.operations import OperationKind, workflow_id
     from contracts.power_actions import Action, PowerActionInput
     from contracts.removal import (
         BeginRemovalInput,
@@ -289,9 +292,27 @@ class HostRemoval:
             summary=f"{host} leaves the inventory",
             **policies.RECORD,
         )
+        if workflow.patched("revoke-certificates"):
+            await self._revoke_certificates()
         await self._takeover.release()
         self._enter(Phase.DONE, f"{host} is removed")
         return removed
+
+    async def _revoke_certificates(self) -> None:
+        """By an operation that goes on by itself: it may have to wait for an external CA."""
+        host, info = self._asked.host, workflow.info()
+        await workflow.start_child_workflow(
+            "CertificateRevocation",
+            CertificateRevocationInput(
+                host=host,
+                reason=RevocationReason.CESSATION_OF_OPERATION,
+                requester=info.workflow_id,
+                issued_before=workflow.now(),
+            ),
+            id=f"{workflow_id(OperationKind.REVOCATION, host)}/{info.run_id}",
+            parent_close_policy=ParentClosePolicy.ABANDON,
+            static_summary=f"Of the removed host {host}",
+        )
 
     async def _give_back(self) -> None:
         """Nobody holds the host; its state stays as it is."""

@@ -43,7 +43,7 @@ async def main(arguments: argparse.Namespace) -> int:
         _say(f"{arguments.hosts} hosts start ({directory})")
         hosts = await simulation.start_hosts()
         _say("ansible-core is installed")
-        ansible = await asyncio.to_thread(_Ansible, directory, simulation.directory, hosts)
+        ansible = await asyncio.to_thread(Ansible, directory, simulation.directory, hosts)
         taken = {}
         for module in _ANSIBLE_RUNS:
             _say(f"ansible {module}, {arguments.forks} at a time")
@@ -59,7 +59,7 @@ async def main(arguments: argparse.Namespace) -> int:
     return report.close()
 
 
-class _Ansible:
+class Ansible:
     """ansible-core in an environment of its own, and its inventory of the hosts."""
 
     def __init__(self, directory: Path, hosts_directory: Path, hosts: Sequence[SshHost]) -> None:
@@ -87,16 +87,35 @@ class _Ansible:
     def run(self, module: str, forks: int) -> float:
         """Seconds for all hosts. Raises BenchFailed if one did not answer."""
         began = time.monotonic()
-        said = self._call("all", "-i", str(self._inventory), "-m", module, "-f", str(forks), "-o")
+        said = self._call(*self.words(module, forks))
         seconds = time.monotonic() - began
         answered = sum(" | SUCCESS => " in line for line in said.splitlines())
         if answered != self._hosts:
             raise BenchFailed(f"ansible {module}: {answered} of {self._hosts} answered:\n{said}")
         return seconds
 
+    def words(self, module: str, forks: int, arguments: str = "") -> list[str]:
+        """The program's arguments for that."""
+        more = ["-a", arguments] if arguments else []
+        inventory = str(self._inventory)
+        return ["all", "-i", inventory, "-m", module, "-f", str(forks), "-o", *more]
+
+    def start(self, words: Sequence[str]) -> "subprocess.Popen[str]":
+        """The program, running; what it says comes through a pipe."""
+        return subprocess.Popen(
+            [self._program, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | self._settings,
+        )
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return {"ANSIBLE_HOME": str(self._home), "ANSIBLE_LOCALHOST_WARNING": "false"}
+
     def _call(self, *arguments: str) -> str:
-        settings = {"ANSIBLE_HOME": str(self._home), "ANSIBLE_LOCALHOST_WARNING": "false"}
-        return _done([self._program, *arguments], **settings)
+        return _done([self._program, *arguments], **self._settings)
 
 
 class _Imported:

@@ -125,6 +125,11 @@ class System:
         self._started.append(process)
         return process, log
 
+    @property
+    def pids(self) -> list[int]:
+        """Of all that was started, in that order."""
+        return [process.pid for process in self._started]
+
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """kill -9."""
         process.kill()

@@ -8,6 +8,9 @@ many hosts have which trouble; none, if it is not there).
 With SIMULATION_SSH, the directory of `tests.simulation.ssh_hosts`, hosts are SSH servers: shell and
 fence are the real ones then, and libvirt alone is simulated.
 
+With SIMULATION_DEATHS besides, a folder (`tests.simulation.accounts`), the worker is killed
+wherever a file there says so.
+
 With SIMULATION_BMCS, the control socket of `tests.simulation.bmcs`, hosts boot as their BMCs say;
 drivers of BMCs are real, and with SIMULATION_DEATH (JSON: `at` and `calls` of MortalDrivers) they
 take their worker with them.
@@ -20,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 from cli.main import main
+from tests.simulation.accounts import MortalAccounts
 from tests.simulation.bmcs import MortalDrivers, SimulatedBoots
 from tests.simulation.cluster import (
     Cluster,
@@ -36,8 +40,12 @@ def simulated_drivers() -> Any:
     """A patch that puts them in the place of the real ones."""
     if (directory := os.environ.get("SIMULATION_SSH")) is not None:
         hosts = ssh_cluster(Path(directory))
+        mortal: dict[str, Any] = {}
+        if (deaths := os.environ.get("SIMULATION_DEATHS")) is not None:
+            mortal["ScriptAccounts"] = lambda shell: MortalAccounts(shell, Path(deaths))
         return mock.patch.multiple(
             "workers.worker",
+            **mortal,
             LibvirtHypervisor=lambda shell, **_: SshHypervisor(hosts, shell),
             ShellInspector=SshInspector,
         )

@@ -8,14 +8,21 @@ each has the users OPS, who may become root by sudo, and GUEST, who may not. In 
     known_hosts   their keys, in OpenSSH's format
     password, id  what lets them in: a password, a private key
     journal       a line for each connection, and for each command's begin and end
+
+and for each host, in hosts/NAME, its own etc, root and var/lib. A file `cut` there cuts its cable;
+one named `cut-after-set` does as soon as an account has got another password there.
 """
 
 import asyncio
+import ctypes
+import ctypes.util
 import json
 import os
+import re
 import shlex
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+
+_crypt = ctypes.CDLL(ctypes.util.find_library("crypt")).crypt
+_crypt.restype = ctypes.c_char_p
+_crypt_lock = threading.Lock()
+
+
+def _hash(password: str, like: str) -> str:
+    """As crypt(3), which is not for several threads."""
+    with _crypt_lock:
+        made: bytes = _crypt(password.encode(), like.encode())
+    return made.decode()
+
 
 READY = "All hosts are ready."
 OPS, GUEST = "ops", "guest"
@@ -34,6 +53,11 @@ _CHUNK = 64 * 1024
 _LAST = "own-key install"
 _OVERLAID = ("etc", "var/lib")
 # A mount namespace as each host has one. It lasts until this process ends, and with it the pipe.
+# One account, with `_PASSWORD`.
+_HASH = _hash(_PASSWORD, "$5$rounds=1000$simulated")
+_SHADOW = re.sub(
+    r"^root:[^:]*:", lambda _: f"root:{_HASH}:", Path("/etc/shadow").read_text(), flags=re.MULTILINE
+)
 _MAKE = (
     "".join(
         f'mount -t overlay overlay -o "lowerdir=/{path},upperdir=$1/{path},'
@@ -100,12 +124,13 @@ class _Server(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._host.note("connect")
+        self._host.connected(conn)
 
     def password_auth_supported(self) -> bool:
         return True
 
-    def validate_password(self, username: str, password: str) -> bool:
-        return username in ("root", *_USERS) and password == _PASSWORD
+    async def validate_password(self, username: str, password: str) -> bool:
+        return await self._host.takes(username, password)
 
     def public_key_auth_supported(self) -> bool:
         return True
@@ -125,10 +150,12 @@ class _Host:
         self._journal = (directory / "journal").open("a", buffering=1)
         self._login = login.convert_to_public()
         self._namespace: asyncio.subprocess.Process | None = None
+        self._connections: set[asyncssh.SSHServerConnection] = set()
         for path in _OVERLAID:
             (self._root / path).mkdir(parents=True)
             (self._root / ".work" / path).mkdir(parents=True)
         (self._root / "root").mkdir(mode=0o700)
+        (self._root / "etc" / "shadow").touch(mode=0o640)
         self._make_users()
 
     async def serve(self) -> SshHost:
@@ -159,11 +186,13 @@ class _Host:
     def _make_users(self) -> None:
         etc = self._root / "etc"
         for file, line in (
-            ("passwd", "{0}:*:{1}:{1}::/var/lib/{0}:/bin/sh\n"),
-            ("group", "{0}:*:{1}:\n"),
+            ("passwd", "{0}:x:{1}:{1}::/var/lib/{0}:/bin/sh\n"),
+            ("group", "{0}:x:{1}:\n"),
+            ("shadow", f"{{0}}:{_HASH}:19000:0:99999:7:::\n"),
         ):
             lines = "".join(line.format(*user) for user in _USERS.items())
-            (etc / file).write_text(Path("/etc", file).read_text() + lines)
+            before = _SHADOW if file == "shadow" else Path("/etc", file).read_text()
+            (etc / file).write_text(before + lines)
         for name, number in _USERS.items():
             home = self._root / "var/lib" / name
             home.mkdir(mode=0o700)
@@ -178,6 +207,26 @@ class _Host:
         lines = path.read_text().splitlines() if path.exists() else []
         own = [asyncssh.import_public_key(line) for line in lines if line.startswith("ssh-")]
         return [self._login, *own]
+
+    def connected(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Unless its cable is cut."""
+        if (self._root / "cut").exists():
+            connection.abort()
+        else:
+            self._connections.add(connection)
+
+    def _cut(self) -> None:
+        (self._root / "cut-after-set").rename(self._root / "cut")
+        for connection in self._connections:
+            connection.abort()
+        self._connections.clear()
+
+    async def takes(self, username: str, password: str) -> bool:
+        """By its own /etc/shadow."""
+        lines = (self._root / "etc" / "shadow").read_text().splitlines()
+        hashes = {line.split(":")[0]: line.split(":")[1] for line in lines}
+        hashed = hashes.get(username, "")
+        return hashed != "" and await asyncio.to_thread(_hash, password, hashed) == hashed
 
     def note(self, what: str, command: str = "") -> None:
         """Write it into the journal."""
@@ -211,6 +260,8 @@ class _Host:
         )
         status = await child.wait()
         feeding.cancel()
+        if " password set " in command and (self._root / "cut-after-set").exists():
+            self._cut()
         self.note("end", command)
         process.exit(status)
 

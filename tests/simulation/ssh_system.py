@@ -46,10 +46,10 @@ class SshSystem:
             await self.ask("POST", f"/v1/{kind}s", json={"name": f"{kind}-1", **above})
             await self.ask("PATCH", f"/v1/{kind}s/{kind}-1", json={"allocation_state": "Enabled"})
 
-    async def worker(self) -> subprocess.Popen[bytes]:
+    async def worker(self, **settings: str) -> subprocess.Popen[bytes]:
         """A worker, ready."""
         return await self.system.start(
-            *("Worker on queue", *_HOSTLER, "worker"), **self._environment
+            *("Worker on queue", *_HOSTLER, "worker"), **(self._environment | settings)
         )
 
     def write_list(

@@ -23,7 +23,9 @@ from temporalio.client import (
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.schedules import ScheduleActivities
+from contracts.certificates import AUTHORITY_UPKEEP_SCHEDULE
 from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput, HostCheckInput
+from contracts.passwords import PASSWORD_VERIFICATION_SCHEDULE
 from contracts.power_actions import POWER_SYNC_SCHEDULE
 from inventory import Database, Inventory, SecretBox
 from workers.schedules import ensure_schedules
@@ -43,7 +45,12 @@ async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
 async def client(temporal: WorkflowEnvironment) -> AsyncIterator[Client]:
     """Without the schedules, before and after."""
     yield temporal.client
-    for name in (HOST_CHECK_SCHEDULE, POWER_SYNC_SCHEDULE):
+    for name in (
+        HOST_CHECK_SCHEDULE,
+        PASSWORD_VERIFICATION_SCHEDULE,
+        POWER_SYNC_SCHEDULE,
+        AUTHORITY_UPKEEP_SCHEDULE,
+    ):
         await temporal.client.get_schedule_handle(name).delete()
 
 

@@ -46,6 +46,7 @@ from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
 from inventory import Database, Inventory, SecretBox
 from inventory.models import SecretVersionRow
+from tests.authorities.certified_host import CertifiedHost
 from tests.machine import Machine
 from tests.simulation.cluster import Cluster, SimulatedHypervisor
 from workers.interceptors import HostlerInterceptor
@@ -153,12 +154,13 @@ class Site:
         hypervisor = MachineHypervisor(self.machine)
         holders = Holders(inventory, self.client)
         keys = AuthorizedKeys(shell)
+        cleaner = ScriptCleaner(shell, CertifiedHost())
         return Worker(
             self.client,
             task_queue=self.queue,
             workflows=[HostAddition, HostReinstallation],
             activities=activities_of(
-                AdditionActivities(inventory, directory, shell, ScriptCleaner(shell)),
+                AdditionActivities(inventory, directory, shell, cleaner),
                 AllocationActivities(inventory, directory, HookFence(shell), hypervisor),
                 FencingActivities(inventory, directory, HookFence(shell), hypervisor),
                 LeaseActivities(inventory, holders),
@@ -171,11 +173,17 @@ class Site:
                 ),
                 RecordActivities(inventory),
                 ReinstallationActivities(
-                    *(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
+                    *(
+                        inventory,
+                        directory,
+                        cleaner,
+                        hypervisor,
+                        shell,
+                    ),
                     Systemd(shell),
                     look_again=0.05,
                 ),
-                RemovalActivities(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
+                RemovalActivities(inventory, directory, cleaner, hypervisor, shell),
                 SurveyActivities(inventory, directory, hypervisor, holders),
             ),
             interceptors=[HostlerInterceptor(), fault],

@@ -30,6 +30,7 @@ from contracts.host_checks import (
     Swept,
 )
 from contracts.host_status import Seen
+from contracts.passwords import BringUpInput, BringUpResult, Held, HostOutcome, StaleHosts
 from contracts.removal import RemovedHostsCleaned
 from contracts.states import HostStatus
 from contracts.steps import HostRef
@@ -57,6 +58,7 @@ class Fleet:
     absent: asyncio.Event = field(default_factory=asyncio.Event)
     telling: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
+    stale: tuple[str, ...] = ()
     batches: list[str] = field(default_factory=list)
     missed_batches: list[int] = field(default_factory=list)
 
@@ -116,6 +118,17 @@ class Fleet:
         self.calls.append("clean_removed")
         return RemovedHostsCleaned(cleaned=("old-1",), waiting=("old-2", "old-3"))
 
+    @activity.defn(name="list_stale_passwords")
+    async def list_stale_passwords(self) -> StaleHosts:
+        return StaleHosts(hosts=self.stale)
+
+    @activity.defn(name="bring_passwords_up")
+    async def bring_passwords_up(self, request: BringUpInput) -> BringUpResult:
+        assert request.owner.workflow_id == HOUSEKEEPING_ID
+        self.calls.append(f"bring up {' '.join(request.hosts)}")
+        done = tuple(HostOutcome(host=host, held=Held.NEW) for host in request.hosts)
+        return BringUpResult(done=done, failed=())
+
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
         if request.host == "nobody":
@@ -155,6 +168,8 @@ class Fleet:
             self.list_untold_hosts,
             self.tell_hosts,
             self.clean_removed,
+            self.list_stale_passwords,
+            self.bring_passwords_up,
             self.look_at_host,
         ]
 
@@ -321,3 +336,12 @@ async def test_an_unknown_host_is_said_to_be_so(begin: Begin) -> None:
     cause = caught.value.cause
     assert isinstance(cause, ApplicationError)
     assert (cause.type, cause.message) == ("NotFound", "There is no host 'nobody'.")
+
+
+async def test_hosts_that_are_stale_get_the_password_of_their_cluster(
+    client: Client, begin: Begin
+) -> None:
+    fleet = Fleet(stale=("host-1", "host-2"))
+    await (await begin(fleet)).result()
+    assert (await housekeeping(client)).passwords == 2
+    assert "bring up host-1 host-2" in fleet.calls

@@ -283,6 +283,16 @@ STEPS = (
 )
 
 
+async def test_its_certificates_are_revoked(client: Client, remove: Begin) -> None:
+    """By an operation of its own, which outlives the removal."""
+    handle = await remove(in_maintenance())
+    await handle.result()
+    revocation = client.get_workflow_handle(f"revocation/kvm-1/{handle.result_run_id}")
+    described = await revocation.describe()
+    assert described.workflow_type == "CertificateRevocation"
+    await revocation.terminate()
+
+
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_step_whose_end_was_lost_changes_nothing_twice(remove: Begin, step: str) -> None:
     site = in_maintenance(twice=step)

@@ -1,0 +1,138 @@
+"""Certificates of hosts, by the script hooks/tls, and how libvirtd answers by them."""
+
+import asyncio
+import importlib.resources
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+
+from contracts.certificates import requests_in
+from drivers.commands import check_change, unexpected
+from drivers.errors import HostBusy, HostUnreachable, TlsRefused
+from drivers.protocols import CertificateFiles, CommandResult, HostAccess, RemoteShell, TlsAnswer
+
+PORT = 16514
+_BUSY = 79
+_LET_IN = b"\x01"  # what libvirtd sends to a client whose certificate it takes
+_ANSWERS_WITHIN_S = 10.0
+
+
+class ScriptCertificates:
+    """HostCertificates with a shell script.
+
+    Args:
+        shell: runs it on the host.
+        command_timeout: seconds for one run, a restart of libvirtd included.
+    """
+
+    def __init__(self, shell: RemoteShell, *, command_timeout: float = 180.0) -> None:
+        self._shell = shell
+        self._command_timeout = command_timeout
+
+    async def prepare(
+        self, access: HostAccess, name: str, epoch: int, *, key_bits: int
+    ) -> tuple[str, str]:
+        """Make the keys of a new set, there; signing requests (PEM) of libvirt's and QEMU's."""
+        said = await self._change(access, "prepare", name, epoch, access.name, str(key_bits))
+        found = requests_in(said)
+        if len(found) != len(("libvirt", "qemu")):
+            raise unexpected(access, "tls prepare", said)
+        return found[0], found[1]
+
+    async def place(
+        self,
+        access: HostAccess,
+        name: str,
+        epoch: int,
+        *,
+        libvirt: CertificateFiles,
+        qemu: CertificateFiles,
+    ) -> None:
+        """Write the certificates beside their keys, and check that they belong together."""
+        text = "".join(
+            f"== {part}/{file}\n{pem.strip()}\n"
+            for part, files in (("libvirt", libvirt), ("qemu", qemu))
+            for file, pem in (
+                ("cert.pem", files.certificate),
+                ("ca.pem", files.authorities),
+                ("crl.pem", files.crls),
+            )
+        )
+        await self._change(access, "place", name, epoch, stdin=text)
+
+    async def switch(
+        self, access: HostAccess, name: str, epoch: int, *, allowed: Sequence[str]
+    ) -> None:
+        """Have libvirt and QEMU go by the set from now on."""
+        await self._change(access, "switch", name, epoch, access.address, *allowed)
+
+    async def restore(self, access: HostAccess, name: str, epoch: int) -> None:
+        """What counted before the switch counts again, and the set is deleted."""
+        await self._change(access, "restore", name, epoch)
+
+    async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
+        """The switch stays: delete what it has replaced."""
+        await self._change(access, "finish", name, epoch)
+
+    async def look(self, access: HostAccess) -> list[str]:
+        """What of all that is there, one line each."""
+        return (await self._change(access, "look", "-", 0)).splitlines()
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        """Take all of it off; what was there."""
+        return (await self._change(access, "remove", "-", 0)).splitlines()
+
+    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
+        """Connect from here without a certificate: by TLS 1.3 a client learns whether it was let in
+        only from what comes after the handshake."""
+        context = ssl.create_default_context(cadata=authorities)
+        try:
+            async with asyncio.timeout(_ANSWERS_WITHIN_S):
+                reader, writer = await asyncio.open_connection(
+                    access.address, PORT, ssl=context, server_hostname=access.address
+                )
+        except ssl.SSLError as error:
+            raise TlsRefused(
+                f"What answers at {access.address}:{PORT} is not {access.name} by the CA's word: "
+                f"{error.reason}."
+            ) from error
+        except (OSError, TimeoutError) as error:
+            raise HostUnreachable(
+                f"{access.name} does not answer at {access.address}:{PORT}: "
+                f"{error or 'timed out'}.",
+                remedy="Is a firewall in between? Hosts reach each other's libvirtd there.",
+            ) from error
+        try:
+            serial = writer.get_extra_info("peercert")["serialNumber"]
+            said = b""
+            with suppress(OSError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(_ANSWERS_WITHIN_S):
+                    said = await reader.read(1)
+        finally:
+            writer.transport.abort()
+        return TlsAnswer(serial=serial.lower().lstrip("0"), lets_in=said == _LET_IN)
+
+    async def _change(
+        self,
+        access: HostAccess,
+        action: str,
+        name: str,
+        epoch: int,
+        *words: str,
+        stdin: str | None = None,
+    ) -> str:
+        command = ["sh", "-c", _SCRIPT, "tls", action, name, str(epoch), *words]
+        result = await self._shell.run(access, command, stdin=stdin, timeout=self._command_timeout)
+        _check_busy(access, result)
+        check_change(access, f"tls {action}", result, epoch)
+        return result.stdout
+
+
+def _check_busy(access: HostAccess, result: CommandResult) -> None:
+    if result.exit_status == _BUSY:
+        raise HostBusy(
+            f"libvirtd on {access.name} has to be restarted, and {result.stderr.strip()}."
+        )
+
+
+_SCRIPT = importlib.resources.files("drivers.hooks").joinpath("tls").read_text(encoding="utf-8")

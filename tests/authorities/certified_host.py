@@ -1,0 +1,100 @@
+"""A host's side of a provisioning in memory: HostCertificates."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from drivers.authorities.x509 import is_signed_by, read_certificate, read_csr
+from drivers.errors import CommandFailed
+from drivers.protocols import CertificateFiles, HostAccess, TlsAnswer
+from tests.authorities.samples import csr
+
+
+class CertifiedHost:
+    """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect."""
+
+    def __init__(self) -> None:
+        self.sets: dict[str, dict[str, str]] = {}
+        self.in_force: str | None = None
+        self.before: str | None = None
+        self.fails_at: str | None = None
+        self.stops_at: str | None = None
+        self.stopped = asyncio.Event()
+        self.steps: list[str] = []
+        self.lets_in = False
+
+    async def _did(self, step: str) -> None:
+        self.steps.append(step)
+        if self.fails_at == step:
+            raise CommandFailed(f"'tls {step}' on kvm-1 ended with status 74: No space left.")
+        if self.stops_at == step:
+            self.stopped.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), 3)
+
+    async def prepare(
+        self, access: HostAccess, name: str, epoch: int, *, key_bits: int
+    ) -> tuple[str, str]:
+        keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+        libvirt, qemu = (csr(key) for key in keys)
+        made = self.sets.setdefault(name, {"libvirt-csr": libvirt, "qemu-csr": qemu})
+        await self._did("prepare")
+        return made["libvirt-csr"], made["qemu-csr"]
+
+    async def place(
+        self,
+        access: HostAccess,
+        name: str,
+        epoch: int,
+        *,
+        libvirt: CertificateFiles,
+        qemu: CertificateFiles,
+    ) -> None:
+        for part, files in (("libvirt", libvirt), ("qemu", qemu)):
+            facts = read_certificate(files.certificate)
+            assert facts.key_sha256 == read_csr(self.sets[name][f"{part}-csr"]).key_sha256
+            assert is_signed_by(files.certificate, files.authorities)
+            assert files.crls.startswith("-----BEGIN X509 CRL-----")
+            self.sets[name][part] = files.certificate
+        await self._did("place")
+
+    async def switch(
+        self, access: HostAccess, name: str, epoch: int, *, allowed: Sequence[str]
+    ) -> None:
+        cluster, hostler = allowed
+        assert hostler == "O=Hostler,CN=hostler controller"
+        prefix = cluster.removesuffix("*")
+        assert read_certificate(self.sets[name]["libvirt"]).subject.startswith(prefix)
+        assert not read_certificate(self.sets[name]["qemu"]).subject.startswith(prefix)
+        if self.in_force != name:
+            self.before, self.in_force = self.in_force, name
+        await self._did("switch")
+
+    async def restore(self, access: HostAccess, name: str, epoch: int) -> None:
+        if self.in_force == name:
+            self.in_force, self.before = self.before, None
+        self.sets.pop(name, None)
+        await self._did("restore")
+
+    async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
+        assert self.in_force == name
+        self.sets = {name: self.sets[name]}
+        self.before = None
+        await self._did("finish")
+
+    async def look(self, access: HostAccess) -> list[str]:
+        return [f"certificates {name}" for name in self.sets]
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        there = await self.look(access)
+        self.sets, self.in_force = {}, None
+        return there
+
+    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
+        assert self.in_force is not None
+        await self._did("ask")
+        facts = read_certificate(self.sets[self.in_force]["libvirt"])
+        assert is_signed_by(self.sets[self.in_force]["libvirt"], authorities)
+        return TlsAnswer(serial=facts.serial, lets_in=self.lets_in)

@@ -1,0 +1,314 @@
+"""Certificates of a lab host, on its real libvirtd: switched to, renewed, put back, killed."""
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from contracts.certificates import CertificateNames, CertificateRole, crl_to_pem
+from drivers.authorities.profiles import Issuer, host_certificate, revocation_list
+from drivers.authorities.protocols import CertificateOrder, CrlOrder
+from drivers.authorities.x509 import read_certificate
+from drivers.errors import CommandFailed, EpochRefused, HostUnreachable, TlsRefused
+from drivers.protocols import CertificateFiles, CommandResult, HostAccess
+from drivers.ssh import AsyncSshShell
+from drivers.tls import ScriptCertificates
+from tests.authorities.samples import Ca, ca
+from tests.drivers.conftest import SOURCE
+from tests.lab import Lab
+
+UNIT = "cluster-1f"
+ALLOWED = (f"O=Hostler,OU={UNIT},CN=*", "O=Hostler,CN=hostler controller")
+AUTHORITY = ca("lab")
+# Whether what libvirt and QEMU go by is one set: keys and certificates that belong together.
+WHOLE = """
+cd /etc/pki 2>/dev/null || exit 0
+found=
+for file in CA/* libvirt/*.pem libvirt/private/* qemu/*.pem libvirt-vnc/*; do
+    if [ -e "$file" ]; then found=1; fi
+done
+[ -n "$found" ] || exit 0
+for pair in libvirt/servercert.pem:libvirt/private/serverkey.pem \\
+    libvirt/clientcert.pem:libvirt/private/clientkey.pem \\
+    qemu/server-cert.pem:qemu/server-key.pem; do
+    certificate=${pair%:*} key=${pair#*:}
+    of_certificate=$(openssl x509 -in $certificate -noout -pubkey) || exit 1
+    [ "$of_certificate" = "$(openssl pkey -in $key -pubout)" ] || exit 2
+    openssl verify -CAfile /etc/hostler/tls/current/ca.pem $certificate >/dev/null || exit 3
+done
+"""
+CLEAN = """
+systemctl disable -q --now libvirtd-tls.socket libvirtd-tcp.socket 2>/dev/null
+rm -rf /etc/hostler /etc/pki/libvirt* /etc/pki/qemu /etc/pki/CA
+sed -i '/^# begin hostler$/,/^# end hostler$/d' /etc/libvirt/libvirtd.conf
+units='libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service'
+systemctl reset-failed $units 2>/dev/null
+systemctl stop -q libvirtd.service 2>/dev/null
+systemctl start $units
+"""
+
+
+class Killed:
+    """RemoteShell whose commands are killed after `seconds`; what they have started goes on."""
+
+    def __init__(self, shell: AsyncSshShell, seconds: float) -> None:
+        self._shell = shell
+        self._seconds = seconds
+
+    async def run(
+        self,
+        access: HostAccess,
+        command: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,  # noqa: ASYNC109 - the protocol's
+    ) -> CommandResult:
+        killing = ["timeout", "--signal=KILL", f"{self._seconds:.3f}", *command]
+        return await self._shell.run(access, killing, stdin=stdin, timeout=timeout)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._shell, name)
+
+
+@pytest.fixture
+async def host(lab: Lab, source: HostAccess) -> AsyncIterator[HostAccess]:
+    """SOURCE as it is before it has certificates."""
+    await lab.exec(SOURCE, "sh", "-c", CLEAN)
+    yield source
+    await lab.exec(SOURCE, "sh", "-c", CLEAN)
+
+
+@pytest.fixture
+def certificates(shell: AsyncSshShell) -> ScriptCertificates:
+    return ScriptCertificates(shell)
+
+
+def issued(
+    requests: tuple[str, str], host: HostAccess, *, by: Ca = AUTHORITY, days: int = 30
+) -> tuple[CertificateFiles, CertificateFiles]:
+    """Of libvirt and of QEMU."""
+    issuer = Issuer(by.certificate, by.key, hashes.SHA256())
+    crl = crl_to_pem(revocation_list(issuer, CrlOrder(1, ()), timedelta(days=7)))
+    names = CertificateNames(
+        common_name=host.name, unit=UNIT, dns_names=(host.name,), ip_addresses=(host.address,)
+    )
+    orders = (
+        CertificateOrder(requests[0], names, CertificateRole.HOST, timedelta(days=days)),
+        CertificateOrder(
+            requests[1],
+            names.model_copy(update={"unit": f"{UNIT}-qemu"}),
+            CertificateRole.QEMU,
+            timedelta(days=days),
+        ),
+    )
+    pems = (
+        host_certificate(issuer, order, None).public_bytes(Encoding.PEM).decode()
+        for order in orders
+    )
+    libvirt, qemu = (CertificateFiles(pem, by.pem, crl) for pem in pems)
+    return libvirt, qemu
+
+
+async def provision(
+    certificates: ScriptCertificates, host: HostAccess, name: str, epoch: int
+) -> str:
+    """All of it; the serial that libvirtd shows then."""
+    requests = await certificates.prepare(host, name, epoch, key_bits=256)
+    libvirt, qemu = issued(requests, host)
+    await certificates.place(host, name, epoch, libvirt=libvirt, qemu=qemu)
+    await certificates.switch(host, name, epoch, allowed=ALLOWED)
+    answer = await certificates.ask(host, AUTHORITY.pem)
+    assert not answer.lets_in
+    assert answer.serial == read_certificate(libvirt.certificate).serial
+    await certificates.finish(host, name, epoch)
+    return answer.serial
+
+
+async def whole(lab: Lab) -> None:
+    """One complete set or none, and a libvirtd that answers."""
+    await lab.exec(SOURCE, "sh", "-c", WHOLE)
+    await lab.exec(SOURCE, "virsh", "-q", "-c", "qemu:///system", "uri")
+
+
+async def test_a_host_is_provisioned_and_renewed_while_a_vm_runs(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str
+) -> None:
+    with pytest.raises(HostUnreachable, match="16514"):
+        await certificates.ask(host, AUTHORITY.pem)
+    serials = [await provision(certificates, host, f"set-{n}", 2 * n) for n in range(1, 6)]
+    assert len({*serials}) == len(serials)
+    await lab.ticks_on("drv-vm")
+    await whole(lab)
+    kept = await lab.exec(SOURCE, "sh", "-c", "ls /etc/hostler/tls/sets /etc/pki/qemu/hostler")
+    assert kept.stdout.split().count("set-5") == 2
+    assert "set-4" not in kept.stdout
+    private = await lab.exec(
+        SOURCE, "sh", "-c", "stat -Lc %a /etc/pki/libvirt/private/*key.pem /etc/pki/qemu/*-key.pem"
+    )
+    assert {*private.stdout.split()} == {"600"}  # QEMU is root there
+    listening = await lab.exec(SOURCE, "ss", "-Hltn")
+    assert ":16514" in listening.stdout
+    assert ":16509" not in listening.stdout
+    # Whoever comes too late is refused.
+    with pytest.raises(EpochRefused):
+        await certificates.restore(host, "set-4", 8)
+
+
+async def test_what_fails_is_put_back(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str
+) -> None:
+    before = await provision(certificates, host, "set-1", 2)
+    # Of another CA than the one that it comes with.
+    libvirt, qemu = issued(await certificates.prepare(host, "set-2", 4, key_bits=256), host)
+    strange = dataclasses.replace(libvirt, authorities=ca("lab").pem)
+    with pytest.raises(CommandFailed, match="verification failed"):
+        await certificates.place(host, "set-2", 4, libvirt=strange, qemu=qemu)
+    await certificates.place(host, "set-2", 4, libvirt=libvirt, qemu=qemu)
+    # Nobody is on the list: the host is not let in by itself either.
+    with pytest.raises(CommandFailed, match="does not take the host's own certificate"):
+        await certificates.switch(host, "set-2", 4, allowed=("O=Nobody",))
+    for _ in range(2):
+        await certificates.restore(host, "set-2", 4)
+        assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
+    await whole(lab)
+    conf = await lab.exec(SOURCE, "tail", "-n", "3", "/etc/libvirt/libvirtd.conf")
+    assert f"OU={UNIT}" in conf.stdout
+    await lab.ticks_on("drv-vm")
+    with pytest.raises(TlsRefused):
+        await certificates.ask(host, ca("another").pem)
+
+
+async def test_what_an_operator_has_put_there_comes_back(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates
+) -> None:
+    """With lines of libvirtd.conf that lead elsewhere, one of them over several."""
+    theirs = (
+        'tls_allowed_dn_list = [\n  "CN=admin",\n  "CN=other"\n]\nca_file = "/etc/theirs.pem"\n'
+    )
+    await lab.exec(
+        *(SOURCE, "sh", "-c"),
+        "set -e; mkdir -p /etc/pki/CA; echo theirs >/etc/pki/CA/cacert.pem; cd /etc/libvirt; "
+        f"cp libvirtd.conf /root/conf; cat >>libvirtd.conf <<'END'\n{theirs}END\n"
+        "cp libvirtd.conf /root/theirs",
+    )
+    try:
+        requests = await certificates.prepare(host, "set-1", 2, key_bits=256)
+        libvirt, qemu = issued(requests, host)
+        await certificates.place(host, "set-1", 2, libvirt=libvirt, qemu=qemu)
+        await certificates.switch(host, "set-1", 2, allowed=ALLOWED)
+        conf = await lab.exec(SOURCE, "tail", "-n", "8", "/etc/libvirt/libvirtd.conf")
+        assert '#hostler#   "CN=other"\n#hostler# ]\n#hostler# ca_file' in conf.stdout
+        await certificates.restore(host, "set-1", 2)
+        await lab.exec(SOURCE, "cmp", "/etc/libvirt/libvirtd.conf", "/root/theirs")
+        kept = await lab.exec(SOURCE, "cat", "/etc/pki/CA/cacert.pem")
+        assert kept.stdout == "theirs\n"
+        with pytest.raises(HostUnreachable):
+            await certificates.ask(host, AUTHORITY.pem)
+    finally:
+        await lab.exec(SOURCE, "cp", "/root/conf", "/etc/libvirt/libvirtd.conf")
+
+
+async def test_all_of_it_is_taken_off(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str
+) -> None:
+    assert await certificates.remove(host) == await certificates.look(host) == []
+    conf = await lab.exec(SOURCE, "cat", "/etc/libvirt/libvirtd.conf")
+    await provision(certificates, host, "set-1", 2)
+    assert await certificates.look(host) == ["certificates in /etc/hostler/tls"]
+    assert await certificates.remove(host) == ["certificates in /etc/hostler/tls"]
+    assert await certificates.remove(host) == await certificates.look(host) == []
+    left = await lab.exec(SOURCE, "sh", "-c", "find /etc/pki /etc/hostler* -not -type d || :")
+    assert left.stdout == ""
+    assert (await lab.exec(SOURCE, "cat", "/etc/libvirt/libvirtd.conf")).stdout == conf.stdout
+    with pytest.raises(HostUnreachable):
+        await certificates.ask(host, AUTHORITY.pem)
+    await lab.ticks_on("drv-vm")
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+async def test_a_disk_that_takes_nothing_leaves_the_old_set(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, trouble: str
+) -> None:
+    before = await provision(certificates, host, "set-1", 2)
+    requests = await certificates.prepare(host, "set-2", 4, key_bits=256)
+    libvirt, qemu = issued(requests, host)
+    folder = "/etc/hostler/tls/sets/set-2"
+    size = "4k,nr_inodes=4" if trouble == "full" else "64k"
+    readonly = f"mount -o remount,ro {folder}" if trouble == "read-only" else ":"
+    try:
+        await lab.exec(
+            *(SOURCE, "sh", "-ec"),
+            f"cp -a {folder}/key.pem /root/key.pem; "
+            f"mount -t tmpfs -o size={size},mode=711 tmpfs {folder}; "
+            f"mv /root/key.pem {folder}; {readonly}",
+        )
+        with pytest.raises(CommandFailed, match=r"full|[Rr]ead-only"):
+            await certificates.place(host, "set-2", 4, libvirt=libvirt, qemu=qemu)
+    finally:
+        await lab.exec(SOURCE, "umount", folder)
+    await certificates.restore(host, "set-2", 4)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
+    await whole(lab)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", [True, False])
+async def test_killed_anywhere_there_is_one_whole_set(
+    lab: Lab, host: HostAccess, shell: AsyncSshShell, vm: str, first: bool
+) -> None:
+    """The script itself; what a dead worker leaves is the same, and done again by the next one."""
+    certificates = ScriptCertificates(shell)
+    chance = random.Random(7)  # noqa: S311 - nothing secret
+    if not first:
+        await provision(certificates, host, "set-0", 2)
+    for number in range(1, 5):
+        if first:
+            await lab.exec(SOURCE, "sh", "-c", CLEAN)
+        name, epoch = f"set-{number}", 2 * number + 2
+        for step in ("prepare", "place", "switch", "finish" if number % 2 else "restore"):
+            killed = ScriptCertificates(Killed(shell, chance.uniform(0.05, 1.2)))  # type: ignore[arg-type]
+            for attempt in (killed, certificates):
+                try:
+                    if step == "prepare":
+                        requests = await attempt.prepare(host, name, epoch, key_bits=256)
+                    elif step == "place":
+                        libvirt, qemu = issued(requests, host)
+                        await attempt.place(host, name, epoch, libvirt=libvirt, qemu=qemu)
+                    elif step == "switch":
+                        await attempt.switch(host, name, epoch, allowed=ALLOWED)
+                    elif step == "finish":
+                        await attempt.finish(host, name, epoch)
+                    else:
+                        await attempt.restore(host, name, epoch)
+                except CommandFailed:
+                    if attempt is certificates:
+                        raise
+                await asyncio.sleep(0.2)
+                await whole(lab)
+        if step == "finish":
+            serial = read_certificate(libvirt.certificate).serial
+            assert (await certificates.ask(host, AUTHORITY.pem)).serial == serial
+    await lab.ticks_on("drv-vm")
+
+
+async def test_what_a_terminated_operation_has_switched_is_put_back_by_the_next_one(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates
+) -> None:
+    """Nobody has proven it."""
+    before = await provision(certificates, host, "set-1", 2)
+    libvirt, qemu = issued(await certificates.prepare(host, "set-2", 4, key_bits=256), host)
+    await certificates.place(host, "set-2", 4, libvirt=libvirt, qemu=qemu)
+    await certificates.switch(host, "set-2", 4, allowed=ALLOWED)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial != before
+    await certificates.prepare(host, "set-3", 6, key_bits=256)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
+    with pytest.raises(EpochRefused):
+        await certificates.finish(host, "set-2", 4)
+    await whole(lab)
+    await certificates.restore(host, "set-3", 6)
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
