@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.passwords import MOST_CHARACTERS
-from tests.e2e.conftest import HOSTS, add_host, add_hosts, add_topology
+from tests.e2e.conftest import HOSTS, add_host, add_hosts, add_topology, enable_bmcs
 from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.system import System
 from tests.e2e.test_secrets import forms, read, watching
@@ -177,6 +177,8 @@ async def test_a_host_that_refuses_has_all_put_back(
 async def test_a_host_that_was_down_is_brought_up_to_date(
     system: System, lab: Lab, tmp_path: Path
 ) -> None:
+    await enable_bmcs(system, lab)  # whose word makes it Down
+    await system.done("setting", "set", "host.check.interval", "10")
     await lab.kill("kvm-3")
     while (await system.host("kvm-3"))["status"] != "Down":
         await asyncio.sleep(1)
