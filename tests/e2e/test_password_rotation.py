@@ -75,6 +75,7 @@ async def first(lab: Lab) -> AsyncIterator[dict[str, str]]:
     """What each host begins with, and has again in the end."""
     made_with = await passwords(lab)
     yield made_with
+    await lab.power_on()
     for host, password in made_with.items():
         await lab.exec(host, "rm", "-f", NO_ROOT_PASSWORDS)
         await lab.exec(host, "cp", "/usr/share/pam-test/chpasswd", "/etc/pam.d/", check=False)
