@@ -36,7 +36,7 @@ from inventory.power import PowerFleet
 _WRITE_EVERY_S = 0.5
 _WRITE_AT_MOST = 250
 _PAUSE = 0.15
-_PAUSE_AT_LEAST_S = 0.005
+_PAUSE_AT_LEAST_S = 0.001
 # From then on a BMC is a silent one: it is waited for beside the others, not in the place of one.
 # Where BMCs usually answer sooner, twice as long as they take is enough.
 _PROMPT_S = 0.5

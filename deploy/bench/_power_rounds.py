@@ -7,6 +7,7 @@ inventory is and its key, then one per round, which is answered by one with what
 """
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -87,6 +88,8 @@ async def main() -> None:
     inventory.power = power = NotingPower(database)
     drivers = PowerDrivers()
     activities = PowerSyncActivities(inventory, BmcDirectory(inventory, drivers))
+    gc.collect()
+    gc.freeze()  # as workers do when they have started (workers.processes)
     while await asyncio.to_thread(sys.stdin.readline):
         done = await one_round(activities, power)
         hosts = await inventory.hosts.list()

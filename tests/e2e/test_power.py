@@ -3,6 +3,7 @@ boot that each host is in."""
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest_asyncio
 
 from contracts.operations import DEFAULT_TASK_QUEUE
 from tests.e2e.conftest import add_hosts, enable_bmcs
+from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.system import System
 from tests.lab import Lab
 
@@ -92,6 +94,44 @@ async def test_every_action_on_every_way(system: System, lab: Lab, way: Any) -> 
                 await asyncio.sleep(_PAUSE_S)
             assert after != before, action
             await _until_it_answers(system)
+
+
+STEPS = (
+    "await_power_lease",
+    "survey_power",
+    "send_power_command",
+    "watch_power",
+    "finish_power_command",
+)
+
+
+async def test_a_worker_killed_at_each_step_of_a_cycle(
+    split: System, lab: Lab, tmp_path: Path, moments: Moments
+) -> None:
+    worker = MortalWorker(split, tmp_path / "failpoints")
+    await worker.start()
+    await add_hosts(split, lab)
+    await enable_bmcs(split, lab)
+    boots = [(await row_of(lab))["boot_id"]]
+
+    async def note_boots() -> None:
+        while True:
+            seen = (await row_of(lab))["boot_id"]
+            if seen is not None and seen != boots[-1]:
+                boots.append(seen)
+            await asyncio.sleep(_PAUSE_S)
+
+    noting = asyncio.create_task(note_boots())
+    armed = worker.arm(STEPS, moments)
+    cycling = asyncio.create_task(by_command(split, "cycle"))
+    await worker.die_at(armed, cycling)
+    assert await cycling == "On"
+    assert await is_on(split, lab)
+    await _until_it_answers(split)
+    noting.cancel()
+    assert len(boots) == 2, boots
+    events = await split.events(f"host/{HOST}")
+    assert events.count("cycle: On -> On: it is in another boot than before") == 1, events
 
 
 async def pull_the_plug(_system: System, lab: Lab) -> None:
