@@ -1,6 +1,7 @@
 """From a host's name to how to reach it: the one place where a credential is decrypted."""
 
 import dataclasses
+from collections.abc import Collection
 
 from contracts.errors import Failed
 from contracts.hosts import RemovedHost
@@ -26,6 +27,18 @@ class HostDirectory:
         readable)."""
         login = await self._inventory.hosts.login(name)
         return await self._access(name, login, login.secret_id)
+
+    async def access_to_all(self, names: Collection[str]) -> dict[str, HostAccess]:
+        """The same of many hosts, some hundreds at most, without those that `access` says no to."""
+        logins = await self._inventory.hosts.logins(names)
+        credentials = await self._inventory.secrets.reveal_all(
+            {login.secret_id for login in logins.values()}
+        )
+        return {
+            name: _access(name, login, credentials[login.secret_id])
+            for name, login in logins.items()
+            if login.secret_id in credentials and not is_revoked(login.host_key_line)
+        }
 
     async def access_by_password(self, name: str) -> HostAccess | None:
         """The same with the password that is kept beside Hostler's own key, which lets us in while
@@ -56,14 +69,18 @@ class HostDirectory:
                 remedy=f"See `hostler operation show reinstallation {name}`; if it has ended, "
                 f"start it again: hostler host reinstall {name}",
             )
-        return host_access(
-            name,
-            address=login.address,
-            port=login.port,
-            user=login.user,
-            host_key=login.host_key_line,
-            credential=await self._inventory.secrets.reveal(secret_id),
-        )
+        return _access(name, login, await self._inventory.secrets.reveal(secret_id))
+
+
+def _access(name: str, login: Login, credential: Credential) -> HostAccess:
+    return host_access(
+        name,
+        address=login.address,
+        port=login.port,
+        user=login.user,
+        host_key=login.host_key_line,
+        credential=credential,
+    )
 
 
 def host_access(

@@ -7,9 +7,9 @@ is wrong with the inventory, or with the lease, ends the whole activity.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from activities.execution import surprises_of, uninterrupted
 from contracts.errors import HostlerError, LeaseLost, NotFound, Unavailable
 from contracts.leases import LeaseRef
 from contracts.passwords import Held, HostOutcome, Proof
+from contracts.secrets import HostPassword
 from contracts.settings import (
     PASSWORD_ATTEMPT_INTERVAL,
     PASSWORD_CHARACTERS,
@@ -31,11 +32,14 @@ from contracts.settings import (
 from drivers.errors import CommandFailed
 from drivers.protocols import AccountReport, HostAccess, HostAccounts
 from inventory import Inventory
+from inventory.cluster_passwords import Known
+from inventory.secrets import Credential
 
 T = TypeVar("T")
 
 _MOST_CHARACTERS = 500  # of a problem, which goes into histories for each host
 _PAUSE_S = 3.0  # between two attempts at a host that does not answer
+_REFUSED_AT_ONCE = 2  # logins, at most, of a proof that tries both passwords on one connection
 
 
 class Trouble(Exception):
@@ -68,8 +72,28 @@ class Candidate:
     plaintext: str
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What the inventory has of an account of a host, read with that of many others."""
+
+    access: HostAccess
+    passwords: Known
+    credentials: Mapping[str, Credential] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Proven:
+    """Whether a host takes a password, and whether it takes the other one, too."""
+
+    taken: bool
+    other_taken: bool
+
+
 class HostAccount:
-    """An account on a host that is reached by a key."""
+    """An account on a host that is reached by a key.
+
+    `stored`: what the inventory has; None: it is read when it is needed.
+    """
 
     def __init__(
         self,
@@ -78,13 +102,17 @@ class HostAccount:
         settings: ResolvedSettings,
         access: HostAccess,
         account: str,
+        stored: Stored | None = None,
     ) -> None:
         self._inventory = inventory
         self._accounts = accounts
         self._settings = settings
         self._access = access
         self._account = account
+        self._stored = stored
         self._report: AccountReport | None = None
+        # What the last look was to compare its hash with.
+        self._compared: tuple[Candidate, ...] | None = None
 
     @property
     def host(self) -> str:
@@ -93,21 +121,47 @@ class HostAccount:
 
     # --- look -----------------------------------------------------------------------------------
 
-    async def look(self, new_password: str) -> AccountReport:
-        """What the host tells of it; nothing changes."""
+    async def look(self, new_password: str, candidates: Sequence[Candidate] = ()) -> AccountReport:
+        """What the host tells of it; nothing changes. `find` takes no more then for these
+        candidates."""
         with _of_host(self.host):
-            self._report = await self._accounts.look(self._access, self._account, new_password)
+            self._report = await self._accounts.look(
+                *(self._access, self._account, new_password),
+                [one.plaintext for one in candidates],
+            )
+        self._compared = tuple(candidates)
         return self._report
+
+    async def holding(self) -> HostPassword:
+        """What it is known to have."""
+        if self._stored is not None:
+            return self._stored.passwords.holding
+        return await self._inventory.cluster_passwords.holding(self.host, account=self._account)
+
+    async def likely(self, new: Candidate) -> list[Candidate]:
+        """`new` and `candidates`; first what it is known to have, if nothing was attempted since:
+        each that does not match takes the host a hash."""
+        others = [one for one in await self.candidates() if one.secret != new.secret]
+        found, holding = [new, *others], await self.holding()
+        if not holding.attempted:
+            found.sort(key=lambda one: one.secret != holding.secret)
+        return found
 
     async def candidates(self, first: Sequence[str] = ()) -> list[Candidate]:
         """The passwords that it may have, the likeliest first, after those named here. One that
         can't be read is none, unless it is named."""
-        known = await self._inventory.cluster_passwords.candidates(self.host, account=self._account)
+        known: Sequence[str]
+        if self._stored is not None:
+            known = self._stored.passwords.candidates
+        else:
+            known = await self._inventory.cluster_passwords.candidates(
+                self.host, account=self._account
+            )
         found = []
         for secret in dict.fromkeys([*first, *known]):
             try:
                 with _of_host(self.host):
-                    credential = await self._inventory.secrets.reveal(secret)
+                    credential = await self._reveal(secret)
             except Trouble as trouble:
                 if secret in first or isinstance(trouble, Absence):
                     raise
@@ -116,17 +170,23 @@ class HostAccount:
             found.append(Candidate(secret, credential.plaintext))
         return found
 
+    async def _reveal(self, secret: str) -> Credential:
+        read = self._stored.credentials.get(secret) if self._stored is not None else None
+        return read or await self._inventory.secrets.reveal(secret)
+
     async def find(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Which of them it has; None: none of them. By its hash, which counts as no login; where
         the host can't compare, by logins, as many as may be refused."""
         if not candidates:
             return None
-        report = self._report or await self.look(candidates[0].plaintext)
+        report = self._report or await self.look(candidates[0].plaintext, candidates)
         if report.compares:
-            with _of_host(self.host):
-                number = await self._accounts.match(
-                    self._access, self._account, [one.plaintext for one in candidates]
-                )
+            number = report.matches
+            if self._compared != tuple(candidates):
+                with _of_host(self.host):
+                    number = await self._accounts.match(
+                        self._access, self._account, [one.plaintext for one in candidates]
+                    )
             return None if number is None else candidates[number]
         for candidate in candidates:
             for proof in report.proofs:
@@ -137,17 +197,40 @@ class HostAccount:
     async def takes(self, candidate: Candidate, proof: Proof) -> bool:
         """Whether it lets in with that password. Refused logins are counted and spaced: the host
         counts them too."""
-        if proof is not Proof.HASH:
-            await self._wait_for_turn()
+        refused = await self._wait_for_turn() if proof is not Proof.HASH else 0
         with _of_host(self.host):
             taken = await self._accounts.takes(
                 self._access, self._account, candidate.plaintext, proof
             )
         if proof is not Proof.HASH:
-            checks = self._inventory.password_checks
-            count = checks.forget_refusals if taken else checks.count_refusal
-            await count(self.host, self._account)
+            await self._count(refused, taken, 0 if taken else 1)
         return taken
+
+    async def _count(self, before: int, taken: bool, refused: int) -> None:
+        """So many logins more were refused, or the last one was `taken`; `before`: as many had been
+        refused in a row."""
+        checks = self._inventory.password_checks
+        if not taken:
+            await checks.count_refusal(self.host, self._account, times=refused)
+        elif before:
+            await checks.forget_refusals(self.host, self._account)
+
+    async def _prove(self, new: Candidate, former: Candidate | None, proof: Proof) -> "_Proven":
+        """Whether it takes `new`, and then whether it takes `former`, too."""
+        if former is not None and proof is Proof.SSH:
+            # One connection for both; the refusal first: a success ends what the host counts.
+            refused = await self._wait_for_turn()
+            if refused + _REFUSED_AT_ONCE <= self._settings[PASSWORD_REFUSED_MAX]:
+                with _of_host(self.host):
+                    first = await self._accounts.first_taken(
+                        self._access, self._account, [former.plaintext, new.plaintext]
+                    )
+                await self._count(refused, first is not None, _REFUSED_AT_ONCE)
+                if first != 0:
+                    return _Proven(first is not None, False)
+        if not await self.takes(new, proof):
+            return _Proven(False, False)
+        return _Proven(True, former is not None and await self.takes(former, proof))
 
     async def choose_proof(self, present: Candidate | None, new: Candidate) -> Proof:
         """What proves a password there: what lets in with the present one."""
@@ -166,7 +249,7 @@ class HostAccount:
         """Give it `new`, prove that, and that the one before is refused. Finds out first what it
         has if an attempt may have been cut off."""
         passwords = self._inventory.cluster_passwords
-        holding = await passwords.holding(self.host, account=self._account)
+        holding = await self.holding()
         if holding.secret == new.secret and not holding.attempted:
             return HostOutcome(host=self.host, held=Held.NEW, proof=proof)
         candidates = await self.candidates()
@@ -177,14 +260,15 @@ class HostAccount:
             problem = await self._set(new, lease)
             if problem is not None:
                 return await self._not_taken(new, candidates, problem, lease)
-        if not await self.takes(new, proof):
-            return self._failed(
-                Held.UNKNOWN, f"it has taken the new password, and refuses it ({proof})"
-            )
         former = next((one for one in candidates if one.secret == holding.secret), None)
         if former is None or former.plaintext == new.plaintext:
             former = None
-        if former is not None and await self.takes(former, proof):
+        proven = await self._prove(new, former, proof)
+        if not proven.taken:
+            return self._failed(
+                Held.UNKNOWN, f"it has taken the new password, and refuses it ({proof})"
+            )
+        if proven.other_taken:
             return self._failed(Held.NEW, f"it takes the old password, too ({proof})")
         await passwords.record(new.secret, account=self._account, lease=lease)
         return HostOutcome(host=self.host, held=Held.NEW, proof=proof)
@@ -192,7 +276,7 @@ class HostAccount:
     async def put_back(self, new: Candidate, proof: Proof, lease: LeaseRef) -> HostOutcome:
         """Give it what it had before `new`, and prove both."""
         passwords = self._inventory.cluster_passwords
-        holding = await passwords.holding(self.host, account=self._account)
+        holding = await self.holding()
         former_id = holding.former if holding.secret == new.secret else holding.secret
         if former_id is None or former_id == new.secret:
             raise Trouble("what it had before is not known: it can't be put back")
@@ -208,9 +292,12 @@ class HostAccount:
             problem = await self._set(former, lease)
             if problem is not None:
                 return self._failed(Held.UNKNOWN, problem)
-        if not await self.takes(former, proof):
+        proven = await self._prove(
+            former, new if former.plaintext != new.plaintext else None, proof
+        )
+        if not proven.taken:
             return self._failed(Held.UNKNOWN, f"it refuses what it had before ({proof})")
-        if former.plaintext != new.plaintext and await self.takes(new, proof):
+        if proven.other_taken:
             return self._failed(Held.FORMER, f"it takes the new password, too ({proof})")
         await passwords.record(former_id, account=self._account, lease=lease)
         return HostOutcome(host=self.host, held=Held.FORMER, proof=proof)
@@ -218,6 +305,7 @@ class HostAccount:
     async def _set(self, wanted: Candidate, lease: LeaseRef) -> str | None:
         """What the host has said against it. Committed before: whoever dies here leaves word of
         it."""
+        self._compared = None
         await self._inventory.cluster_passwords.attempt(
             wanted.secret, account=self._account, lease=lease
         )
@@ -252,7 +340,8 @@ class HostAccount:
     def _failed(self, held: Held, problem: str) -> HostOutcome:
         return HostOutcome(host=self.host, held=held, problem=problem)
 
-    async def _wait_for_turn(self) -> None:
+    async def _wait_for_turn(self) -> int:
+        """Logins in a row that it has refused so far, and may count."""
         checks, settings = self._inventory.password_checks, self._settings
         counted = self._report.refused if self._report is not None else 0
         if counted >= settings[PASSWORD_REFUSED_MAX]:
@@ -262,20 +351,21 @@ class HostAccount:
             )
         refused = await checks.refusals(self.host, self._account)
         if refused.last_at is None:
-            return
+            return counted
         age = datetime.now(UTC) - refused.last_at
         counts_for = timedelta(seconds=settings[PASSWORD_REFUSED_INTERVAL])
         if age >= counts_for:
             await checks.forget_refusals(self.host, self._account)
-        elif refused.number >= settings[PASSWORD_REFUSED_MAX]:
+            return counted
+        if refused.number >= settings[PASSWORD_REFUSED_MAX]:
             again = refused.last_at + counts_for
             raise Trouble(
                 f"it has refused {refused.number} logins of {self._account} in a row: no more are "
                 f"tried before {again:%H:%M:%S} UTC, since hosts lock accounts"
             )
-        else:
-            pause = timedelta(seconds=settings[PASSWORD_ATTEMPT_INTERVAL]) - age
-            await asyncio.sleep(max(pause.total_seconds(), 0))
+        pause = timedelta(seconds=settings[PASSWORD_ATTEMPT_INTERVAL]) - age
+        await asyncio.sleep(max(pause.total_seconds(), 0))
+        return max(counted, refused.number)
 
 
 class HostAccountDirectory:
@@ -292,12 +382,66 @@ class HostAccountDirectory:
         """Raises Trouble: its credential can't be read, is no key, or its trust was withdrawn."""
         with _of_host(host):
             access = await self._directory.access(host)
+        return self._account(access, account, settings, None)
+
+    async def open_all(
+        self, hosts: Sequence[str], account: str, settings: ResolvedSettings
+    ) -> "AccountsAtOnce":
+        """What is stored of all these hosts, some hundreds at most, is read now: for whoever holds
+        their leases of trust, without which it does not change."""
+        inventory = self._inventory
+        passwords = await inventory.cluster_passwords.known(hosts, account=account)
+        credentials = await inventory.secrets.reveal_all(
+            {secret for known in passwords.values() for secret in known.candidates}
+        )
+        stored = {
+            host: Stored(access, passwords[host], credentials)
+            for host, access in (await self._directory.access_to_all(hosts)).items()
+            if host in passwords
+        }
+        return AccountsAtOnce(self, account, settings, stored)
+
+    def open_stored(self, stored: Stored, account: str, settings: ResolvedSettings) -> HostAccount:
+        """The same without a look into the inventory. Raises Trouble."""
+        return self._account(stored.access, account, settings, stored)
+
+    def _account(
+        self,
+        access: HostAccess,
+        account: str,
+        settings: ResolvedSettings,
+        stored: Stored | None,
+    ) -> HostAccount:
         if access.private_key is None:
             raise Trouble(
                 "Hostler logs in there with the password itself: without a key there is no way "
                 "back in if a change fails"
             )
-        return HostAccount(self._inventory, self._accounts, settings, access, account)
+        return HostAccount(self._inventory, self._accounts, settings, access, account, stored)
+
+
+class AccountsAtOnce:
+    """An account on many hosts; what is stored of each serves one time: after a failure, it is read
+    anew."""
+
+    def __init__(
+        self,
+        directory: HostAccountDirectory,
+        account: str,
+        settings: ResolvedSettings,
+        stored: dict[str, Stored],
+    ) -> None:
+        self._directory = directory
+        self._account = account
+        self._settings = settings
+        self._stored = stored
+
+    async def open(self, host: str) -> HostAccount:
+        """As HostAccountDirectory.open."""
+        stored = self._stored.pop(host, None)
+        if stored is None:
+            return await self._directory.open(host, self._account, self._settings)
+        return self._directory.open_stored(stored, self._account, self._settings)
 
 
 async def patiently(work: Callable[[], Awaitable[T]], patience_s: float) -> T:

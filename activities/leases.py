@@ -1,5 +1,7 @@
 """Leases: acquired in the inventory, taken over from operations that have ended."""
 
+from collections.abc import Sequence
+
 from temporalio import activity
 
 from activities.holders import Holders
@@ -7,6 +9,8 @@ from contracts.errors import LeaseHeld
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.steps import AcquireLeaseInput
 from inventory import Inventory
+
+_AT_A_TIME = 500  # hosts
 
 
 class LeaseActivities:
@@ -36,6 +40,27 @@ class LeaseActivities:
             request.host, request.scope, request.owner, request.purpose, takeover_from=holder
         )
 
+    async def acquire_all(
+        self, hosts: Sequence[str], scope: LeaseScope, owner: Owner, purpose: str
+    ) -> list[Lease]:
+        """The same for many hosts: all their leases, by name, or none."""
+        there: set[str] = set()
+        for start in range(0, len(hosts), _AT_A_TIME):
+            there |= {*await self._inventory.hosts.logins(hosts[start : start + _AT_A_TIME])}
+        for unknown in sorted({*hosts} - there):
+            await self._inventory.hosts.get(unknown)  # raises what there is to say
+        ended: set[Owner] = set()
+        while True:
+            try:
+                return await self._inventory.leases.acquire_all(
+                    hosts, scope, owner, purpose, takeover_from=ended
+                )
+            except LeaseHeld as held:
+                holder = Owner.model_validate(held.details["holder"])
+                if await self._holders.runs(holder):
+                    raise
+                ended.add(holder)
+
     async def runs(self, owner: Owner) -> bool:
         """Whether that operation is still open. Raises Unavailable when Temporal can't tell."""
         return await self._holders.runs(owner)
@@ -44,8 +69,13 @@ class LeaseActivities:
     async def release_lease(self, lease: LeaseRef) -> None:
         """Give the lease back with everything reserved under it, and the place in the queue; no
         effect if it is gone."""
-        # Reservations carry an epoch, of the lease that says where VMs may run.
-        if lease.scope is LeaseScope.PLACEMENT:
-            await self._inventory.reservations.release_all(lease)
-            await self._inventory.maintenances.give_up_turn(lease.host, lease.owner)
-        await self._inventory.leases.release(lease)
+        await self.release_all([lease])
+
+    async def release_all(self, leases: Sequence[LeaseRef]) -> None:
+        """The same of many."""
+        for lease in leases:
+            # Reservations carry an epoch, of the lease that says where VMs may run.
+            if lease.scope is LeaseScope.PLACEMENT:
+                await self._inventory.reservations.release_all(lease)
+                await self._inventory.maintenances.give_up_turn(lease.host, lease.owner)
+        await self._inventory.leases.release_all(leases)

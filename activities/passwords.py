@@ -55,7 +55,6 @@ from contracts.settings import (
     ResolvedSettings,
 )
 from contracts.states import HostStatus, ResourceState
-from contracts.steps import AcquireLeaseInput
 from contracts.validation import invalid_input
 from inventory import Inventory
 
@@ -126,30 +125,19 @@ class PasswordActivities:
     @activity.defn(name="acquire_hosts")
     async def acquire_hosts(self, request: AcquireHostsInput) -> HeldHosts:
         """The leases of all these hosts, or of none. Raises LeaseHeld, NotFound, Unavailable."""
-        held: list[HeldHost] = []
-        taken_over = False
-        try:
-            for host in sorted(request.hosts):
-                lease = await self._leases.acquire_lease(
-                    AcquireLeaseInput(
-                        host=host,
-                        scope=request.scope,
-                        owner=request.owner,
-                        purpose=request.purpose,
-                    )
-                )
-                held.append(HeldHost(host=host, epoch=lease.epoch))
-                taken_over = taken_over or lease.taken_over_from is not None
-        except (LeaseHeld, NotFound):
-            await self.release_hosts(HeldHosts(owner=request.owner, hosts=tuple(held)))
-            raise
-        return HeldHosts(owner=request.owner, hosts=tuple(held), taken_over=taken_over)
+        leases = await self._leases.acquire_all(
+            request.hosts, request.scope, request.owner, request.purpose
+        )
+        return HeldHosts(
+            owner=request.owner,
+            hosts=tuple(HeldHost(host=lease.host, epoch=lease.epoch) for lease in leases),
+            taken_over=any(lease.taken_over_from is not None for lease in leases),
+        )
 
     @activity.defn(name="release_hosts")
     async def release_hosts(self, held: HeldHosts) -> None:
         """Give them back; no effect on those that are gone."""
-        for lease in held.leases():
-            await self._leases.release_lease(lease)
+        await self._leases.release_all(held.leases())
 
     @activity.defn(name="stage_password")
     async def stage_password(self, request: StageRotationInput) -> StagedPassword:
@@ -221,18 +209,19 @@ class PasswordActivities:
         settings = await self._inventory.settings.resolve(cluster=request.cluster)
         new = await self._candidate(request.secret)
         leases = {lease.host: lease for lease in request.held.leases()}
+        accounts = await self._accounts.open_all(tuple(leases), request.account, settings)
 
         async def check(host: str) -> HostOutcome:
-            account = await self._accounts.open(host, request.account, settings)
-            report = await account.look(new.plaintext)
+            account = await accounts.open(host)
+            candidates = await account.likely(new)
+            report = await account.look(new.plaintext, candidates)
             if report.problems:
                 raise Trouble("; ".join(report.problems))
-            candidates = await account.candidates()
             if any(
                 one.plaintext == new.plaintext and one.secret != new.secret for one in candidates
             ):
                 raise Trouble("the new password is one that it has, or had")
-            present = None if report.locked else await account.find([new, *candidates])
+            present = None if report.locked else await account.find(candidates)
             if present is None and not request.accept_unknown:
                 known = "is locked" if report.locked else "is none that Hostler knows"
                 raise Trouble(
@@ -240,18 +229,20 @@ class PasswordActivities:
                 )
             proof = await account.choose_proof(present, new)
             if present is not None:
-                await self._note_present(present, leases[host], request)
+                await self._note_present(present, await account.holding(), leases[host], request)
             has_it = present is not None and present.secret == new.secret
             return HostOutcome(host=host, held=Held.NEW if has_it else Held.FORMER, proof=proof)
 
         return SweepResult(hosts=await sweep(tuple(leases), request.concurrency, check))
 
-    async def _note_present(self, present: Candidate, lease: LeaseRef, request: SweepInput) -> None:
+    async def _note_present(
+        self, present: Candidate, holding: HostPassword, lease: LeaseRef, request: SweepInput
+    ) -> None:
         """Unless it is known already."""
-        passwords = self._inventory.cluster_passwords
-        holding = await passwords.holding(lease.host, account=request.account)
         if holding.secret != present.secret or holding.attempted:
-            await passwords.record(present.secret, account=request.account, lease=lease)
+            await self._inventory.cluster_passwords.record(
+                present.secret, account=request.account, lease=lease
+            )
 
     # --- the change -----------------------------------------------------------------------------
 
@@ -271,9 +262,10 @@ class PasswordActivities:
         new = await self._candidate(request.secret)
         leases = {lease.host: lease for lease in request.held.leases()}
         proofs = {one.host: one.proof for one in request.held.hosts}
+        accounts = await self._accounts.open_all(tuple(leases), request.account, settings)
 
         async def one(host: str) -> HostOutcome:
-            account = await self._accounts.open(host, request.account, settings)
+            account = await accounts.open(host)
             proof = proofs[host] or await account.choose_proof(None, new)
             return await work(account, new, proof, leases[host])
 
@@ -341,8 +333,8 @@ class PasswordActivities:
         return frozenset(one.name for one in hosts if one.resource_state in _NOT_YET)
 
     async def _note_all(self, request: EndRotationInput, operation: str) -> None:
-        for one in request.held.hosts:
-            report = HostPasswordReport(
+        reports = [
+            HostPasswordReport(
                 host=one.host,
                 account=request.account,
                 state=PasswordState.AGREES,
@@ -350,12 +342,14 @@ class PasswordActivities:
                 proof=one.proof,
                 reason="" if request.host is None else "its own",
             )
-            await self._inventory.password_checks.note(report, operation=operation)
-        for host, reason in request.skipped.items():
-            report = HostPasswordReport(
+            for one in request.held.hosts
+        ] + [
+            HostPasswordReport(
                 host=host, account=request.account, state=PasswordState.STALE, reason=reason
             )
-            await self._inventory.password_checks.note(report, operation=operation)
+            for host, reason in request.skipped.items()
+        ]
+        await self._inventory.password_checks.note_all(reports, operation=operation)
 
     @activity.defn(name="abandon_password")
     async def abandon_password(self, request: EndRotationInput) -> None:
@@ -465,12 +459,13 @@ class PasswordActivities:
     ) -> HostOutcome:
         passwords = self._inventory.cluster_passwords
         opened = await self._accounts.open(host, account, settings)
-        report = await opened.look(new.plaintext)
+        candidates = await opened.candidates()
+        report = await opened.look(new.plaintext, candidates)
         if report.problems:
             raise Trouble("; ".join(report.problems))
         if report.locked:
             raise Trouble(f"the password of {account} is locked")
-        present = await opened.find(await opened.candidates())
+        present = await opened.find(candidates)
         holding = await passwords.holding(host, account=account)
         if present is None and holding.secret is not None:
             # Whoever has changed it may need it: an operator decides.

@@ -25,24 +25,29 @@ class ScriptAccounts:
         self._shell = shell
         self._command_timeout = command_timeout
 
-    async def look(self, access: HostAccess, account: str, new_password: str) -> AccountReport:
-        """What is there, and what the host's rules say to `new_password`; nothing changes. Raises
-        CommandFailed."""
-        result = await self._run(access, "look", account, stdin=f"{new_password}\n")
+    async def look(
+        self,
+        access: HostAccess,
+        account: str,
+        new_password: str,
+        passwords: Sequence[str] = (),
+    ) -> AccountReport:
+        """What is there, what the host's rules say to `new_password`, and which of `passwords` it
+        has; nothing changes. Raises CommandFailed."""
+        lines = _lines([*passwords, new_password])
+        result = await self._run(access, "look", account, str(len(passwords)), stdin=lines)
         check(access, "password look", _without(new_password, result))
-        return _report([line.split(" ", 1) for line in result.stdout.splitlines()])
+        report, matches = _report([line.split(" ", 1) for line in result.stdout.splitlines()])
+        number = _number(access, "password look", matches, len(passwords))
+        return dataclasses.replace(report, matches=number)
 
     async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
         """Which of them the account has, by the stored hash alone. Raises CommandFailed."""
-        lines = "".join(f"{password}\n" for password in passwords)
-        result = await self._run(access, "match", account, stdin=lines)
+        result = await self._run(
+            access, "match", account, str(len(passwords)), stdin=_lines(passwords)
+        )
         check(access, "password match", result)
-        said = result.stdout.strip()
-        if said == "none":
-            return None
-        if not said.isdecimal() or int(said) >= len(passwords):
-            raise unexpected(access, "password match", said)
-        return int(said)
+        return _number(access, "password match", result.stdout.strip(), len(passwords))
 
     async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
         """Whether a new login gets in with it. Raises CommandFailed."""
@@ -63,6 +68,13 @@ class ScriptAccounts:
             return False
         return True
 
+    async def first_taken(
+        self, access: HostAccess, account: str, passwords: Sequence[str]
+    ) -> int | None:
+        """Which of them gets in first, tried one after another on one new connection; None: none of
+        them."""
+        return await self._shell.first_login(dataclasses.replace(access, user=account), passwords)
+
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         """Set it. Raises CommandFailed, with what the host said; EpochRefused."""
         line = f"{account}:{password}\n"
@@ -76,7 +88,21 @@ class ScriptAccounts:
         return await self._shell.run(access, command, stdin=stdin, timeout=self._command_timeout)
 
 
-def _report(lines: list[list[str]]) -> AccountReport:
+def _lines(passwords: Sequence[str]) -> str:
+    return "".join(f"{password}\n" for password in passwords)
+
+
+def _number(access: HostAccess, what: str, said: str, most: int) -> int | None:
+    """Which of so many the host has named."""
+    if said == "none":
+        return None
+    if not said.isdecimal() or int(said) >= most:
+        raise unexpected(access, what, said)
+    return int(said)
+
+
+def _report(lines: list[list[str]]) -> tuple[AccountReport, str]:
+    """And which password it has, as it says it."""
     said = {line[0]: line[1] if len(line) > 1 else "" for line in lines}
     problems = [line[1] for line in lines if line[0] == "problem" and len(line) > 1]
     verdict, _, words = said.get("rules", "yes").partition(" ")
@@ -88,7 +114,7 @@ def _report(lines: list[list[str]]) -> AccountReport:
         Proof.HASH: "compares" in said,
     }
     refused = said.get("refused", "0")
-    return AccountReport(
+    report = AccountReport(
         problems=tuple(problems),
         locked="locked" in said,
         hash=said.get("hash"),
@@ -96,6 +122,7 @@ def _report(lines: list[list[str]]) -> AccountReport:
         proofs=tuple(proof for proof, possible in proofs.items() if possible),
         refused=int(refused) if refused.isdecimal() else 0,
     )
+    return report, said.get("matches", "none")
 
 
 def _without(password: str, result: CommandResult) -> CommandResult:

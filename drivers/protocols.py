@@ -85,6 +85,11 @@ class LoginShell(RemoteShell, Protocol):
         """A new connection with exactly that credential, of any user, closed at once. Raises what
         `run` raises."""
 
+    async def first_login(self, access: HostAccess, passwords: Sequence[str]) -> int | None:
+        """Which of these passwords, and nothing else of `access`, gets in first on a new
+        connection, closed at once; None: none does. Those before it were refused, those after it
+        not tried. Raises what `run` raises, but for LoginRefused."""
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -528,6 +533,8 @@ class AccountReport:
         proofs: what may prove a login, the best first, as the host's configuration tells it; where
             it does not tell, all.
         refused: logins that were refused lately, of which the host keeps count to lock the account.
+        matches: which of the passwords it was asked about the account has, as HostAccounts.match;
+            only where it compares.
     """
 
     problems: tuple[str, ...]
@@ -536,6 +543,7 @@ class AccountReport:
     compares: bool
     proofs: tuple[Proof, ...]
     refused: int
+    matches: int | None = None
 
 
 class HostAccounts(Protocol):
@@ -545,9 +553,15 @@ class HostAccounts(Protocol):
     Every method may raise what RemoteShell.run raises; passwords have no line breaks.
     """
 
-    async def look(self, access: HostAccess, account: str, new_password: str) -> AccountReport:
-        """What is there, and what the host's rules say to `new_password`; nothing changes. Raises
-        CommandFailed."""
+    async def look(
+        self,
+        access: HostAccess,
+        account: str,
+        new_password: str,
+        passwords: Sequence[str] = (),
+    ) -> AccountReport:
+        """What is there, what the host's rules say to `new_password`, and which of `passwords` it
+        has; nothing changes. Raises CommandFailed."""
 
     async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
         """Which of them the account has, by the stored hash alone: no login, so nothing is counted
@@ -556,6 +570,12 @@ class HostAccounts(Protocol):
     async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
         """Whether a new login gets in with it. A refused one counts against the account, but for
         Proof.HASH. Raises CommandFailed."""
+
+    async def first_taken(
+        self, access: HostAccess, account: str, passwords: Sequence[str]
+    ) -> int | None:
+        """Which of them gets in first by Proof.SSH, tried one after another on one new connection;
+        None: none of them. Each one before it was refused, and counts against the account."""
 
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         """Set it. Raises CommandFailed, with what the host said; EpochRefused."""

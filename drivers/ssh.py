@@ -8,6 +8,7 @@ All that is done on a host is done as root: by sudo, where another user logs in.
 """
 
 import asyncio
+import dataclasses
 import importlib.resources
 import math
 import shlex
@@ -152,7 +153,7 @@ class AsyncSshShell:
         self._connect_timeout = connect_timeout
         self._keepalive_interval = keepalive_interval
         self._keepalive_count = keepalive_count
-        self._connections = Pool(self._connect)
+        self._connections = Pool(self._open)
         self._relays: dict[str, _Relays] = {}
 
     async def scan_host_key(self, address: str, port: int) -> HostKey:
@@ -239,7 +240,28 @@ class AsyncSshShell:
     async def log_in(self, access: HostAccess) -> None:
         """A new connection with exactly that credential, of any user, closed at once. Raises
         LoginRefused, HostUnreachable, HostKeyChanged."""
-        await (await self._connect(access)).close()
+        await (await self._connect(access, _Client(_passwords(access)))).close()
+
+    async def first_login(self, access: HostAccess, passwords: Sequence[str]) -> int | None:
+        """Which of these passwords, and nothing else of `access`, gets in first on a new
+        connection, closed at once; None: none does. Those before it were refused, those after it
+        not tried. Raises HostUnreachable, HostKeyChanged."""
+        without = dataclasses.replace(access, password=None, private_key=None, own_key=False)
+        begin = 0
+        while begin < len(passwords):
+            client = _Client(passwords[begin:])
+            try:
+                await (await self._connect(without, client)).close()
+                return begin + client.tried - 1
+            except LoginRefused:
+                if client.tried == 0:
+                    return None
+            except HostUnreachable as error:
+                # sshd ends a connection after so many refusals (MaxAuthTries).
+                if client.tried == 0 or not isinstance(error.__cause__, asyncssh.ProtocolError):
+                    raise
+            begin += client.tried
+        return None
 
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
@@ -264,7 +286,7 @@ class AsyncSshShell:
             return
         relays = self._relays.setdefault(access.name, _Relays())
         async with relays.opening:
-            connection = await self._connect(access)
+            connection = await self._open(access)
         relays.connections.add(connection)
         try:
             yield connection
@@ -272,9 +294,11 @@ class AsyncSshShell:
             relays.connections.discard(connection)
             await connection.close()
 
-    async def _connect(self, access: HostAccess) -> "_SshConnection":
+    async def _open(self, access: HostAccess) -> "_SshConnection":
+        return await self._connect(access, _Client(_passwords(access)))
+
+    async def _connect(self, access: HostAccess, client: "_Client") -> "_SshConnection":
         pinned = _pinned_key(access)
-        client = _Client()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 ssh = await asyncssh.connect(
@@ -283,7 +307,6 @@ class AsyncSshShell:
                     client_factory=lambda: client,
                     username=access.user,
                     known_hosts=([pinned], [], []),
-                    password=access.password,
                     client_keys=_client_keys(access),
                     preferred_auth=["publickey"]
                     if access.private_key is not None
@@ -347,15 +370,42 @@ class _Relays:
 
 
 class _Client(asyncssh.SSHClient):
-    """Remembers a key that is not the pinned one."""
+    """Has passwords, which are tried one after another, `tried` so far; remembers a host's key that
+    is not the pinned one."""
 
-    shown: asyncssh.SSHKey | None = None
+    def __init__(self, passwords: Sequence[str] = ()) -> None:
+        self._passwords = passwords
+        self.tried = 0
+        self.shown: asyncssh.SSHKey | None = None
+
+    def password_auth_requested(self) -> str | None:
+        if self.tried == len(self._passwords):
+            return None
+        self.tried += 1
+        return self._passwords[self.tried - 1]
+
+    def kbdint_auth_requested(self) -> str | None:
+        return "" if self.tried < len(self._passwords) else None
+
+    def kbdint_challenge_received(
+        self, name: str, instructions: str, lang: str, prompts: Sequence[tuple[str, bool]]
+    ) -> list[str] | None:
+        if not prompts:
+            return []
+        ((prompt, _), *more) = prompts
+        asks = not more and ("password" in prompt.lower() or "passcode" in prompt.lower())
+        password = self.password_auth_requested() if asks else None
+        return None if password is None else [password]
 
     def validate_host_public_key(
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey
     ) -> bool:
         self.shown = key
         return False
+
+
+def _passwords(access: HostAccess) -> list[str]:
+    return [access.password] if access.password is not None else []
 
 
 def _key_changed(

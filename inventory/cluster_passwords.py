@@ -17,8 +17,9 @@ from contracts.leases import LeaseRef
 from contracts.secrets import HostPassword, SecretState, StoredSecret
 from inventory.database import Database
 from inventory.events import add_event
+from inventory.group_commit import GroupCommit
 from inventory.hosts import host_row
-from inventory.leases import verify_lease
+from inventory.leases import lost_leases, verify_lease
 from inventory.models import (
     ClusterPasswordRow,
     ClusterRow,
@@ -31,7 +32,7 @@ from inventory.models import (
 from inventory.secret_box import SecretBox, key_id_of
 from inventory.secrets import add_secrets, unclaimed
 from inventory.topology import cluster_row
-from inventory.upsert import insert_or_replace
+from inventory.upsert import insert_or_replace_all
 
 _KIND = "password"
 _MOST_NAMED = 10
@@ -49,6 +50,23 @@ class Candidate:
     attempted: bool
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is stored of an account of a host: `holding` and `candidates` of ClusterPasswords."""
+
+    holding: HostPassword
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The account's password on the lease's host, begun or proven."""
+
+    secret_id: str
+    account: str
+    lease: LeaseRef
+
+
 class ClusterPasswords:
     """What each step of a change of passwords writes: `stage` or `adopt`, per host `attempt` before
     it is touched and `record` after a login has proven it, `promote` when all are. Every method
@@ -62,6 +80,8 @@ class ClusterPasswords:
     def __init__(self, database: Database, box: SecretBox) -> None:
         self._database = database
         self._box = box
+        self._attempts = GroupCommit(self._attempt_all)
+        self._records = GroupCommit(self._record_all)
 
     async def stage(
         self,
@@ -187,56 +207,87 @@ class ClusterPasswords:
         """Ids of the passwords that the account may have on the host, the likeliest first: those
         that were attempted there since the last proof, the latest first; the staged one, what was
         proven there last, the current one, what was there before that, and previous ones."""
+        known = await self.known([host], account=account)
+        if host not in known:
+            raise NotFound(f"There is no host {host!r}.")
+        return list(known[host].candidates)
+
+    async def known(self, hosts: Collection[str], *, account: str) -> dict[str, Known]:
+        """`holding` and `candidates` of those of these hosts that are there, as they were at one
+        moment; some hundreds at most."""
         async with self._database.reading() as session:
-            row = (await session.exec(select(HostRow).where(col(HostRow.name) == host))).first()
-            if row is None:
-                raise NotFound(f"There is no host {host!r}.")
-            return [one.id for one in await candidates(session, row, account)]
+            held = await _held(session, account, col(HostRow.name).in_(hosts))
+            versions = {}
+            for cluster_id in {one.host.cluster_id for one in held}:
+                place = await session.get_one(ClusterRow, cluster_id)
+                versions[cluster_id] = await _versions(session, place, account)
+        found = {}
+        for one in held:
+            rows = versions[one.host.cluster_id]
+            ids = tuple(candidate.id for candidate in _candidates(one, rows))
+            found[one.host.name] = Known(_holding(one, rows), ids)
+        return found
 
     async def attempt(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
         """To be committed before the account's password on the lease's host is set to that one,
         forward or back: the host may have it from now on, beside those that it may have already.
         May be called many times. Raises LeaseLost."""
+        await self._attempts.do(_Change(secret_id, account, lease))
+
+    async def _attempt_all(self, changes: Sequence[_Change]) -> Sequence[Exception | None]:
         async with self._database.writing() as session:
-            await verify_lease(session, lease, hold=True)
-            # Held against those who drop versions; other hosts' attempts go beside this one.
-            place = (
-                select(ClusterRow)
-                .join(HostRow)
-                .where(col(HostRow.name) == lease.host)
+            lost = await lost_leases(session, [one.lease for one in changes], hold=True)
+            # Held against those who drop versions; other hosts' attempts go beside these.
+            places = (
+                select(HostRow.name)
+                .join(ClusterRow)
+                .where(col(HostRow.name).in_({one.lease.host for one in changes}))
                 .with_for_update(read=True, of=ClusterRow)
             )
-            if (await session.exec(place)).first() is None:
-                raise NotFound(f"There is no host {lease.host!r}.")
-            await _existing(session, secret_id)
-            await insert_or_replace(
-                session, PasswordAttemptRow(host=lease.host, account=account, secret_id=secret_id)
+            there = {*await session.exec(places)}
+            stored = await _stored(session, changes)
+            problems = [
+                problem or _missing(one, there, stored)
+                for one, problem in zip(changes, lost, strict=True)
+            ]
+            await insert_or_replace_all(
+                session,
+                [
+                    PasswordAttemptRow(
+                        host=one.lease.host, account=one.account, secret_id=one.secret_id
+                    )
+                    for one, problem in zip(changes, problems, strict=True)
+                    if problem is None
+                ],
             )
+        return problems
 
     async def record(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
         """A login has proven that the account has that password on the lease's host, and so none
         of those that were attempted: it is what Hostler logs in with there from now on, if it does
         with a password, and the one before is kept. May be called many times. Raises LeaseLost."""
+        await self._records.do(_Change(secret_id, account, lease))
+
+    async def _record_all(self, changes: Sequence[_Change]) -> Sequence[Exception | None]:
         async with self._database.writing() as session:
-            await verify_lease(session, lease, hold=True)
-            row = await host_row(session, lease.host)
-            await _existing(session, secret_id)
-            (held,) = await _held(session, account, col(HostRow.name) == row.name)
-            proven = held.proven or HostPasswordRow(
-                host=row.name, account=account, secret_id=secret_id
-            )
-            if held.secret_id != secret_id:
-                proven.former_secret_id = held.secret_id
-            proven.secret_id, proven.proven_at = secret_id, now()
-            session.add(proven)
-            await session.exec(
-                delete(PasswordAttemptRow).where(
-                    col(PasswordAttemptRow.host) == row.name,
-                    col(PasswordAttemptRow.account) == account,
-                )
-            )
-            if account == row.user:
-                await _log_in_with(session, row, secret_id)
+            lost = await lost_leases(session, [one.lease for one in changes], hold=True)
+            names = {one.lease.host for one in changes}
+            query = select(HostRow.name).where(col(HostRow.name).in_(names))
+            query = query.order_by(col(HostRow.name)).with_for_update()
+            there = {*await session.exec(query)}
+            stored = await _stored(session, changes)
+            problems = [
+                problem or _missing(one, there, stored)
+                for one, problem in zip(changes, lost, strict=True)
+            ]
+            for account in {one.account for one in changes}:
+                proven = {
+                    one.lease.host: one.secret_id
+                    for one, problem in zip(changes, problems, strict=True)
+                    if problem is None and one.account == account
+                }
+                await _record(session, account, proven)
+        return problems
 
     async def promote(
         self,
@@ -256,8 +307,9 @@ class ClusterPasswords:
         hosts that have not proven it, or may have got another one since; LeaseLost.
         """
         async with self._database.writing() as session:
-            for lease in sorted(leases, key=lambda lease: lease.host):
-                await verify_lease(session, lease, hold=True)
+            for lost in await lost_leases(session, leases, hold=True):
+                if lost is not None:
+                    raise lost
             place = await cluster_row(session, cluster, lock=True)
             rows = await _versions(session, place, account)
             row = _numbered(rows, version, cluster)
@@ -388,7 +440,10 @@ async def candidates(session: AsyncSession, row: HostRow, account: str) -> list[
     """See ClusterPasswords.candidates."""
     (one,) = await _held(session, account, col(HostRow.name) == row.name)
     place = await session.get_one(ClusterRow, row.cluster_id)
-    versions = await _versions(session, place, account)
+    return _candidates(one, await _versions(session, place, account))
+
+
+def _candidates(one: "_Held", versions: Sequence[ClusterPasswordRow]) -> list[Candidate]:
     numbers = {version.secret_id: version.version for version in versions}
     of_state: dict[str, list[str | None]] = {state: [] for state in SecretState}
     for version in versions:
@@ -417,9 +472,10 @@ async def candidates(session: AsyncSession, row: HostRow, account: str) -> list[
 class _Held:
     """A host, what was proven of the account there, the password that it has, and those that were
     attempted since, the latest first. That it has: the proven one, or the one that Hostler knows
-    for its login."""
+    for its login. `by_password`: it is what Hostler logs in with."""
 
     host: HostRow
+    by_password: bool
     proven: HostPasswordRow | None
     secret_id: str | None
     attempted: tuple[str, ...]
@@ -467,7 +523,8 @@ async def _held(session: AsyncSession, account: str, which: ColumnElement[bool])
         secret_id = proven.secret_id if proven is not None else None
         if proven is None and account == host.user:
             secret_id = host.secret_id if host.name in by_password else host.password_secret_id
-        held.append(_Held(host, proven, secret_id, tuple(attempted.get(host.name, ()))))
+        attempts_here = tuple(attempted.get(host.name, ()))
+        held.append(_Held(host, host.name in by_password, proven, secret_id, attempts_here))
     return held
 
 
@@ -537,9 +594,40 @@ async def _require_unused(
     return names
 
 
-async def _existing(session: AsyncSession, secret_id: str) -> None:
-    if await session.get(SecretVersionRow, secret_id) is None:
-        raise NotFound(f"There is no secret {secret_id!r}.")
+async def _stored(session: AsyncSession, changes: Sequence[_Change]) -> set[str]:
+    """Ids of the passwords that are to be there, and are."""
+    ids = {one.secret_id for one in changes}
+    return {
+        *await session.exec(select(SecretVersionRow.id).where(col(SecretVersionRow.id).in_(ids)))
+    }
+
+
+def _missing(change: _Change, hosts: Collection[str], stored: Collection[str]) -> NotFound | None:
+    host = change.lease.host
+    if host not in hosts:
+        return NotFound(f"There is no host {host!r}.")
+    if change.secret_id not in stored:
+        return NotFound(f"There is no secret {change.secret_id!r}.")
+    return None
+
+
+async def _record(session: AsyncSession, account: str, secret_ids: Mapping[str, str]) -> None:
+    """Hosts that are there have proven these passwords."""
+    for held in await _held(session, account, col(HostRow.name).in_(secret_ids)):
+        row, secret_id = held.host, secret_ids[held.host.name]
+        proven = held.proven or HostPasswordRow(host=row.name, account=account, secret_id=secret_id)
+        if held.secret_id != secret_id:
+            proven.former_secret_id = held.secret_id
+        proven.secret_id, proven.proven_at = secret_id, now()
+        session.add(proven)
+        if account == row.user:
+            _log_in_with(session, held, secret_id)
+    await session.exec(
+        delete(PasswordAttemptRow).where(
+            col(PasswordAttemptRow.host).in_(secret_ids),
+            col(PasswordAttemptRow.account) == account,
+        )
+    )
 
 
 async def _retire(session: AsyncSession, rows: Sequence[ClusterPasswordRow]) -> None:
@@ -592,9 +680,9 @@ async def _forget_former(
     await _discard(session, former_ids)
 
 
-async def _log_in_with(session: AsyncSession, row: HostRow, secret_id: str) -> None:
-    login = await session.get_one(SecretVersionRow, row.secret_id)
-    if login.kind == _KIND:
+def _log_in_with(session: AsyncSession, held: _Held, secret_id: str) -> None:
+    row = held.host
+    if held.by_password:
         row.secret_id = secret_id
     else:
         row.password_secret_id = secret_id

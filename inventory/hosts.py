@@ -132,15 +132,13 @@ class Hosts:
 
     async def login(self, name: str) -> "Login":
         """How to log in. Raises NotFound."""
-        row = await self._row(name)
-        return Login(
-            address=row.address,
-            port=row.ssh_port,
-            user=row.user,
-            host_key_line=row.host_key_line,
-            secret_id=row.secret_id,
-            password_secret_id=row.password_secret_id,
-        )
+        return _login(await self._row(name))
+
+    async def logins(self, names: Collection[str]) -> dict[str, "Login"]:
+        """The same of those hosts that are there; some hundreds at most."""
+        query = select(HostRow).where(col(HostRow.name).in_(names))
+        async with self._database.reading() as session:
+            return {row.name: _login(row) for row in await session.exec(query)}
 
     async def register(
         self,
@@ -429,6 +427,17 @@ async def select_hosts(
         _host(*rows, bmc=bmcs.get(rows[0].name), tags=frozenset(tags[rows[0].name]))
         for rows in found
     ]
+
+
+def _login(row: HostRow) -> "Login":
+    return Login(
+        address=row.address,
+        port=row.ssh_port,
+        user=row.user,
+        host_key_line=row.host_key_line,
+        secret_id=row.secret_id,
+        password_secret_id=row.password_secret_id,
+    )
 
 
 async def host_row(session: AsyncSession, name: str) -> HostRow:

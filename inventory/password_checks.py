@@ -1,6 +1,6 @@
 """What was seen of passwords on hosts, and which logins were refused there."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -21,7 +21,7 @@ from inventory.models import (
     now,
 )
 from inventory.topology import cluster_row
-from inventory.upsert import insert_if_absent
+from inventory.upsert import insert_all_if_absent
 
 # An addition or a removal is at work there, or there is nobody to ask.
 _NOBODYS = (ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED)
@@ -57,39 +57,20 @@ class PasswordChecks:
 
     async def note(self, report: HostPasswordReport, *, operation: str) -> None:
         """What was seen now. An event says so where hosts stop agreeing, or agree again."""
+        await self.note_all([report], operation=operation)
+
+    async def note_all(self, reports: Sequence[HostPasswordReport], *, operation: str) -> None:
+        """The same of many hosts: all or none."""
         async with self._database.writing() as session:
-            row = await _locked(session, report.host, report.account)
-            if row is None:
-                return
-            before = PasswordState(row.state)
-            row.state, row.version, row.reason = report.state, report.version, report.reason
-            row.checked_at = now()
-            if report.proof is not None:
-                row.proof = report.proof
-            if report.state is PasswordState.AGREES:
-                row.tried_at = None
-            session.add(row)
-            # Of one that was never looked at nothing has changed if all is well.
-            if before is not report.state and not (
-                before is PasswordState.UNKNOWN and report.state is PasswordState.AGREES
-            ):
-                add_change(
-                    session,
-                    "host.password",
-                    f"host/{report.host}",
-                    before=before,
-                    after=report.state,
-                    reason=f"password of {report.account}"
-                    + (f": {report.reason}" if report.reason else ""),
-                    operation=operation,
-                    actor=operation,
-                )
+            for account in {report.account for report in reports}:
+                seen = {report.host: report for report in reports if report.account == account}
+                for row in await _locked(session, seen, account):
+                    _note(session, row, seen[row.host], operation)
 
     async def note_tried(self, host: str, account: str) -> None:
         """It was to be brought up to date just now, which did not succeed."""
         async with self._database.writing() as session:
-            row = await _locked(session, host, account)
-            if row is not None:
+            for row in await _locked(session, [host], account):
                 row.tried_at = now()
                 session.add(row)
 
@@ -99,19 +80,17 @@ class PasswordChecks:
             row = await session.get(PasswordCheckRow, (host, account))
         return Refusals(row.refused, row.refused_at) if row is not None else Refusals()
 
-    async def count_refusal(self, host: str, account: str) -> None:
-        """One more."""
+    async def count_refusal(self, host: str, account: str, *, times: int = 1) -> None:
+        """So many more."""
         async with self._database.writing() as session:
-            row = await _locked(session, host, account)
-            if row is not None:
-                row.refused, row.refused_at = row.refused + 1, now()
+            for row in await _locked(session, [host], account):
+                row.refused, row.refused_at = row.refused + times, now()
                 session.add(row)
 
     async def forget_refusals(self, host: str, account: str) -> None:
         """A login has succeeded, or so much time has passed that the host has forgotten them."""
         async with self._database.writing() as session:
-            row = await _locked(session, host, account)
-            if row is not None and row.refused:
+            for row in await _locked(session, [host], account):
                 row.refused, row.refused_at = 0, None
                 session.add(row)
 
@@ -187,16 +166,53 @@ class PasswordChecks:
         return sorted(names)
 
 
-async def _locked(session: AsyncSession, host: str, account: str) -> PasswordCheckRow | None:
-    """The row, made if there is none; None without the host."""
-    known = select(HostRow.id).where(col(HostRow.name) == host)
-    if (await session.exec(known)).first() is None:
-        return None
-    await insert_if_absent(session, PasswordCheckRow(host=host, account=account))
-    query = select(PasswordCheckRow).where(
-        col(PasswordCheckRow.host) == host, col(PasswordCheckRow.account) == account
-    )
-    return (await session.exec(query.with_for_update())).one()
+async def _locked(
+    session: AsyncSession, hosts: Collection[str], account: str
+) -> list[PasswordCheckRow]:
+    """The row of each host that is there, made if there is none, by host."""
+    names, rows = sorted(hosts), list[PasswordCheckRow]()
+    for start in range(0, len(names), _AT_A_TIME):
+        some = names[start : start + _AT_A_TIME]
+        known = select(HostRow.name).where(col(HostRow.name).in_(some)).order_by(col(HostRow.name))
+        await insert_all_if_absent(
+            session,
+            [PasswordCheckRow(host=host, account=account) for host in await session.exec(known)],
+        )
+        query = (
+            select(PasswordCheckRow)
+            .where(col(PasswordCheckRow.host).in_(some), col(PasswordCheckRow.account) == account)
+            .order_by(col(PasswordCheckRow.host))
+        )
+        rows += (await session.exec(query.with_for_update())).all()
+    return rows
+
+
+def _note(
+    session: AsyncSession, row: PasswordCheckRow, report: HostPasswordReport, operation: str
+) -> None:
+    before = PasswordState(row.state)
+    row.state, row.version, row.reason = report.state, report.version, report.reason
+    row.checked_at = now()
+    if report.proof is not None:
+        row.proof = report.proof
+    if report.state is PasswordState.AGREES:
+        row.tried_at = None
+    session.add(row)
+    # Of one that was never looked at nothing has changed if all is well.
+    if before is not report.state and not (
+        before is PasswordState.UNKNOWN and report.state is PasswordState.AGREES
+    ):
+        add_change(
+            session,
+            "host.password",
+            f"host/{report.host}",
+            before=before,
+            after=report.state,
+            reason=f"password of {report.account}"
+            + (f": {report.reason}" if report.reason else ""),
+            operation=operation,
+            actor=operation,
+        )
 
 
 def _report(row: PasswordCheckRow) -> HostPasswordReport:

@@ -57,7 +57,8 @@ class Runs:
 
 @dataclass
 class Fake:
-    """HostAccounts. `passwords` by host; `sets` and `refused`: what was set and refused where."""
+    """HostAccounts. `passwords` by host; `sets` and `refused`: what was set and refused where;
+    `tried`: on one connection."""
 
     passwords: dict[str, str] = field(
         default_factory=lambda: {host: OLD.format(host) for host in HOSTS}
@@ -73,6 +74,8 @@ class Fake:
     counted: int = 0
     sets: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    tried: list[tuple[str, list[str]]] = field(default_factory=list)
+    ignores: set[str] = field(default_factory=set)
     epochs: set[int] = field(default_factory=set)
 
     def _reach(self, access: HostAccess) -> None:
@@ -80,7 +83,13 @@ class Fake:
         if access.name in self.away:
             raise HostUnreachable(f"{access.name} does not answer.")
 
-    async def look(self, access: HostAccess, account: str, new_password: str) -> AccountReport:
+    async def look(
+        self,
+        access: HostAccess,
+        account: str,
+        new_password: str,
+        passwords: Sequence[str] = (),
+    ) -> AccountReport:
         self._reach(access)
         problem = self.problems.get(access.name)
         return AccountReport(
@@ -90,6 +99,7 @@ class Fake:
             compares=self.compares,
             proofs=self.offers,
             refused=self.counted,
+            matches=await self.match(access, account, passwords) if self.compares else None,
         )
 
     async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
@@ -104,12 +114,22 @@ class Fake:
             self.refused.append(access.name)
         return taken
 
+    async def first_taken(
+        self, access: HostAccess, account: str, passwords: Sequence[str]
+    ) -> int | None:
+        self.tried.append((access.name, list(passwords)))
+        for number, password in enumerate(passwords):
+            if await self.takes(access, account, password, Proof.SSH):
+                return number
+        return None
+
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         self._reach(access)
         self.epochs.add(epoch)
         if access.name in self.refuses:
             raise CommandFailed(f"chpasswd on {access.name}: pam_deny")
-        self.passwords[access.name] = password
+        if access.name not in self.ignores:
+            self.passwords[access.name] = password
         self.sets.append((access.name, password))
         if access.name in self.dies_after_set:
             self.dies_after_set.discard(access.name)
@@ -372,6 +392,39 @@ async def test_no_account_is_locked_by_trying(site: Site) -> None:
     await asyncio.sleep(1.1)
     await site.sweep("check_hosts_for_password", held, staged)
     assert site.accounts.refused.count("kvm-1") == 4
+
+
+async def test_both_proofs_take_one_connection_where_two_refusals_lock_nothing(
+    site: Site,
+) -> None:
+    held, staged = await site.acquire(), await site.stage()
+    await site.inventory.password_checks.count_refusal("kvm-2", ACCOUNT)
+    await site.sweep("change_passwords", held, staged)
+    new = await site.plaintext(staged.secret)
+    assert sorted(site.accounts.tried) == [
+        (host, [OLD.format(host), new]) for host in ("kvm-1", "kvm-3")
+    ]
+    refusals = [await site.inventory.password_checks.refusals(host, ACCOUNT) for host in HOSTS]
+    assert [one.number for one in refusals] == [0, 1, 0], "the last login there counts"
+
+
+async def test_one_that_says_it_has_changed_and_has_not(site: Site) -> None:
+    held, staged = await site.acquire(), await site.stage()
+    site.accounts.ignores = {"kvm-1"}
+    changed = await site.sweep("change_passwords", held, staged)
+    assert changed["kvm-1"].held is Held.UNKNOWN
+    assert "refuses it" in (changed["kvm-1"].problem or "")
+    assert changed["kvm-2"].problem is None
+
+
+async def test_one_that_takes_neither_is_not_tried_for_long(site: Site) -> None:
+    held, staged = await site.acquire(), await site.stage()
+    site.accounts.lets_in = ()
+    for _ in range(2):
+        changed = await site.sweep("change_passwords", held, staged)
+        assert {one.held for one in changed.values()} == {Held.UNKNOWN}
+    assert [site.accounts.refused.count(host) for host in HOSTS] == [2, 2, 2]
+    assert "since hosts lock accounts" in (changed["kvm-1"].problem or "")
 
 
 async def test_what_the_host_counts_itself_is_minded(site: Site) -> None:

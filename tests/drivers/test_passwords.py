@@ -105,7 +105,11 @@ async def test_odd_passwords_are_set_and_proven_by_all_means(
             assert not await accounts.takes(host.access, "root", before, proof), (before, proof)
         assert await accounts.match(host.access, "root", [before, "other", password]) == 2
         assert await accounts.match(host.access, "root", [before, "other"]) is None
+        assert (await accounts.look(host.access, "root", "x", [before, password])).matches == 1
+        assert await accounts.first_taken(host.access, "root", [before, password]) == 1
         before = password
+    assert await accounts.first_taken(host.access, "root", [before, FIRST]) == 0
+    assert await accounts.first_taken(host.access, "root", [FIRST]) is None
     assert not await accounts.takes(host.access, "root", FIRST, Proof.PAM)
     assert (await accounts.look(host.access, "root", "x")).hash == "yescrypt"
     seen = host.journal.read_text()
@@ -143,6 +147,15 @@ async def test_what_stands_in_the_way_is_found_beforehand(
     await host.run("echo password requisite pam_pwquality.so >>/etc/pam.d/common-password")
     (refused,) = (await accounts.look(host.access, "root", "x")).problems
     assert refused == "its rules refuse the new password: it is based on a word"
+    # They are shown the new one alone, whether or not the host compares.
+    await host.program("pwscore", 'test "$(cat)" = new')
+    assert (await accounts.look(host.access, "root", "new", [FIRST, "b"])).problems == ()
+    await host.run("mount --bind /dev/null /usr/bin/perl")
+    assert (await accounts.look(host.access, "root", "new", [FIRST, "b"])).problems == ()
+    await host.program("python3", "exit 1")
+    await host.run("chmod 644 /usr/sbin/python3; mount --bind /dev/null /usr/bin/python3")
+    report = await accounts.look(host.access, "root", "new", [FIRST, "b"])
+    assert (report.compares, report.problems) == (False, ())
     await host.run("mount --bind -o ro /etc/shadow /etc/shadow")
     problems = (await accounts.look(host.access, "root", "x")).problems
     assert "/etc/shadow can't be written" in problems
@@ -179,6 +192,7 @@ async def test_hashes_are_compared_without_perl(host: Host, accounts: ScriptAcco
     await accounts.set(host.access, "root", PASSWORDS[4], 2)
     assert await accounts.match(host.access, "root", [FIRST, PASSWORDS[4]]) == 1
     assert await accounts.match(host.access, "root", [FIRST]) is None
+    assert (await accounts.look(host.access, "root", "x", [FIRST, PASSWORDS[4]])).matches == 1
 
 
 async def test_what_pam_refuses_is_told_without_the_password(

@@ -589,11 +589,20 @@ async def test_a_version_that_is_replaced_while_it_is_attempted_is_kept_or_refus
     (first, *_) = await inventory.cluster_passwords.holdings("cluster-1", **ROOT_ACCOUNT)
     assert first.secret is not None
     kept = 0
+
+    async def replace(after: int) -> int:
+        for _ in range(after):
+            await asyncio.sleep(0)
+        return await inventory.cluster_passwords.stage(
+            "cluster-1", "another", account="root", actor="test"
+        )
+
     for turn in range(40):
         _, secret = await stage(inventory, f"turn {turn}")
         attempted, replaced = await asyncio.gather(
             inventory.cluster_passwords.attempt(secret, lease=leases[0], **ROOT_ACCOUNT),
-            inventory.cluster_passwords.stage("cluster-1", "another", account="root", actor="test"),
+            # Either may be the first to write.
+            replace(after=turn % 8),
             return_exceptions=True,
         )
         if attempted is None:
@@ -604,3 +613,31 @@ async def test_a_version_that_is_replaced_while_it_is_attempted_is_kept_or_refus
         else:
             assert isinstance(attempted, NotFound), attempted
     assert kept > 0
+
+
+async def test_changes_at_the_same_time_are_each_hosts_own(
+    inventory: Inventory, leases: list[LeaseRef]
+) -> None:
+    """They share a transaction: a lease that was lost, or a secret that is not there, is the matter
+    of that one alone."""
+    _, secret = await stage(inventory, "new")
+    passwords = inventory.cluster_passwords
+    await acquire(inventory, OTHER, host="kvm-2", takeover_from=leases[1].owner)
+    for write in (passwords.attempt, passwords.record):
+        ended = await asyncio.gather(
+            *(write(secret, lease=lease, **ROOT_ACCOUNT) for lease in leases),
+            write("none", lease=leases[2], account="anna"),
+            return_exceptions=True,
+        )
+        assert [type(one) for one in ended] == [type(None), LeaseLost, type(None), NotFound]
+    known = await passwords.known(["kvm-1", "kvm-2", "kvm-3", "kvm-9"], **ROOT_ACCOUNT)
+    assert {host: one.holding.secret == secret for host, one in known.items()} == {
+        "kvm-1": True,
+        "kvm-2": False,
+        "kvm-3": True,
+    }
+    for host, one in known.items():
+        assert one.holding == await passwords.holding(host, **ROOT_ACCOUNT)
+        assert one.holding.attempted == ()
+        assert list(one.candidates) == await passwords.candidates(host, **ROOT_ACCOUNT)
+    assert known["kvm-1"].candidates == (secret, known["kvm-1"].holding.former)

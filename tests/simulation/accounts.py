@@ -3,6 +3,7 @@ and so on, in a folder. The file goes with it: each is one death."""
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from contracts.passwords import Proof
@@ -24,9 +25,15 @@ class MortalAccounts(ScriptAccounts):
         self._folder = folder
         self._last_set: dict[str, str] = {}
 
-    async def look(self, access: HostAccess, account: str, new_password: str) -> AccountReport:
+    async def look(
+        self,
+        access: HostAccess,
+        account: str,
+        new_password: str,
+        passwords: Sequence[str] = (),
+    ) -> AccountReport:
         self._die(access, "before-look")
-        return await super().look(access, account, new_password)
+        return await super().look(access, account, new_password, passwords)
 
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         self._die(access, "before-set")
@@ -43,6 +50,17 @@ class MortalAccounts(ScriptAccounts):
         if is_proof:
             self._die(access, f"after-{which}")
         return taken
+
+    async def first_taken(
+        self, access: HostAccess, account: str, passwords: Sequence[str]
+    ) -> int | None:
+        """Both proofs on one connection."""
+        for which in ("new", "old"):
+            self._die(access, f"before-{which}")
+        first = await super().first_taken(access, account, passwords)
+        for which in ("new", "old"):
+            self._die(access, f"after-{which}")
+        return first
 
     def _die(self, access: HostAccess, point: str) -> None:
         death = self._folder / f"{access.name}.{point}"

@@ -1,4 +1,6 @@
-"""SSH servers on loopback, each as one host: `python -m tests.simulation.ssh_hosts DIRECTORY N`.
+"""SSH servers on loopback, each as one host:
+
+    python -m tests.simulation.ssh_hosts DIRECTORY N [HASH]
 
 Commands really run, by a shell of this machine, but each host has /etc, /root and /var/lib of its
 own (in mount namespaces, so it takes root): what is changed on a host stays there. Beside root,
@@ -9,7 +11,9 @@ each has the users OPS, who may become root by sudo, and GUEST, who may not. In 
     password, id  what lets them in: a password, a private key
     journal       a line for each connection, and for each command's begin and end
 
-and for each host, in hosts/NAME, its own etc, root and var/lib. A file `cut` there cuts its cable;
+HASH is what pam_unix makes of a new password: "yescrypt rounds=3", unless it is given.
+
+And for each host, in hosts/NAME, its own etc, root and var/lib. A file `cut` there cuts its cable;
 one named `cut-after-set` does as soon as an account has got another password there.
 """
 
@@ -45,6 +49,8 @@ def _hash(password: str, like: str) -> str:
 
 READY = "All hosts are ready."
 OPS, GUEST = "ops", "guest"
+# The cheapest yescrypt there is: all hosts share this machine.
+PAM_HASH = "yescrypt rounds=3"
 _PASSWORD = "simulated"
 # Their ids; their homes are below /var/lib, since that is the host's own.
 _USERS = {OPS: 64001, GUEST: 64002}
@@ -52,6 +58,7 @@ _CHUNK = 64 * 1024
 # A login with the key comes after that, and nothing else of an addition.
 _LAST = "own-key install"
 _OVERLAID = ("etc", "var/lib")
+_WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"[^"]*"|\\.)+""")  # of a shell
 # A mount namespace as each host has one. It lasts until this process ends, and with it the pipe.
 # One account, with `_PASSWORD`.
 _HASH = _hash(_PASSWORD, "$5$rounds=1000$simulated")
@@ -142,7 +149,7 @@ class _Server(asyncssh.SSHServer):
 class _Host:
     """One host: its key, its directories, what runs there."""
 
-    def __init__(self, directory: Path, number: int, login: asyncssh.SSHKey) -> None:
+    def __init__(self, directory: Path, number: int, login: asyncssh.SSHKey, pam_hash: str) -> None:
         self.name = f"ssh-{number}"
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self._address = f"127.83.{number // 250}.{number % 250 + 1}"
@@ -156,7 +163,7 @@ class _Host:
             (self._root / ".work" / path).mkdir(parents=True)
         (self._root / "root").mkdir(mode=0o700)
         (self._root / "etc" / "shadow").touch(mode=0o640)
-        self._make_users()
+        self._make_users(pam_hash)
 
     async def serve(self) -> SshHost:
         """Be there from now on."""
@@ -178,12 +185,15 @@ class _Host:
             process_factory=self._run,
             sftp_factory=self._files,
             encoding=None,
+            # Of what clients offer, that which costs this process least: it is all hosts.
+            kex_algs=["curve25519-sha256"],
+            encryption_algs=["aes128-gcm@openssh.com"],
             # As many may come at once as there are.
             login_timeout=60,
         )
         return SshHost(self.name, self._address, port, self.key.get_fingerprint("sha256"))
 
-    def _make_users(self) -> None:
+    def _make_users(self, pam_hash: str) -> None:
         etc = self._root / "etc"
         for file, line in (
             ("passwd", "{0}:x:{1}:{1}::/var/lib/{0}:/bin/sh\n"),
@@ -197,6 +207,11 @@ class _Host:
             home = self._root / "var/lib" / name
             home.mkdir(mode=0o700)
             os.chown(home, number, number)
+        rules = Path("/etc/pam.d/common-password").read_text()
+        rules, found = re.subn(r"(pam_unix\.so.*) yescrypt\b", rf"\1 {pam_hash}", rules)
+        assert found, rules
+        (etc / "pam.d").mkdir()
+        (etc / "pam.d" / "common-password").write_text(rules)
         (etc / "sudoers.d").mkdir()
         (etc / "sudoers.d" / OPS).write_text(f"{OPS} ALL=(ALL) NOPASSWD: ALL\n")
 
@@ -238,14 +253,16 @@ class _Host:
     async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         line = process.command or ""
         # A script would be most of the journal.
-        command = " ".join(word for word in _words(line) if "\n" not in word)
+        command = " ".join(_words(line))
         self.note("begin", command)
         assert self._namespace is not None
         user = process.get_extra_info("username")
         home = "/root" if user == "root" else f"/var/lib/{user}"
+        become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
         child = await asyncio.create_subprocess_exec(
             *("nsenter", "--target", str(self._namespace.pid), "--mount"),
-            *("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "sh", "-c", line),
+            *(() if user == "root" else become),
+            *("sh", "-c", line),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -283,20 +300,23 @@ async def _pump(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -
 
 
 def _words(line: str) -> list[str]:
+    """Those of one line; scripts, which shlex takes milliseconds for, are left out."""
+    short = " ".join(word for word in _WORD.findall(line) if "\n" not in word)
     try:
-        return shlex.split(line)
+        return shlex.split(short)
     except ValueError:
-        return [line]
+        return [short]
 
 
-async def serve(directory: Path, number: int) -> None:
+async def serve(directory: Path, number: int, pam_hash: str) -> None:
     """Until the process is ended."""
+    _watch_children()
     login = asyncssh.generate_private_key("ssh-ed25519")
     (directory / "password").write_text(_PASSWORD + "\n")
     identity = directory / "id"
     identity.touch(mode=0o600)
     login.write_private_key(identity)
-    hosts = [_Host(directory, one, login) for one in range(1, number + 1)]
+    hosts = [_Host(directory, one, login, pam_hash) for one in range(1, number + 1)]
     served = [await host.serve() for host in hosts]
     (directory / "known_hosts").write_text(
         "".join(
@@ -309,6 +329,14 @@ async def serve(directory: Path, number: int) -> None:
     await asyncio.Event().wait()
 
 
+def _watch_children() -> None:
+    """Without a thread for each, as asyncio has it before Python 3.12."""
+    if sys.version_info < (3, 12):
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+
+
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -316,8 +344,8 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str]) -> Any:
     """The command line."""
-    directory, number = arguments
-    asyncio.run(serve(Path(directory), int(number)))
+    directory, number, *pam_hash = arguments
+    asyncio.run(serve(Path(directory), int(number), *(pam_hash or [PAM_HASH])))
 
 
 if __name__ == "__main__":
