@@ -1,12 +1,17 @@
 """Leases: acquired in the inventory, taken over from operations that have ended."""
 
+import asyncio
+import time
+
 from temporalio import activity
 
 from activities.holders import Holders
 from contracts.errors import LeaseHeld
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
-from contracts.steps import AcquireLeaseInput
+from contracts.steps import AcquireLeaseInput, AwaitLeaseInput
 from inventory import Inventory
+
+_POLL_S = 1.0
 
 
 class LeaseActivities:
@@ -35,6 +40,18 @@ class LeaseActivities:
         return await leases.acquire(
             request.host, request.scope, request.owner, request.purpose, takeover_from=holder
         )
+
+    @activity.defn(name="await_lease")
+    async def await_lease(self, request: AwaitLeaseInput) -> Lease:
+        """The same, after whoever holds it now. Raises LeaseHeld when that takes too long."""
+        deadline = time.monotonic() + request.within_s
+        while True:
+            try:
+                return await self.acquire_lease(request.acquire)
+            except LeaseHeld:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(_POLL_S)
 
     async def runs(self, owner: Owner) -> bool:
         """Whether that operation is still open. Raises Unavailable when Temporal can't tell."""
