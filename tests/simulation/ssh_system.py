@@ -18,8 +18,17 @@ _HOSTLER = (sys.executable, "-m", "tests.simulation.hostler")
 class SshSystem:
     """`hosts` SSH servers, ssh-1 and up, and an installation without any of them."""
 
-    def __init__(self, directory: Path, *, hosts: int, record_histories: bool = False) -> None:
-        self.system = System(directory, record_histories=record_histories)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        hosts: int,
+        record_histories: bool = False,
+        database_url: str | None = None,
+    ) -> None:
+        self.system = System(
+            directory, record_histories=record_histories, database_url=database_url
+        )
         self.directory = directory / "ssh"
         self.directory.mkdir()
         self._hosts = hosts
