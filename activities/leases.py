@@ -1,5 +1,7 @@
 """Leases: acquired in the inventory, taken over from operations that have ended."""
 
+import asyncio
+import time
 from collections.abc import Sequence
 
 from temporalio import activity
@@ -7,10 +9,11 @@ from temporalio import activity
 from activities.holders import Holders
 from contracts.errors import LeaseHeld
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
-from contracts.steps import AcquireLeaseInput
+from contracts.steps import AcquireLeaseInput, AwaitLeaseInput
 from inventory import Inventory
 
 _AT_A_TIME = 500  # hosts
+_POLL_S = 1.0
 
 
 class LeaseActivities:
@@ -60,6 +63,18 @@ class LeaseActivities:
                 if await self._holders.runs(holder):
                     raise
                 ended.add(holder)
+
+    @activity.defn(name="await_lease")
+    async def await_lease(self, request: AwaitLeaseInput) -> Lease:
+        """The same, after whoever holds it now. Raises LeaseHeld when that takes too long."""
+        deadline = time.monotonic() + request.within_s
+        while True:
+            try:
+                return await self.acquire_lease(request.acquire)
+            except LeaseHeld:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(_POLL_S)
 
     async def runs(self, owner: Owner) -> bool:
         """Whether that operation is still open. Raises Unavailable when Temporal can't tell."""

@@ -41,15 +41,23 @@ class PasswordCheckActivities:
         checks = self._inventory.password_checks
         settings = await self._inventory.settings.resolve()
         found: list[HostsOfAccount] = []
+        accounts: list[str] = []
+        if request.cluster is not None:
+            await self._inventory.topology.get_cluster(request.cluster)
         for account in await checks.accounts():
             clusters = await checks.clusters(account)
             if request.cluster is not None:
-                await self._inventory.topology.get_cluster(request.cluster)
                 clusters = [cluster for cluster in clusters if cluster == request.cluster]
+            if clusters:
+                accounts.append(account)
             hosts = [host for one in clusters for host in await checks.in_service(one)]
             if hosts:
                 found.append(HostsOfAccount(account=account, hosts=tuple(hosts)))
-        return HostsToVerify(found=tuple(found), every_s=settings[PASSWORD_VERIFICATION_INTERVAL])
+        return HostsToVerify(
+            found=tuple(found),
+            every_s=settings[PASSWORD_VERIFICATION_INTERVAL],
+            accounts=tuple(accounts),
+        )
 
     @activity.defn(name="verify_passwords")
     async def verify_passwords(self, request: VerifyHostsInput) -> VerifyHostsResult:

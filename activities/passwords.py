@@ -1,5 +1,6 @@
 """A change of the password that an account has on the hosts of a cluster, step by step."""
 
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -142,8 +143,10 @@ class PasswordActivities:
     @activity.defn(name="stage_password")
     async def stage_password(self, request: StageRotationInput) -> StagedPassword:
         """The new password, stored: the given one, the staged one, or a random one; this
-        operation's from now on. Raises NotFound, InvalidInput, Conflict (another operation has the
-        staged one)."""
+        operation's from now on, and the same in each attempt. Raises NotFound, InvalidInput,
+        Conflict (another operation has the staged one; the request has expired)."""
+        if request.accepted is not None:
+            await self._inventory.accepted.begin(request.accepted, request.owner.first_run_id)
         if request.host is not None:
             return await self._stage_for_host(request)
         staged = await self._staged(request)
@@ -154,7 +157,7 @@ class PasswordActivities:
             )
         if staged is not None:
             await self._adopt(request)
-            fresh = request.secret is not None
+            fresh = request.secret is not None or staged[1] == _own_secret(request.owner)
             return StagedPassword(secret=staged[1], version=staged[0], fresh=fresh)
         settings = await self._inventory.settings.resolve(cluster=request.cluster)
         await self._inventory.cluster_passwords.stage(
@@ -163,6 +166,7 @@ class PasswordActivities:
             account=request.account,
             actor=request.owner.workflow_id,
             operation=operation_of(request.owner),
+            secret_id=_own_secret(request.owner),
         )
         staged = await self._staged(request)
         if staged is None:
@@ -194,8 +198,9 @@ class PasswordActivities:
         secret = request.secret
         if secret is None:
             settings = await self._inventory.settings.resolve(cluster=request.cluster)
-            secret = await self._inventory.secrets.store(
-                _KIND, random_password(settings), actor=request.owner.workflow_id
+            secret = _own_secret(request.owner)
+            await self._inventory.secrets.store_as(
+                secret, _KIND, random_password(settings), actor=request.owner.workflow_id
             )
         elif (await self._inventory.secrets.reveal(secret)).kind != _KIND:
             raise InvalidInput(f"{secret} is no password.")
@@ -494,6 +499,12 @@ class PasswordActivities:
 
     async def _candidate(self, secret: str) -> Candidate:
         return Candidate(secret, (await self._inventory.secrets.reveal(secret)).plaintext)
+
+
+def _own_secret(owner: Owner) -> str:
+    """Id of the random password of an operation: an attempt whose predecessor has stored one finds
+    it, and knows it for its own."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"password/{operation_of(owner)}"))
 
 
 _Work = Callable[[HostAccount, Candidate, Proof, LeaseRef], Awaitable[HostOutcome]]

@@ -38,6 +38,8 @@ from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
 from contracts.oobm import BmcLook
 from contracts.operations import (
+    ACCEPTED_MEMO,
+    CALLER_MEMO,
     HOST_KINDS,
     POWER_KINDS,
     SUBJECTS,
@@ -210,6 +212,15 @@ class Operations:
             remedy="See `hostler operation list` for the operations there are.",
         )
 
+    async def run(
+        self, kind: OperationKind, subject: str, run_id: str
+    ) -> WorkflowExecutionDescription:
+        """That run of it. Raises NotFound, also if Temporal does not keep it any more."""
+        with _translated():
+            return await self._client.get_workflow_handle(
+                workflow_id(kind, subject), run_id=run_id
+            ).describe(rpc_timeout=_PATIENCE)
+
     async def search(
         self, *, kind: OperationKind | None, status: str | None, limit: int
     ) -> list[Operation]:
@@ -334,12 +345,21 @@ class Operations:
     # --- start ----------------------------------------------------------------------------------
 
     async def start(
-        self, kind: OperationKind, subject: str, request: Contract, caller: Principal, reason: str
-    ) -> None:
-        """Start the operation under its usual id. Raises LeaseHeld if it runs already."""
+        self,
+        kind: OperationKind,
+        subject: str,
+        request: Contract,
+        caller: Principal,
+        reason: str,
+        *,
+        accepted: str | None = None,
+    ) -> str:
+        """Start the operation under its usual id; the run. `accepted`: the request that was stored
+        before: one that has started it already starts nothing. Raises LeaseHeld if another one
+        runs."""
         try:
             with _translated():
-                await self._client.start_workflow(
+                started = await self._client.start_workflow(
                     WORKFLOW_TYPES[kind],
                     request,
                     id=workflow_id(kind, subject),
@@ -347,14 +367,17 @@ class Operations:
                     id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                     id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                     static_summary=_summary(kind, subject, caller, reason),
-                    memo=_memo(caller),
+                    memo=_memo(caller) | ({ACCEPTED_MEMO: accepted} if accepted else {}),
                     rpc_timeout=_PATIENCE,
                 )
         except WorkflowAlreadyStartedError as error:
             holder = await self._describe(error.workflow_id)
             if holder is None:
                 raise Unavailable(f"{error.workflow_id} has just ended.") from error
+            if accepted is not None and await holder.memo_value(ACCEPTED_MEMO, None) == accepted:
+                return holder.raw_info.first_run_id
             raise _held(subject, holder) from error
+        return str(started.first_execution_run_id)
 
     async def start_with_update(
         self,
@@ -609,7 +632,7 @@ def _summary(kind: OperationKind, subject: str, caller: Principal, reason: str) 
 
 
 def _memo(caller: Principal) -> dict[str, Any]:
-    return {"requested_by": caller.name}
+    return {CALLER_MEMO: caller.name}
 
 
 @contextmanager

@@ -162,7 +162,8 @@ def status(
 
 
 def verify(cluster: ClusterArgument, as_json: JsonOption = False) -> None:
-    """Look which password each host has now. Exit code 1 if one has another than its cluster."""
+    """Look which password each host has now. Exit code 1 if one has another than its cluster, or if
+    the cluster has none."""
     with connect() as api:
         answer = api.post(
             *("clusters", cluster, "passwords", "verification"),
@@ -177,6 +178,11 @@ def verify(cluster: ClusterArgument, as_json: JsonOption = False) -> None:
     if result.hosts:
         counts = ", ".join(f"{number} {state}" for state, number in result.counts.items())
         raise Failed(f"Not all hosts of {cluster} have its password: {counts}.")
+    if not (result.accounts or result.counts):
+        raise Failed(
+            f"{cluster} has no current password: no host was looked at.",
+            remedy=f"Give its hosts one: hostler passwords rotate {cluster}",
+        )
     if not as_json:
         agreeing = result.counts.get(PasswordState.AGREES, 0)
         say(f"{agreeing} hosts of {cluster} were looked at: all agree.")

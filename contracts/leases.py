@@ -15,7 +15,8 @@ class LeaseScope(StrEnum):
     TRUST = "trust"
     """Who is let in, and by what: the passwords of its accounts, the certificates that it shows and
     accepts. A rotation of passwords and a provisioning of certificates hold it, and so exclude each
-    other on a host. A removal holds PLACEMENT alone; neither begins on a host that is `Removed`."""
+    other on a host. A removal and a re-installation hold it beside PLACEMENT, from before they
+    withdraw anything to their end."""
 
 
 class Owner(Contract):

@@ -110,6 +110,40 @@ def kind_of(workflow_type: str, workflow: str) -> OperationKind | None:
     return next((kind for kind in kinds if workflow.startswith(workflow_id(kind, ""))), None)
 
 
+# What Temporal keeps beside a workflow that the API has started: who asked, and for which request.
+CALLER_MEMO = "requested_by"
+ACCEPTED_MEMO = "accepted"
+
+
+class AcceptedState(StrEnum):
+    """Where a request stands that was stored before its operation was started."""
+
+    ACCEPTED = "accepted"
+    STARTED = "started"
+    EXPIRED = "expired"
+
+
+class AcceptedOperation(Contract):
+    """A request for an operation, as it was stored.
+
+    Attributes:
+        request: the workflow's input.
+        caller: name of the token that asked.
+        run_id: first run of the workflow that was started for it.
+        reason: why it has expired.
+    """
+
+    id: str
+    kind: OperationKind
+    subject: str
+    request: dict[str, Any]
+    caller: str
+    state: AcceptedState
+    run_id: str | None
+    reason: str
+    accepted_at: datetime
+
+
 class Operation(Contract):
     """An operation as Temporal reports it.
 

@@ -100,6 +100,8 @@ class PasswordRotationInput(Contract):
         on_failure: None: what the setting `password.rotation.on.failure` says.
         accept_unknown: go on although the password that a host has is not known, or was changed by
             somebody else: it can't be put back there.
+        accepted: the request that the API has stored before it started this; None: somebody else
+            has started it.
     """
 
     cluster: Name
@@ -110,6 +112,7 @@ class PasswordRotationInput(Contract):
     reason: Reason = ""
     on_failure: OnFailure | None = None
     accept_unknown: StrictBool = False
+    accepted: str | None = None
 
 
 class HostRotation(Contract):
@@ -269,13 +272,15 @@ class HeldHosts(Contract):
 
 
 class StageRotationInput(Contract):
-    """Have the new password stored, as this operation's, before anything is touched."""
+    """Have the new password stored, as this operation's, before anything is touched. `accepted`:
+    the request that it was started for."""
 
     cluster: Name
     account: UserName
     host: Name | None
     secret: str | None
     owner: Owner
+    accepted: str | None = None
 
 
 class StagedPassword(Contract):
@@ -372,10 +377,12 @@ class PasswordVerificationInput(Contract):
 
 
 class PasswordVerificationResult(Contract):
-    """How many hosts are in which state, and those that do not agree, at most 500."""
+    """How many hosts are in which state, and those that do not agree, at most 500. `accounts`:
+    whose passwords were looked at; none if the cluster has no current password."""
 
     counts: dict[PasswordState, int]
     hosts: tuple[HostPasswordReport, ...]
+    accounts: tuple[UserName, ...] = ()
 
 
 class VerifyHostsInput(Contract):
@@ -399,10 +406,12 @@ class HostsOfAccount(Contract):
 
 
 class HostsToVerify(Contract):
-    """By account and cluster, and how often the schedule is to look."""
+    """By account and cluster, and how often the schedule is to look. `accounts`: of which there is
+    a current password, if there are hosts in service or not."""
 
     found: tuple[HostsOfAccount, ...]
     every_s: int
+    accounts: tuple[UserName, ...] = ()
 
 
 class StaleHosts(Contract):

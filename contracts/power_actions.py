@@ -23,7 +23,6 @@ from contracts.oobm import (
 )
 from contracts.power import BmcPrivilege, PowerState
 from contracts.states import Phase, ResourceState
-from contracts.steps import AcquireLeaseInput
 
 POWER_SYNC = "PowerSync"
 """The type of the workflow that sweeps all BMCs."""
@@ -174,13 +173,6 @@ class PowerSettings(Contract):
     zone: Name
     timeout: int
     answer_timeout: int
-
-
-class AwaitLeaseInput(Contract):
-    """Take the lease of what is done to a host's BMC; wait so long for whoever holds it."""
-
-    acquire: AcquireLeaseInput
-    within_s: int
 
 
 class PowerWord(Contract):

@@ -544,6 +544,15 @@ PASSWORD_UNREACHABLE_TIMEOUT = Setting[int](
     "How long a host that does not answer is waited for in the middle of its change of passwords.",
     "s",
 )
+OPERATION_START_TIMEOUT = Setting[int](
+    "operation.start.timeout",
+    Annotated[int, Field(ge=60, le=86_400), BeforeValidator(_no_boolean)],
+    900,
+    "How long a request that the API has taken may be started, should the API have died before it "
+    "did; then it expires, and nothing is changed.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
 PASSWORD_ATTEMPT_INTERVAL = Setting[int](
     "password.attempt.interval",
     Annotated[int, Field(ge=0, le=600), BeforeValidator(_no_boolean)],

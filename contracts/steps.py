@@ -59,6 +59,13 @@ class AcquireLeaseInput(Contract):
     known: bool = True
 
 
+class AwaitLeaseInput(Contract):
+    """Take a lease; wait so long for whoever holds it."""
+
+    acquire: AcquireLeaseInput
+    within_s: int
+
+
 class ChangeStateInput(Contract):
     """One compare-and-set of a host's resource state. `step` makes a repetition recognizable."""
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, runs every check and every test, cleans up. Arguments go to pytest;
-# --matrix instead runs all of the fault matrix (about one and a half hours), writes docs/fault-matrix.md, and kills a worker at
-# each step of the other operations, before its effect and after.
+# --matrix instead runs all of the fault matrix (about one and a half hours), writes docs/fault-matrix.md, kills a worker at
+# each step of the other operations, before its effect and after, and runs all of docs/password-matrix.md.
 set -euo pipefail
 # shellcheck source=deploy/install.sh
 source "$(dirname "$0")/install.sh"
@@ -37,7 +37,7 @@ deploy/lab/lab up
 
 say "Tests"
 if [[ ${1:-} == --matrix ]]; then
-    set -- tests/matrix tests/e2e -k "test_matrix or killed_at_each_step" "$@"
+    set -- tests/matrix tests/e2e tests/simulation -k "test_matrix or killed_at_each_step or test_rotation_matrix" "$@"
 fi
 if [[ $# -gt 0 ]]; then
     pytest --cov --cov-report=term "$@"

@@ -1,5 +1,6 @@
 """What Hostler knows: hosts and their states, leases, reservations, secrets, the audit trail."""
 
+from inventory.accepted_operations import AcceptedOperations
 from inventory.authorities import Authorities
 from inventory.certificates import Certificates
 from inventory.closings import Closings
@@ -54,6 +55,7 @@ class Inventory:
         self.stored_secrets = StoredSecrets(database)
         self.master_keys = MasterKeys(database, box)
         self.cluster_passwords = ClusterPasswords(database, box)
+        self.accepted = AcceptedOperations(database, box)
         self.password_checks = PasswordChecks(database)
         self.own_keys = OwnKeys(database)
         self.oobm = OobmConfigurations(database)

@@ -4,6 +4,7 @@ staged -> current -> previous -> retired; a staged one that comes to nothing is 
 ciphertext of a version is kept while a host may have it: from `attempt` on, until `record`.
 """
 
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -30,7 +31,7 @@ from inventory.models import (
     now,
 )
 from inventory.secret_box import SecretBox, key_id_of
-from inventory.secrets import add_secrets, unclaimed
+from inventory.secrets import add_secret, unclaimed
 from inventory.topology import cluster_row
 from inventory.upsert import insert_or_replace_all
 
@@ -92,41 +93,26 @@ class ClusterPasswords:
         actor: str,
         operation: str | None = None,
         takeover_from: str | None = None,
+        secret_id: str | None = None,
     ) -> int:
         """Store the next version, encrypted; its number. Idempotent by `operation`: a repetition
         stores nothing, and gives the first one's number. A staged one that no host may have is
-        retired. Raises Conflict if hosts may have it, or another operation has it (`operation` in
-        the details); MasterKeyMissing."""
+        retired. `secret_id`: the secret's, not in use yet. Raises Conflict if hosts may have the
+        staged one, or another operation has it (`operation` in the details); MasterKeyMissing."""
 
         async def work() -> int:
             async with self._database.writing() as session:
-                place = await cluster_row(session, cluster, lock=True)
-                rows = await _versions(session, place, account)
-                for row in rows:
-                    if operation is not None and row.operation == operation:
-                        return row.version
-                staged = _in_state(rows, SecretState.STAGED)
-                if staged is not None:
-                    _require_free(staged, operation, takeover_from)
-                    await _require_unused(session, staged)
-                    staged.abandoned = True
-                    await _retire(session, [staged])
-                number = max((row.version for row in rows), default=0) + 1
-                (secret_id,) = await add_secrets(
-                    session, self._box, [(_KIND, plaintext)], actor=actor
+                return await stage(
+                    session,
+                    self._box,
+                    cluster,
+                    plaintext,
+                    account=account,
+                    actor=actor,
+                    operation=operation,
+                    takeover_from=takeover_from,
+                    secret_id=secret_id,
                 )
-                session.add(
-                    ClusterPasswordRow(
-                        cluster_id=place.id or 0,
-                        account=account,
-                        version=number,
-                        state=SecretState.STAGED,
-                        operation=operation,
-                        secret_id=secret_id,
-                    )
-                )
-                _tell(session, place, account, f"version {number} is staged", actor)
-                return number
 
         return await self._box.reloading(work)
 
@@ -420,6 +406,60 @@ class ClusterPasswords:
             for number in retired:
                 _tell(session, place, account, f"version {number} is retired", actor)
             return retired
+
+
+async def stage(
+    session: AsyncSession,
+    box: SecretBox,
+    cluster: str,
+    plaintext: str,
+    *,
+    account: str,
+    actor: str,
+    operation: str | None = None,
+    takeover_from: str | None = None,
+    secret_id: str | None = None,
+) -> int:
+    """See ClusterPasswords.stage."""
+    place = await cluster_row(session, cluster, lock=True)
+    rows = await _versions(session, place, account)
+    for row in rows:
+        if operation is not None and row.operation == operation:
+            return row.version
+    staged = _in_state(rows, SecretState.STAGED)
+    if staged is not None:
+        _require_free(staged, operation, takeover_from)
+        await _require_unused(session, staged)
+        staged.abandoned = True
+        await _retire(session, [staged])
+    number = max((row.version for row in rows), default=0) + 1
+    stored = secret_id or str(uuid.uuid4())
+    await add_secret(session, box, stored, _KIND, plaintext, actor=actor)
+    session.add(
+        ClusterPasswordRow(
+            cluster_id=place.id or 0,
+            account=account,
+            version=number,
+            state=SecretState.STAGED,
+            operation=operation,
+            secret_id=stored,
+        )
+    )
+    _tell(session, place, account, f"version {number} is staged", actor)
+    return number
+
+
+async def drop_staged(session: AsyncSession, secret_id: str) -> None:
+    """Retire the staged version with that secret, if no operation has it: no host was told it."""
+    query = select(ClusterPasswordRow).where(
+        col(ClusterPasswordRow.secret_id) == secret_id,
+        col(ClusterPasswordRow.state) == SecretState.STAGED,
+        col(ClusterPasswordRow.operation).is_(None),
+    )
+    row = (await session.exec(query.with_for_update())).first()
+    if row is not None:
+        row.abandoned = True
+        await _retire(session, [row])
 
 
 async def _versions(

@@ -20,6 +20,7 @@ from contracts.access import Role
 from contracts.certificates import AuthorityOrigin
 from contracts.leases import LeaseScope
 from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
+from contracts.operations import AcceptedState
 from contracts.passwords import PasswordState
 from contracts.power import BmcPrivilege, PowerState
 from contracts.states import AllocationState, HostStatus, ResourceState
@@ -352,6 +353,27 @@ class EventRow(SQLModel, table=True):
     reason: str | None = None
     operation: str | None = Field(default=None, index=True)
     actor: str
+
+
+class OperationRow(SQLModel, table=True):
+    """A request for an operation: see inventory/accepted_operations.py. `request`: the workflow's
+    input, in which secrets are ids. `digest_secret_id`: of all that was asked, encrypted; with a
+    key alone."""
+
+    __tablename__ = "operation"
+    __table_args__ = (UniqueConstraint("caller", "idempotency_key"),)
+
+    id: str = Field(primary_key=True)
+    kind: str
+    subject: str
+    request: dict[str, Any] = Field(sa_type=JSON)
+    caller: str
+    idempotency_key: str | None = None
+    digest_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    state: str = AcceptedState.ACCEPTED
+    run_id: str | None = None
+    reason: str = ""
+    accepted_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
 
 class LeaseRow(SQLModel, table=True):

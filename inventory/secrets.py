@@ -24,6 +24,7 @@ from inventory.models import (
     HostRow,
     KeyringRow,
     OobmRow,
+    OperationRow,
     PasswordAttemptRow,
     RemovedHostRow,
     SecretVersionRow,
@@ -40,7 +41,8 @@ _AT_A_TIME = 500  # of ids in one statement
 @dataclass(frozen=True)
 class Credential:
     """`kind` is "password", "private_key" (OpenSSH's PEM), "own_key", the same, made by Hostler
-    for that host, "bmc_password", or "ca_key", an authority's private key (PKCS #8 in PEM)."""
+    for that host, "bmc_password", "ca_key", an authority's private key (PKCS #8 in PEM), or
+    "request_digest", of what a caller has asked for."""
 
     kind: str
     plaintext: str = field(repr=False)
@@ -58,6 +60,17 @@ class Secrets:
         """A new version; its id."""
         (secret_id,) = await self.store_all([(kind, plaintext)], actor=actor)
         return secret_id
+
+    async def store_as(self, secret_id: str, kind: str, plaintext: str, *, actor: str) -> None:
+        """A new version under an id of the caller's. What is stored under it already stays as it
+        is, and `plaintext` is forgotten: whoever repeats a step has what it had before."""
+
+        async def work() -> None:
+            async with self._database.writing() as session:
+                if await session.get(SecretVersionRow, secret_id) is None:
+                    await add_secret(session, self._box, secret_id, kind, plaintext, actor=actor)
+
+        await self._box.reloading(work)
 
     async def store_all(self, credentials: Sequence[tuple[str, str]], *, actor: str) -> list[str]:
         """New versions, of kind and plaintext each: all or none. Their ids."""
@@ -169,8 +182,16 @@ class Secrets:
 
     def _open(self, row: Any) -> Credential:
         """`row`: its columns id, kind and ciphertext."""
-        plaintext = self._box.open(row.ciphertext, identity(row.id, row.kind), name=row.id)
-        return Credential(kind=row.kind, plaintext=plaintext)
+        return Credential(kind=row.kind, plaintext=_plaintext(self._box, row))
+
+
+async def open_secret(session: AsyncSession, box: SecretBox, secret_id: str) -> str:
+    """The plaintext, in a transaction. Raises NotFound, MasterKeyMissing, SecretDamaged."""
+    return _plaintext(box, await _secret_row(session, secret_id))
+
+
+def _plaintext(box: SecretBox, row: Any) -> str:
+    return box.open(row.ciphertext, identity(row.id, row.kind), name=row.id)
 
 
 async def add_secrets(
@@ -182,12 +203,34 @@ async def add_secrets(
     secret_ids = []
     for kind, plaintext in credentials:
         secret_id = str(uuid.uuid4())
-        ciphertext = box.seal(plaintext, identity(secret_id, kind), key_id=key_id)
-        session.add(SecretVersionRow(id=secret_id, kind=kind, ciphertext=ciphertext))
-        add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
+        _add(session, box, secret_id, kind, plaintext, key_id=key_id, actor=actor)
         secret_ids.append(secret_id)
     await session.flush()
     return secret_ids
+
+
+async def add_secret(
+    session: AsyncSession, box: SecretBox, secret_id: str, kind: str, plaintext: str, *, actor: str
+) -> None:
+    """The same of one, under an id that is not in use."""
+    key_id = await encrypting_key(session, box)
+    _add(session, box, secret_id, kind, plaintext, key_id=key_id, actor=actor)
+    await session.flush()
+
+
+def _add(
+    session: AsyncSession,
+    box: SecretBox,
+    secret_id: str,
+    kind: str,
+    plaintext: str,
+    *,
+    key_id: str,
+    actor: str,
+) -> None:
+    ciphertext = box.seal(plaintext, identity(secret_id, kind), key_id=key_id)
+    session.add(SecretVersionRow(id=secret_id, kind=kind, ciphertext=ciphertext))
+    add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
 
 
 async def encrypting_key(session: AsyncSession, box: SecretBox) -> str:
@@ -207,7 +250,8 @@ def new_keyring(box: SecretBox) -> KeyringRow:
 
 
 def unclaimed() -> ColumnElement[bool]:
-    """Of a secret version: no host, present or removed, no cluster, no authority refers to it."""
+    """Of a secret version: no host, present or removed, no cluster, no authority, no request refers
+    to it."""
     claims = (
         HostRow.secret_id,
         HostRow.staged_key_id,
@@ -220,6 +264,7 @@ def unclaimed() -> ColumnElement[bool]:
         HostPasswordRow.former_secret_id,
         PasswordAttemptRow.secret_id,
         CertificateAuthorityRow.key_secret_id,
+        OperationRow.digest_secret_id,
     )
     return and_(
         *(

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_PAUSE_S = 0.02
 _ACCOUNT = "postgres"  # the server refuses to run as root
 
 
@@ -17,6 +20,7 @@ class PostgresqlServer:
 
     Attributes:
         url: of its superuser, without a database name.
+        port: on loopback.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -24,19 +28,30 @@ class PostgresqlServer:
         self._directory = directory
         shutil.chown(directory, _ACCOUNT, _ACCOUNT)
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.url = f"postgresql://{_ACCOUNT}@127.0.0.1:{self._port}"
+            self.port = free.getsockname()[1]
+        self.url = f"postgresql://{_ACCOUNT}@127.0.0.1:{self.port}"
         self._run("initdb", "-A", "trust", "-N")
 
     def start(self) -> None:
         """Returns when it answers."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
         log = self._directory / "log"
         self._run("pg_ctl", "-w", "-s", "-l", log, "-o", f"{options} -c fsync=off", "start")
 
     def stop(self) -> None:
         """Ends it at once, as a crash does."""
         self._run("pg_ctl", "-w", "-s", "-m", "immediate", "stop")
+
+    def kill(self) -> None:
+        """kill -9 of every process of it."""
+        (first, *_) = (self._directory / "data" / "postmaster.pid").read_text().split()
+        postmaster = int(first)
+        # Stopped, it starts nobody else meanwhile.
+        os.kill(postmaster, signal.SIGSTOP)
+        for process in (postmaster, *_children(postmaster)):
+            os.kill(process, signal.SIGKILL)
+        while _runs(postmaster):
+            time.sleep(_PAUSE_S)
 
     def _run(self, program: str, *arguments: object) -> None:
         _as_postgres(self._programs / program, "-D", self._directory / "data", *arguments)
@@ -62,6 +77,30 @@ def postgresql() -> Iterator[str]:
     """The URL of a superuser on a server of its own, without a database name."""
     with postgresql_server() as server:
         yield server.url
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            _, ppid = _state_and_parent(stat)
+            if ppid == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def _runs(process: int) -> bool:
+    try:
+        state, _ = _state_and_parent(Path(f"/proc/{process}/stat"))
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _state_and_parent(stat: Path) -> tuple[str, int]:
+    """Its name, in brackets before them, may have any characters."""
+    state, parent, *_ = stat.read_text().rpartition(")")[2].split()
+    return state, int(parent)
 
 
 def _as_postgres(*command: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
+from activities.accepted_operations import AcceptedActivities
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
 from activities.authorities import Directory
@@ -116,6 +117,7 @@ def build_worker(
         task_queue=settings.task_queue,
         workflows=[*WORKFLOWS, UnknownWorkflow],
         activities=activities_of(
+            AcceptedActivities(inventory, client),
             AdditionActivities(inventory, directory, shell, cleaner),
             OwnKeyActivities(inventory, directory, keys),
             PackageActivities(inventory, directory, Systemd(shell)),

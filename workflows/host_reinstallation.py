@@ -146,6 +146,7 @@ class HostReinstallation:
         environment = await self._read_environment(survey.host)
         if self._asked.command is not None and not survey.host.being_reinstalled:
             await self._run_command(self._asked.command)
+        await self._takeover.acquire_trust(self._asked.host, self._asked.reason)
         await self._withdraw_trust(survey.host, environment)
         if self._asked.network_boot:
             await self._boot_from_network()

@@ -107,6 +107,7 @@ class HostRemoval:
         if needs_maintenance(survey) and not is_lost(self._asked, survey):
             await self._take_out()
         await self._takeover.acquire(self._asked.host, survey.holder, self._asked.reason)
+        await self._takeover.acquire_trust(self._asked.host, self._asked.reason)
         survey = await self._survey()
         if is_lost(self._asked, survey):
             return await self._remove_lost(survey)

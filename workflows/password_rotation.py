@@ -219,6 +219,7 @@ class PasswordRotation:
                 host=asked.host,
                 secret=asked.secret,
                 owner=self._leases.owner,
+                accepted=asked.accepted,
             ),
             summary="The new password, stored encrypted",
             **policies.RECORD,

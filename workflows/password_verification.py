@@ -80,7 +80,9 @@ async def _verify(request: PasswordVerificationInput) -> PasswordVerificationRes
         + ", ".join(f"{state}: {number}" for state, number in sorted(counts.items()))
     )
     return PasswordVerificationResult(
-        counts=dict(sorted(counts.items())), hosts=tuple(differing[:_MOST_LISTED])
+        counts=dict(sorted(counts.items())),
+        hosts=tuple(differing[:_MOST_LISTED]),
+        accounts=listed.accounts,
     )
 
 

@@ -1,10 +1,12 @@
 """Passwords of a cluster's hosts: staged, changed, looked at. None ever leaves by these paths."""
 
+import json
+from collections.abc import Awaitable, Callable
 from functools import partial
 from ipaddress import ip_address
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from temporalio.client import WorkflowExecutionDescription
 
 from api.authentication import VIEWER, Admin, Operator, actor
@@ -15,7 +17,7 @@ from contracts.access import Principal
 from contracts.addition import UserName
 from contracts.base import Contract
 from contracts.errors import Conflict, HostlerError, NotFound, Refused, Unavailable
-from contracts.operations import Operation, OperationKind, workflow_id
+from contracts.operations import AcceptedOperation, AcceptedState, Operation, OperationKind
 from contracts.passwords import (
     DEFAULT_ACCOUNT,
     HostPasswordReport,
@@ -30,11 +32,16 @@ from contracts.passwords import (
     check_password,
     owner_of,
 )
-from contracts.secrets import SecretState
 from inventory import Inventory
+from inventory.accepted_operations import Repeatable
+
+T = TypeVar("T")
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[!-~]+$"),
+]
 
 _KIND = OperationKind.ROTATION
-_SECRET = "password"  # noqa: S105 - a kind
 _NO_CHOICES = PasswordRotationRequest()
 
 
@@ -113,32 +120,22 @@ async def start_password_rotation(
     operations: TheOperations,
     response: Response,
     request: PasswordRotationRequest = _NO_CHOICES,
+    idempotency_key: IdempotencyKey = None,
 ) -> Operation:
     """Start a PasswordRotation: every host gets another password, a random one if none is given or
-    staged. All that works is kept until all hosts are proven."""
+    staged. All that works is kept until all hosts are proven.
+
+    The request and the password are stored in one transaction, before anything is started. With the
+    header `Idempotency-Key`, the same request gets the same operation for a day, however often it
+    is sent; another one with that key is refused."""
     await inventory.topology.get_cluster(name)
-    await operations.require_no_rotation(name)
-    secret = await _store(name, request, caller, inventory, operations)
-    asked = PasswordRotationInput(
-        cluster=name, secret=secret, **request.model_dump(exclude={"password"})
-    )
-    try:
-        await operations.start(_KIND, name, asked, caller, request.reason)
-    except Unavailable:
-        # It may have started and need the secret. A staged one stays for the next change.
-        raise
-    except HostlerError:
-        if secret is not None and request.host is not None:
-            await inventory.secrets.discard(secret)
-        raise
-    await inventory.events.record(
-        "password_rotation.requested",
-        f"cluster/{name}",
-        f"password of {request.account}: {request.reason or 'no reason given'}",
-        operation=workflow_id(_KIND, name),
-        actor=actor(caller),
-    )
-    started = await operations.find(_KIND, name)
+    what = _repeatable(name, request, idempotency_key)
+    accepted = await inventory.accepted.repeated(caller, what) if what is not None else None
+    if accepted is None:
+        await operations.require_no_rotation(name)
+        accepted = await _accept(name, request, caller, what, inventory, operations)
+    run_id = await _begin(accepted, caller, inventory, operations)
+    started = await operations.run(_KIND, name, run_id)
     response.headers["Location"] = link(started)
     return as_operation(started)
 
@@ -184,25 +181,68 @@ async def revert_password_rotation(
     await _steer(name, "revert", RevertInput(), caller, inventory, operations)
 
 
-async def _store(
+def _repeatable(name: str, request: PasswordRotationRequest, key: str | None) -> Repeatable | None:
+    """Of a request with a key: that, and all that was asked, the password too."""
+    if key is None:
+        return None
+    asked = request.model_dump(mode="json", exclude={"password"})
+    password = request.password.get_secret_value() if request.password is not None else None
+    body = json.dumps([str(_KIND), name, asked, password], sort_keys=True)
+    return Repeatable(key=key, body=body)
+
+
+async def _accept(
     name: str,
     request: PasswordRotationRequest,
     caller: Principal,
+    what: Repeatable | None,
     inventory: Inventory,
     operations: Operations,
-) -> str | None:
-    """Before anything is started: whoever dies in between has it stored."""
-    if request.password is None:
-        return None
-    password = request.password.get_secret_value()
-    if request.host is not None:
+) -> AcceptedOperation:
+    """Stored, and not started yet. One that an operation has left staged goes. Raises
+    InvalidInput, Conflict."""
+    password = request.password.get_secret_value() if request.password is not None else None
+    if password is not None:
         check_password(password)
-        return await inventory.secrets.store(_SECRET, password, actor=actor(caller))
-    await _stage(name, password, request.account, caller, inventory, operations)
-    staged = await inventory.cluster_passwords.find(
-        name, SecretState.STAGED, account=request.account
+    accept = partial(
+        inventory.accepted.accept_rotation,
+        PasswordRotationInput(cluster=name, **request.model_dump(exclude={"password"})),
+        password,
+        caller=caller,
+        actor=actor(caller),
+        what=what,
     )
-    return staged[1] if staged is not None else None
+    return await _after_ended(name, accept, operations)
+
+
+async def _begin(
+    accepted: AcceptedOperation, caller: Principal, inventory: Inventory, operations: Operations
+) -> str:
+    """The run that was started for it, now or before."""
+    if accepted.state is AcceptedState.EXPIRED:
+        raise Conflict(
+            f"That request has expired: {accepted.reason}. Nothing was changed.",
+            remedy="Send it again with another Idempotency-Key.",
+        )
+    if accepted.run_id is not None:
+        return accepted.run_id
+    asked = PasswordRotationInput.model_validate(accepted.request)
+    try:
+        run_id = await operations.start(
+            _KIND, asked.cluster, asked, caller, asked.reason, accepted=accepted.id
+        )
+    except Unavailable as error:
+        raise Unavailable(
+            f"{error.message} The request is stored, and is started as soon as that is possible.",
+            remedy=f"See `hostler passwords status {asked.cluster}`, or send it again with the "
+            "same Idempotency-Key.",
+            details=error.details,
+        ) from error
+    except HostlerError:
+        await inventory.accepted.withdraw(accepted.id)
+        raise
+    await inventory.accepted.begin(accepted.id, run_id)
+    return run_id
 
 
 async def _stage(
@@ -218,6 +258,12 @@ async def _stage(
     stage = partial(
         inventory.cluster_passwords.stage, name, password, account=account, actor=actor(caller)
     )
+    return await _after_ended(name, stage, operations)
+
+
+async def _after_ended(name: str, stage: Callable[..., Awaitable[T]], operations: Operations) -> T:
+    """What `stage` gives; once more, with `takeover_from`, if an operation that has ended has the
+    staged password. Raises LeaseHeld if that is open."""
     try:
         return await stage()
     except Conflict as conflict:

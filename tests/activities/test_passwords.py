@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import col, select
 from temporalio.testing import ActivityEnvironment
 
 from activities.directory import HostDirectory
@@ -14,7 +16,8 @@ from activities.host_accounts import HostAccountDirectory
 from activities.leases import LeaseActivities
 from activities.password_checks import PasswordCheckActivities
 from activities.passwords import PasswordActivities
-from contracts.errors import Conflict, InvalidInput, LeaseHeld, LeaseLost
+from contracts.access import Principal, Role
+from contracts.errors import Conflict, InvalidInput, LeaseHeld, LeaseLost, NotFound
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.passwords import (
     AcquireHostsInput,
@@ -23,7 +26,9 @@ from contracts.passwords import (
     Held,
     HeldHosts,
     HostOutcome,
+    PasswordRotationInput,
     PasswordState,
+    PasswordVerificationInput,
     PlanRotationInput,
     Proof,
     StagedPassword,
@@ -36,6 +41,7 @@ from contracts.states import HostStatus, ResourceState
 from drivers.errors import CommandFailed, HostUnreachable
 from drivers.protocols import AccountReport, HostAccess
 from inventory import Database, Inventory, SecretBox
+from inventory.models import SecretVersionRow
 from tests.inventory.conftest import register
 
 CLUSTER, ACCOUNT = "cluster-1", "root"
@@ -159,11 +165,13 @@ class Site:
         )
         return held
 
-    async def stage(self, owner: Owner = OWNER, secret: str | None = None) -> StagedPassword:
+    async def stage(
+        self, owner: Owner = OWNER, secret: str | None = None, host: str | None = None
+    ) -> StagedPassword:
         staged: StagedPassword = await self.run(
             self.steps.stage_password,
             StageRotationInput(
-                cluster=CLUSTER, account=ACCOUNT, host=None, secret=secret, owner=owner
+                cluster=CLUSTER, account=ACCOUNT, host=host, secret=secret, owner=owner
             ),
         )
         return staged
@@ -465,6 +473,68 @@ async def test_a_staged_password_of_an_operation_that_has_ended_is_taken_over(si
     assert (await site.stage()).secret == first.secret
     with pytest.raises(InvalidInput):
         await site.stage(secret="another")
+
+
+@pytest.mark.parametrize("host", [None, "kvm-2"])
+async def test_a_repeated_step_finds_the_random_password_of_the_first(
+    site: Site, host: str | None
+) -> None:
+    first = await site.stage(host=host)
+    stored = await site.plaintext(first.secret)
+    assert await site.stage(host=host) == first, "it is this operation's own, and goes with it"
+    assert await site.plaintext(first.secret) == stored
+    assert len(await secrets_called(site, "password")) == len(HOSTS) + 1
+    other = await site.stage(OTHER, host=host)
+    # Another one's is not made for it: of a cluster it is taken over as it is.
+    assert (other.secret == first.secret) is (host is None)
+    assert other.fresh is (host is not None)
+
+
+async def secrets_called(site: Site, kind: str) -> list[str]:
+    async with site.inventory.database.reading() as session:
+        query = select(SecretVersionRow.id).where(col(SecretVersionRow.kind) == kind)
+        return list(await session.exec(query))
+
+
+async def test_the_request_that_it_was_started_for_is_begun_first(site: Site) -> None:
+    accept = site.inventory.accepted.accept_rotation
+    asked = PasswordRotationInput(cluster=CLUSTER)
+    anna = Principal(name="anna", role=Role.ADMIN)
+    started, expired = [await accept(asked, None, caller=anna, actor="t") for _ in range(2)]
+    await site.inventory.accepted.expire(expired.id, "too late")
+
+    async def stage(accepted: str) -> StagedPassword:
+        request = StageRotationInput(
+            cluster=CLUSTER,
+            account=ACCOUNT,
+            host=None,
+            secret=None,
+            owner=OWNER,
+            accepted=accepted,
+        )
+        staged: StagedPassword = await site.run(site.steps.stage_password, request)
+        return staged
+
+    with pytest.raises(Conflict, match="has expired: too late"):
+        await stage(expired.id)
+    assert await site.inventory.cluster_passwords.versions(CLUSTER) == []
+    assert await stage(started.id) == await stage(started.id)
+    assert await site.inventory.accepted.overdue(timedelta()) == []
+
+
+async def test_what_there_is_to_look_at(site: Site) -> None:
+    asked = PasswordVerificationInput(cluster=CLUSTER)
+    listed = await site.run(site.checks.list_hosts_to_verify, asked)
+    assert (listed.found, listed.accounts) == ((), ()), "the cluster has no password"
+    nowhere = PasswordVerificationInput(cluster="nowhere")
+    with pytest.raises(NotFound):
+        await site.run(site.checks.list_hosts_to_verify, nowhere)
+    held, staged = await site.acquire(), await site.stage()
+    await site.sweep("change_passwords", held, staged)
+    await site.run(site.steps.promote_password, site.end(held, staged))
+    listed = await site.run(site.checks.list_hosts_to_verify, asked)
+    assert listed.accounts == (ACCOUNT,)
+    assert [one.hosts for one in listed.found] == [HOSTS]
 
 
 async def test_a_host_that_came_meanwhile_is_named(site: Site) -> None:

@@ -600,7 +600,9 @@ class StandInVerification:
 
     @workflow.run
     async def run(self, request: PasswordVerificationInput) -> PasswordVerificationResult:
-        return PasswordVerificationResult(counts={PasswordState.AGREES: 3}, hosts=())
+        return PasswordVerificationResult(
+            counts={PasswordState.AGREES: 3}, hosts=(), accounts=("root",)
+        )
 
 
 WORKFLOWS = (

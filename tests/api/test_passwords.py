@@ -122,7 +122,7 @@ async def test_who_may_do_what(api: Api, cluster: str) -> None:
         response = await api.operator.post(f"{path}/{part}", json={"password": CANARY})
         problem(response, 403, "Refused")
     verified = await api.operator.post(f"{path}/passwords/verification")
-    assert verified.json() == {"counts": {"agrees": 3}, "hosts": []}
+    assert verified.json() == {"counts": {"agrees": 3}, "hosts": [], "accounts": ["root"]}
     assert (await api.viewer.get(f"{path}/passwords")).json() == {"items": []}
     problem(await api.viewer.get("/v1/clusters/nowhere/passwords"), 404, "NotFound")
 

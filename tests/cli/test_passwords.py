@@ -146,6 +146,20 @@ def test_verify_fails_where_hosts_differ(api: FakeApi) -> None:
     assert "2 agrees, 1 differs" in done.stderr
 
 
+def test_verify_does_not_say_that_all_agree_where_there_is_nothing_to_agree_on(
+    api: FakeApi,
+) -> None:
+    api.on(VERIFY, ok(PasswordVerificationResult(counts={}, hosts=())))
+    done = hostler("passwords", "verify", "cluster-1")
+    assert (done.exit_code, "agree" in done.stdout) == (1, False)
+    assert "cluster-1 has no current password" in done.stderr
+    assert "hostler passwords rotate cluster-1" in done.stderr
+    empty = PasswordVerificationResult(counts={}, hosts=(), accounts=("root",))
+    api.on(VERIFY, ok(empty))
+    done = hostler("passwords", "verify", "cluster-1")
+    assert (done.exit_code, "0 hosts of cluster-1 were looked at" in done.stdout) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("words", "route", "body"),
     [

@@ -1,28 +1,60 @@
-"""HostAccounts whose worker is killed where a file says so: `HOST.before-set`, `HOST.after-set`,
-and so on, in a folder. The file goes with it: each is one death."""
+"""A worker that is killed where a file in a folder says so; the file goes with it: each is one
+death.
+
+    HOST.POINT             the next time that HOST comes to POINT of POINTS
+    HOST.POINT@ACTIVITY    the same, in that activity alone
+    ACTIVITY.before        when a call of it has come, and nothing has begun
+    ACTIVITY.after         when it has done its work, and Temporal does not know yet
+"""
 
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from contracts.leases import LeaseRef
 from contracts.passwords import Proof
 from drivers.passwords import ScriptAccounts
 from drivers.protocols import AccountReport, HostAccess, LoginShell
+from inventory.cluster_passwords import ClusterPasswords
 
-# In the order in which a host comes to them.
+# In the order in which a host comes to them. "new" is what was set last there.
 POINTS = (
     *("before-look", "before-set", "after-set"),
-    *("before-new", "after-new", "before-old", "after-old"),
+    *("before-new", "after-new", "before-old", "after-old", "after-record"),
 )
+
+
+class Deaths:
+    """The folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def at(self, name: str) -> None:
+        """The process ends here, if that is said."""
+        death = self._folder / name
+        if death.exists():
+            death.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def at_point(self, host: str, point: str) -> None:
+        """The same, of a host."""
+        self.at(f"{host}.{point}")
+        if activity.in_activity():
+            self.at(f"{host}.{point}@{activity.info().activity_type}")
 
 
 class MortalAccounts(ScriptAccounts):
     """The driver, which dies."""
 
-    def __init__(self, shell: LoginShell, folder: Path) -> None:
+    def __init__(self, shell: LoginShell, deaths: Deaths) -> None:
         super().__init__(shell)
-        self._folder = folder
+        self._deaths = deaths
         self._last_set: dict[str, str] = {}
 
     async def look(
@@ -32,23 +64,23 @@ class MortalAccounts(ScriptAccounts):
         new_password: str,
         passwords: Sequence[str] = (),
     ) -> AccountReport:
-        self._die(access, "before-look")
+        self._deaths.at_point(access.name, "before-look")
         return await super().look(access, account, new_password, passwords)
 
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
-        self._die(access, "before-set")
+        self._deaths.at_point(access.name, "before-set")
         await super().set(access, account, password, epoch)
         self._last_set[access.name] = password
-        self._die(access, "after-set")
+        self._deaths.at_point(access.name, "after-set")
 
     async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
         which = "new" if self._last_set.get(access.name) == password else "old"
         is_proof = access.name in self._last_set
         if is_proof:
-            self._die(access, f"before-{which}")
+            self._deaths.at_point(access.name, f"before-{which}")
         taken = await super().takes(access, account, password, proof)
         if is_proof:
-            self._die(access, f"after-{which}")
+            self._deaths.at_point(access.name, f"after-{which}")
         return taken
 
     async def first_taken(
@@ -56,14 +88,44 @@ class MortalAccounts(ScriptAccounts):
     ) -> int | None:
         """Both proofs on one connection."""
         for which in ("new", "old"):
-            self._die(access, f"before-{which}")
+            self._deaths.at_point(access.name, f"before-{which}")
         first = await super().first_taken(access, account, passwords)
         for which in ("new", "old"):
-            self._die(access, f"after-{which}")
+            self._deaths.at_point(access.name, f"after-{which}")
         return first
 
-    def _die(self, access: HostAccess, point: str) -> None:
-        death = self._folder / f"{access.name}.{point}"
-        if death.exists():
-            death.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+
+class MortalPasswords(ClusterPasswords):
+    """The inventory's part, which dies after the commit that ends an attempt."""
+
+    deaths: Deaths
+
+    async def record(self, secret_id: str, *, account: str, lease: LeaseRef) -> None:
+        attempted = (await self.holding(lease.host, account=account)).attempted
+        await super().record(secret_id, account=account, lease=lease)
+        if attempted:
+            self.deaths.at_point(lease.host, "after-record")
+
+
+class MortalActivities(Interceptor):
+    """Dies before activities, and after them."""
+
+    def __init__(self, deaths: Deaths) -> None:
+        self._deaths = deaths
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - the SDK's name
+        """Wrap activities."""
+        return _Activities(next, self._deaths)
+
+
+class _Activities(ActivityInboundInterceptor):
+    def __init__(self, following: ActivityInboundInterceptor, deaths: Deaths) -> None:
+        super().__init__(following)
+        self._deaths = deaths
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
+        name = activity.info().activity_type
+        self._deaths.at(f"{name}.before")
+        result = await self.next.execute_activity(input)
+        self._deaths.at(f"{name}.after")
+        return result

@@ -13,8 +13,10 @@ each has the users OPS, who may become root by sudo, and GUEST, who may not. In 
 
 HASH is what pam_unix makes of a new password: "yescrypt rounds=3", unless it is given.
 
-And for each host, in hosts/NAME, its own etc, root and var/lib. A file `cut` there cuts its cable;
-one named `cut-after-set` does as soon as an account has got another password there.
+And for each host, in hosts/NAME, its own etc, root and var/lib. Files there are its troubles: `cut`
+cuts its cable, `dead` says that its sshd has died, `read-only` that nothing can write its
+/etc/shadow. They begin when an account is to get another password there, by `read-only-at-set`, or
+has got it, by `cut-after-set` or `dead-after-set`; and end when the file is deleted.
 """
 
 import asyncio
@@ -55,6 +57,7 @@ _PASSWORD = "simulated"
 # Their ids; their homes are below /var/lib, since that is the host's own.
 _USERS = {OPS: 64001, GUEST: 64002}
 _CHUNK = 64 * 1024
+_PAUSE_S = 0.1
 # A login with the key comes after that, and nothing else of an addition.
 _LAST = "own-key install"
 _OVERLAID = ("etc", "var/lib")
@@ -158,6 +161,10 @@ class _Host:
         self._login = login.convert_to_public()
         self._namespace: asyncio.subprocess.Process | None = None
         self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._port = 0
+        self._server: asyncssh.SSHAcceptor | None = None
+        self._revival: asyncio.Task[None] | None = None
+        self._is_read_only = False
         for path in _OVERLAID:
             (self._root / path).mkdir(parents=True)
             (self._root / ".work" / path).mkdir(parents=True)
@@ -176,11 +183,15 @@ class _Host:
         assert self._namespace.stdout is not None
         assert await self._namespace.stdout.readline() == b"made\n"
         with socket.create_server((self._address, 0)) as free:
-            port = free.getsockname()[1]
-        await asyncssh.create_server(
+            self._port = free.getsockname()[1]
+        await self._listen()
+        return SshHost(self.name, self._address, self._port, self.key.get_fingerprint("sha256"))
+
+    async def _listen(self) -> None:
+        self._server = await asyncssh.create_server(
             lambda: _Server(self),
             self._address,
-            port,
+            self._port,
             server_host_keys=[self.key],
             process_factory=self._run,
             sftp_factory=self._files,
@@ -191,7 +202,6 @@ class _Host:
             # As many may come at once as there are.
             login_timeout=60,
         )
-        return SshHost(self.name, self._address, port, self.key.get_fingerprint("sha256"))
 
     def _make_users(self, pam_hash: str) -> None:
         etc = self._root / "etc"
@@ -230,11 +240,38 @@ class _Host:
         else:
             self._connections.add(connection)
 
-    def _cut(self) -> None:
-        (self._root / "cut-after-set").rename(self._root / "cut")
+    def _abort_all(self) -> None:
         for connection in self._connections:
             connection.abort()
         self._connections.clear()
+
+    def _begins(self, trouble: str, when: str) -> bool:
+        """Whether it does, at that moment."""
+        announced = self._root / f"{trouble}-{when}"
+        if not announced.exists():
+            return False
+        announced.rename(self._root / trouble)
+        return True
+
+    async def _revive(self) -> None:
+        while (self._root / "dead").exists():
+            await asyncio.sleep(_PAUSE_S)
+        await self._listen()
+
+    async def _change_shadow(self) -> None:
+        """As `read-only` wants it; a mount over itself, which is in the way of a renaming, too."""
+        wanted = (self._root / "read-only").exists()
+        if wanted != self._is_read_only:
+            self._is_read_only = wanted
+            mount = "mount --bind /etc/shadow /etc/shadow && mount -o remount,bind,ro /etc/shadow"
+            child = await asyncio.create_subprocess_exec(
+                *self._inside(), "sh", "-c", mount if wanted else "umount /etc/shadow"
+            )
+            assert await child.wait() == 0
+
+    def _inside(self) -> tuple[str, ...]:
+        assert self._namespace is not None
+        return ("nsenter", "--target", str(self._namespace.pid), "--mount")
 
     async def takes(self, username: str, password: str) -> bool:
         """By its own /etc/shadow."""
@@ -255,12 +292,15 @@ class _Host:
         # A script would be most of the journal.
         command = " ".join(_words(line))
         self.note("begin", command)
-        assert self._namespace is not None
+        changes = " password set " in command
+        if changes:
+            self._begins("read-only", "at-set")
+        await self._change_shadow()
         user = process.get_extra_info("username")
         home = "/root" if user == "root" else f"/var/lib/{user}"
         become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
         child = await asyncio.create_subprocess_exec(
-            *("nsenter", "--target", str(self._namespace.pid), "--mount"),
+            *self._inside(),
             *(() if user == "root" else become),
             *("sh", "-c", line),
             stdin=asyncio.subprocess.PIPE,
@@ -277,8 +317,13 @@ class _Host:
         )
         status = await child.wait()
         feeding.cancel()
-        if " password set " in command and (self._root / "cut-after-set").exists():
-            self._cut()
+        if changes and self._begins("cut", "after-set"):
+            self._abort_all()
+        if changes and self._begins("dead", "after-set"):
+            assert self._server is not None
+            self._server.close()
+            self._abort_all()
+            self._revival = asyncio.create_task(self._revive())
         self.note("end", command)
         process.exit(status)
 

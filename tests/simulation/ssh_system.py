@@ -30,8 +30,11 @@ class SshSystem:
         hosts_in: Path | None = None,
         pam_hash: str = PAM_HASH,
         record_histories: bool = False,
+        database_url: str | None = None,
     ) -> None:
-        self.system = System(directory, record_histories=record_histories)
+        self.system = System(
+            directory, record_histories=record_histories, database_url=database_url
+        )
         self.directory = (hosts_in or directory) / "ssh"
         self.directory.mkdir()
         self._hosts, self._pam_hash = hosts, pam_hash

@@ -4,8 +4,9 @@ simulated, all else is real."""
 import asyncio
 import random
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import asyncssh
@@ -33,12 +34,14 @@ class Rotation:
         hosts: Sequence[SshHost],
         worker: subprocess.Popen[bytes],
         deaths: Path,
+        options: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.simulation = simulation
         self.system = simulation.system
         self.hosts = hosts
         self._worker = worker
         self._deaths = deaths
+        self._options = options
 
     async def rotate(self, *options: str, password: str | None = None) -> Any:
         """`hostler passwords rotate --watch`."""
@@ -48,9 +51,9 @@ class Rotation:
             options = (*options, "--password-file", str(path))
         return await self.system.hostler("passwords", "rotate", CLUSTER, "--watch", *options)
 
-    def kill_at(self, host: SshHost, point: str) -> None:
-        """The next worker that comes there is killed."""
-        (self._deaths / f"{host.name}.{point}").touch()
+    def kill_at(self, death: str) -> None:
+        """The next worker that comes there is killed: see tests.simulation.accounts."""
+        (self._deaths / death).touch()
 
     async def keep_alive(self, work: asyncio.Task[Any]) -> int:
         """A new worker for each that dies, until `work` has ended; how many died."""
@@ -58,7 +61,9 @@ class Rotation:
         while not work.done():
             if self._worker.poll() is not None:
                 died += 1
-                self._worker = await self.simulation.worker(SIMULATION_DEATHS=str(self._deaths))
+                self._worker = await self.simulation.worker(
+                    SIMULATION_DEATHS=str(self._deaths), **self._options
+                )
             await asyncio.sleep(0.2)
         return died
 
@@ -75,6 +80,12 @@ class Rotation:
             rule.write_text(Path("/etc/pam.d/chpasswd").read_text())
 
         return end
+
+    def prepare_refusals(self) -> None:
+        """For `refuse` after PAM was asked there: a file that comes below an overlay later than it
+        was looked for is not seen."""
+        for host in self.hosts:
+            self.refuse(host)()
 
     async def status(self) -> Any:
         return (
@@ -253,18 +264,20 @@ async def test_workers_killed_at_each_step_on_each_host(
     rotation: Rotation, request: pytest.FixtureRequest, ends: str
 ) -> None:
     """In each case all hosts end with one password that Hostler knows."""
-    places = deaths(request)
+    places, before = deaths(request), OLD if ends == "promoted" else "had-before"
     if ends == "put back":
         # The last one refuses: the others get back what they had, and workers die on the way.
+        rotation.prepare_refusals()
+        assert (await rotation.rotate(password=before)).status == 0
         rotation.refuse(rotation.hosts[-1])
         places = [(name, point) for name, point in places if name != rotation.hosts[-1].name]
     for host, point in places:
-        rotation.kill_at(next(one for one in rotation.hosts if one.name == host), point)
+        rotation.kill_at(f"{host}.{point}")
     work = asyncio.create_task(rotation.rotate(password="survives-everything"))
     died = await rotation.keep_alive(work)
     said = await work
     assert died > 0
-    expected, other = "survives-everything", OLD
+    expected, other = "survives-everything", before
     if ends == "put back":
         expected, other = other, expected
     assert said.status == (0 if ends == "promoted" else 1), said.stdout + said.stderr

@@ -103,6 +103,10 @@ class Fleet:
     async def free_abandoned(self) -> None:
         self.calls.append("free_abandoned")
 
+    @activity.defn(name="start_accepted")
+    async def start_accepted(self) -> None:
+        self.calls.append("start_accepted")
+
     @activity.defn(name="list_untold_hosts")
     async def list_untold_hosts(self) -> HostsUntold:
         return HostsUntold(hosts=self.untold)
@@ -165,6 +169,7 @@ class Fleet:
             self.investigate_hosts,
             self.reconcile_fences,
             self.free_abandoned,
+            self.start_accepted,
             self.list_untold_hosts,
             self.tell_hosts,
             self.clean_removed,
@@ -226,6 +231,7 @@ async def test_a_round_has_its_steps_in_order(begin: Begin) -> None:
         "investigate_hosts",
         "reconcile_fences",
         "free_abandoned",
+        "start_accepted",
     ]
 
 
@@ -319,6 +325,7 @@ async def test_a_round_that_goes_on_in_a_new_run_starts_where_it_stood(begin: Be
     assert [call for call in fleet.calls if call != "clean_removed"] == [
         "reconcile_fences",
         "free_abandoned",
+        "start_accepted",
     ]
 
 

@@ -1,0 +1,196 @@
+"""Whoever is killed at whichever step of a change of passwords, on whichever host: it ends with all
+hosts on one password that Hostler knows.
+
+With `--matrix`, all cells, and docs/password-matrix.md is written. Without, some of them, by a seed
+(MATRIX_SEED, or the day).
+"""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from tests.postgres import PostgresqlServer, postgresql_server
+from tests.seed import seed_of_the_day
+from tests.simulation import rotation_matrix
+from tests.simulation.commit_cutter import CommitCutter, CutAt
+from tests.simulation.rotation_matrix import (
+    CELLS,
+    HOSTS,
+    NOTICED_WITHIN_S,
+    REFUSES,
+    Cell,
+    Ends,
+    Record,
+)
+from tests.simulation.ssh_system import CLUSTER, SshSystem
+from tests.simulation.test_password_rotation import Rotation
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
+
+Records = dict[str, Record]
+
+_KEPT = "hostler/password-matrix"
+_CHOSEN = {Ends.PROMOTED: 4, Ends.PUT_BACK: 2}
+_AWAY_S = 1.0
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cells = list(CELLS)
+    if not metafunc.config.getoption("--matrix"):
+        chance = random.Random(seed_of_the_day())  # noqa: S311 - no secret comes of it
+        of_database = [cell for cell in CELLS if isinstance(cell.death, CutAt)]
+        cells = [chance.choice(of_database)]
+        for ends, number in _CHOSEN.items():
+            others = [cell for cell in CELLS if cell.ends is ends and cell not in of_database]
+            cells += chance.sample(others, number)
+    metafunc.parametrize("cell", cells, ids=[cell.key for cell in cells])
+
+
+class Bench:
+    """A system on PostgreSQL with three hosts, for one change after another."""
+
+    def __init__(
+        self, rotation: Rotation, cutter: CommitCutter, database: PostgresqlServer
+    ) -> None:
+        self.rotation = rotation
+        self.cutter = cutter
+        self.database = database
+        self.current = ""
+        self._numbers = itertools.count(1)
+
+    def next_password(self) -> str:
+        return f"password-number-{next(self._numbers)}"
+
+    async def begin(self) -> None:
+        """The cluster gets its first password."""
+        self.rotation.prepare_refusals()
+        self.current = self.next_password()
+        said = await self.rotation.rotate(password=self.current)
+        assert said.status == 0, said
+
+
+class Benches:
+    """One at a time; one on which something went wrong is not used again."""
+
+    def __init__(self, new_directory: Callable[[], Path]) -> None:
+        self._new_directory = new_directory
+        self._bench: Bench | None = None
+        self._stack = AsyncExitStack()
+
+    async def bench(self) -> Bench:
+        if self._bench is None:
+            self._bench = await self._build(self._new_directory())
+            await self._bench.begin()
+        return self._bench
+
+    async def discard(self) -> None:
+        self._bench = None
+        await self._stack.aclose()
+
+    async def _build(self, directory: Path) -> Bench:
+        server = self._stack.enter_context(postgresql_server())
+        with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
+            connection.execute("CREATE DATABASE hostler")
+        cutter = CommitCutter(server.port, server.kill)
+        await self._stack.enter_async_context(cutter.serving())
+        url = server.url.replace(str(server.port), str(cutter.port))
+        simulation = SshSystem(directory, hosts=len(HOSTS), database_url=f"{url}/hostler")
+        self._stack.callback(simulation.system.stop)
+        hosts = await simulation.start_hosts()
+        await simulation.up()
+        deaths = self._new_directory()
+        options = {"SIMULATION_NOTICED_S": str(NOTICED_WITHIN_S)}
+        worker = await simulation.worker(SIMULATION_DEATHS=str(deaths), **options)
+        listed = str(simulation.write_list(hosts))
+        said = await simulation.system.hostler("host", "import", listed)
+        assert said.status == 0, said
+        return Bench(Rotation(simulation, hosts, worker, deaths, options), cutter, server)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def benches(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Benches]:
+    benches = Benches(lambda: tmp_path_factory.mktemp("rotation"))
+    yield benches
+    await benches.discard()
+
+
+@pytest.fixture(scope="module")
+def records(request: pytest.FixtureRequest) -> Iterator[Records]:
+    """Of the cells, also from earlier runs; with --matrix they become the document."""
+    cache = request.config.cache
+    assert cache is not None
+    kept: Records = cache.get(_KEPT, {})
+    yield kept
+    if request.config.getoption("--matrix"):
+        cache.set(_KEPT, kept)
+        rotation_matrix.write(kept)
+
+
+async def test_all_hosts_end_on_one_password_that_hostler_knows(
+    benches: Benches, records: Records, cell: Cell
+) -> None:
+    try:
+        seconds = await run(await benches.bench(), cell)
+    except BaseException as error:
+        (first, *_) = str(error).splitlines() or [type(error).__name__]
+        records[cell.key] = rotation_matrix.record_of(f"**FAILED**: {first[:200]}")
+        await benches.discard()
+        raise
+    records[cell.key] = rotation_matrix.record_of(f"{cell.ends}, {seconds:.0f} s")
+
+
+async def run(bench: Bench, cell: Cell) -> float:
+    """One change; the seconds that it took."""
+    rotation, new, old = bench.rotation, bench.next_password(), bench.current
+    refuses = next(one for one in rotation.hosts if one.name == REFUSES)
+    end_refusal = rotation.refuse(refuses) if cell.ends is Ends.PUT_BACK else None
+    began = time.monotonic()
+    if isinstance(cell.death, CutAt):
+        said, died = await _with_dying_database(bench, cell.death, new)
+    else:
+        rotation.kill_at(cell.death)
+        work = asyncio.create_task(rotation.rotate(password=new))
+        died = await rotation.keep_alive(work)
+        said = await work
+    seconds = time.monotonic() - began
+    if end_refusal is not None:
+        end_refusal()
+    assert died == 1, f"{died} deaths"
+    promoted = cell.ends is Ends.PROMOTED
+    assert said.status == (0 if promoted else 1), said.stdout + said.stderr
+    if promoted:
+        bench.current = new
+    else:
+        assert "have the password that they had before" in said.stderr
+    assert await rotation.all_take(bench.current)
+    other = old if promoted else new
+    assert not any([await rotation.takes(host, other) for host in rotation.hosts])
+    shown = await rotation.system.hostler(
+        "secret", "show", "--cluster", CLUSTER, "--reason", "the matrix"
+    )
+    assert (shown.status, shown.stdout.strip()) == (0, bench.current), shown.stderr
+    verified = await rotation.system.hostler("passwords", "verify", CLUSTER)
+    assert verified.status == 0, verified
+    return seconds
+
+
+async def _with_dying_database(bench: Bench, at: CutAt, new: str) -> tuple[Any, int]:
+    bench.cutter.arm(b"is current", at)
+    work = asyncio.create_task(bench.rotation.rotate(password=new))
+    cut = asyncio.create_task(bench.cutter.cut.wait())
+    await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
+    assert cut.done(), await work
+    try:
+        await asyncio.sleep(_AWAY_S)
+    finally:
+        bench.database.start()
+    return await work, 1
