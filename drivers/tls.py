@@ -2,14 +2,23 @@
 
 import asyncio
 import importlib.resources
+import os
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from contracts.certificates import requests_in
 from drivers.commands import check_change, unexpected
 from drivers.errors import HostBusy, HostUnreachable, TlsRefused
-from drivers.protocols import CertificateFiles, CommandResult, HostAccess, RemoteShell, TlsAnswer
+from drivers.protocols import (
+    CertificateFiles,
+    ClientCertificate,
+    CommandResult,
+    HostAccess,
+    RemoteShell,
+    TlsAnswer,
+)
 
 PORT = 16514
 _BUSY = 79
@@ -74,6 +83,10 @@ class ScriptCertificates:
         """The switch stays: delete what it has replaced."""
         await self._change(access, "finish", name, epoch)
 
+    async def secure(self, access: HostAccess, epoch: int) -> None:
+        """Have libvirt refuse migrations that are not by TLS, in and out."""
+        await self._change(access, "secure", "-", epoch)
+
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""
         return (await self._change(access, "look", "-", 0)).splitlines()
@@ -82,10 +95,14 @@ class ScriptCertificates:
         """Take all of it off; what was there."""
         return (await self._change(access, "remove", "-", 0)).splitlines()
 
-    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
-        """Connect from here without a certificate: by TLS 1.3 a client learns whether it was let in
-        only from what comes after the handshake."""
+    async def ask(
+        self, access: HostAccess, authorities: str, client: ClientCertificate | None = None
+    ) -> TlsAnswer:
+        """Connect from here, without a certificate or with that: by TLS 1.3 a client learns whether
+        it was let in only from what comes after the handshake."""
         context = ssl.create_default_context(cadata=authorities)
+        if client is not None:
+            _show(context, client)
         try:
             async with asyncio.timeout(_ANSWERS_WITHIN_S):
                 reader, writer = await asyncio.open_connection(
@@ -126,6 +143,17 @@ class ScriptCertificates:
         _check_busy(access, result)
         check_change(access, f"tls {action}", result, epoch)
         return result.stdout
+
+
+def _show(context: ssl.SSLContext, client: ClientCertificate) -> None:
+    """OpenSSL takes it from a file only: of memory, which is gone with its last reader."""
+    descriptor = os.memfd_create("client")
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}")
+        path.write_text(client.certificate + client.key, encoding="ascii")
+        context.load_cert_chain(path)
+    finally:
+        os.close(descriptor)
 
 
 def _check_busy(access: HostAccess, result: CommandResult) -> None:
