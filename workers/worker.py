@@ -15,6 +15,7 @@ from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
 from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
+from activities.controller import ControllerCertificates
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
@@ -37,9 +38,11 @@ from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
 from activities.removal import RemovalActivities
 from activities.schedules import ScheduleActivities
+from activities.securing import SecuringActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.profiles import new_request
 from drivers.authorities.protocols import ExternalAccess
 from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
@@ -110,6 +113,8 @@ def build_worker(
     bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)
     leases = LeaseActivities(inventory, holders)
+    certificates = CertificateActivities(inventory, authorities)
+    controller = ControllerCertificates(inventory, certificates, new_request)
     accounts = HostAccountDirectory(inventory, directory, ScriptAccounts(shell))
     worker = Worker(
         client,
@@ -124,7 +129,7 @@ def build_worker(
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
             BmcAccountActivities(inventory, bmcs),
-            CertificateActivities(inventory, authorities),
+            certificates,
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
@@ -145,6 +150,7 @@ def build_worker(
                 *(hypervisor, shell, Systemd(shell)),
             ),
             ScheduleActivities(client),
+            SecuringActivities(inventory, directory, host_certificates, controller),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),

@@ -20,8 +20,21 @@ from drivers.authorities.profiles import (
 )
 from drivers.authorities.protocols import CertificateOrder, CrlOrder
 from drivers.authorities.x509 import read_certificate
-from drivers.errors import CommandFailed, EpochRefused, HostUnreachable, TlsRefused
-from drivers.protocols import CertificateFiles, ClientCertificate, CommandResult, HostAccess
+from drivers.errors import (
+    CommandFailed,
+    EpochRefused,
+    HostUnreachable,
+    MigrationRefused,
+    TlsRefused,
+)
+from drivers.libvirt import LibvirtHypervisor
+from drivers.protocols import (
+    CertificateFiles,
+    ClientCertificate,
+    CommandResult,
+    HostAccess,
+    MigrationOptions,
+)
 from drivers.ssh import AsyncSshShell
 from drivers.tls import ScriptCertificates
 from tests.authorities.samples import Ca, ca
@@ -323,6 +336,7 @@ async def test_what_a_terminated_operation_has_switched_is_put_back_by_the_next_
 async def test_a_secured_host_refuses_what_is_not_by_tls(
     lab: Lab,
     shell: AsyncSshShell,
+    hypervisor: LibvirtHypervisor,
     host: HostAccess,
     certificates: ScriptCertificates,
     vm: str,
@@ -340,9 +354,8 @@ async def test_a_secured_host_refuses_what_is_not_by_tls(
     for _ in range(2):
         await certificates.secure(host, 4)
     other = await lab.access(DESTINATION)
-    plain = ("migrate", "--live", "--p2p", "drv-vm", f"qemu+ssh://{other.address}/system")
-    refused = await lab.virsh(SOURCE, *plain, check=False)
-    assert "migrate_tls_force" in refused.stderr or "TLS" in refused.stderr
+    with pytest.raises(MigrationRefused, match="TLS"):
+        await hypervisor.migrate(host, other, vm, MigrationOptions(other.address), print)
     with pytest.raises(EpochRefused):
         await certificates.secure(host, 2)
     # A renewal leaves it so.
