@@ -2,7 +2,7 @@
 
 from temporalio import activity
 
-from activities.controller import ControllerCertificates
+from activities.controller import ControllerCertificates, trusted
 from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from activities.provisioning import NO_HOSTS
@@ -86,13 +86,7 @@ class SecuringActivities:
 
     async def _secure(self, access: HostAccess, lease: LeaseRef) -> None:
         own = await self._own.current(lease.owner.workflow_id)
-        authorities = "".join(
-            {
-                pem: None
-                for authority in await self._inventory.authorities.live()
-                for pem in authority.chain
-            }
-        )
+        authorities = trusted(await self._inventory.authorities.live())
         # Before anything changes: what is broken by now is not made worse.
         await self._prove(access, authorities, own)
         await self._certificates.secure(access, lease.epoch)

@@ -690,6 +690,13 @@ CA_ROOT_AUTH_STRICTNESS = Setting[bool](
     "secured host never takes or gives a VM otherwise than by TLS, whatever is set here.",
     scopes=_ONLY_GLOBAL,
 )
+LIBVIRT_TRANSPORT = Setting[str](
+    "libvirt.transport",
+    Literal["ssh", "tls"],
+    "ssh",
+    "How Hostler reaches libvirt on secured hosts: at its socket, through SSH, or by TLS, with "
+    "Hostler's own certificate; where that fails, at its socket, with an event.",
+)
 CA_VAULT_MOUNT = Setting[str](
     "ca.plugin.vault.mount",
     MountPath,

@@ -70,7 +70,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -91,6 +91,7 @@ from drivers.errors import (
     HypervisorFailed,
     MigrationAborted,
     MigrationRefused,
+    TlsRefused,
     VmNotFound,
 )
 from drivers.pool import Pool, look_at
@@ -105,6 +106,7 @@ from drivers.protocols import (
     MigrationProgress,
     RemoteShell,
 )
+from drivers.tls import open_tls_tunnel
 
 T = TypeVar("T")
 Work = Callable[["libvirt.virConnect"], T]
@@ -161,7 +163,7 @@ class TunnellingShell(RemoteShell, Protocol):
 
 
 class LibvirtHypervisor:
-    """Hypervisor with libvirt's UNIX socket on the host, through SSH.
+    """Hypervisor with libvirt's UNIX socket on the host, through SSH, or by TLS.
 
     Args:
         shell: makes the tunnels. It stays the caller's to close.
@@ -171,6 +173,7 @@ class LibvirtHypervisor:
         keepalive_interval: seconds between libvirt's own keepalives, which notice a hung daemon.
         keepalive_count: how many of them may go unanswered.
         socket: libvirtd's socket on the hosts.
+        on_broken_tls: told when a host that is to be reached by TLS was reached by its socket.
     """
 
     def __init__(
@@ -183,6 +186,7 @@ class LibvirtHypervisor:
         keepalive_interval: int = 5,
         keepalive_count: int = 3,
         socket: str = "/run/libvirt/libvirt-sock",
+        on_broken_tls: Callable[[str, HostlerError], Awaitable[None]] | None = None,
     ) -> None:
         self._shell = shell
         self._migration_threads = migration_threads
@@ -190,6 +194,7 @@ class LibvirtHypervisor:
         self._abort_timeout = abort_timeout
         self._keepalive = (keepalive_interval, keepalive_count)
         self._socket = socket
+        self._on_broken_tls = on_broken_tls or _say_broken_tls
         self._threads: dict[str, _Threads] = {}
         self._links = Pool(self._open)
         self._migration_links: set[_Link] = set()
@@ -653,7 +658,7 @@ class LibvirtHypervisor:
         return await self._open_with(access, self._keepalive)
 
     async def _open_with(self, access: HostAccess, keepalive: tuple[int, int] | None) -> "_Link":
-        tunnel = await self._shell.open_unix_tunnel(access, self._socket)
+        tunnel = await self._tunnel(access)
         uri = f"qemu+unix:///system?socket={tunnel.path}"
 
         def connect() -> libvirt.virConnect:
@@ -668,6 +673,23 @@ class LibvirtHypervisor:
             await tunnel.close()
             raise
         return _Link(access.name, tunnel, connection, self._threads_of(access.name).control)
+
+    async def _tunnel(self, access: HostAccess) -> Tunnel:
+        """By TLS where that is wanted and works, else to the socket."""
+        if access.tls is not None:
+            try:
+                return await open_tls_tunnel(access, access.tls)
+            except (HostUnreachable, TlsRefused) as error:
+                # By SSH a broken certificate gets repaired.
+                broken = error
+        tunnel = await self._shell.open_unix_tunnel(access, self._socket)
+        if access.tls is not None:
+            try:
+                await self._on_broken_tls(access.name, broken)
+            except BaseException:
+                await tunnel.close()
+                raise
+        return tunnel
 
     async def _open_for_migration(
         self,
@@ -990,6 +1012,10 @@ def _migration(options: MigrationOptions) -> tuple[dict[str, object], int]:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(options.copy_disks)
     return parameters, flags
+
+
+async def _say_broken_tls(host: str, error: HostlerError) -> None:
+    _log.warning("%s is reached by its socket: %s", host, error)
 
 
 def _no_destination(vm: Vm, destination: HostAccess, error: Unavailable) -> MigrationRefused:

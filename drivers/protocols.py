@@ -14,6 +14,24 @@ from contracts.vms import Vm
 
 
 @dataclass(frozen=True)
+class ClientCertificate:
+    """A certificate to connect with, the CAs between it and the root behind it, and its key, in
+    PEM."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TlsLogin:
+    """How to be let in by a host's libvirtd: with that, if it shows what `authorities` (PEM) have
+    signed."""
+
+    client: ClientCertificate
+    authorities: str
+
+
+@dataclass(frozen=True)
 class HostAccess:
     """How to reach a host: address, pinned key, credential. Stays in the process that made it.
 
@@ -23,6 +41,7 @@ class HostAccess:
         private_key: an OpenSSH private key in PEM, or None.
         own_key: that key is Hostler's own, which it takes off the host when it leaves.
         unprivileged: commands run as `user`, not as root by sudo.
+        tls: how its libvirtd is reached by TLS; None: by its socket, through SSH.
     """
 
     name: str
@@ -34,6 +53,7 @@ class HostAccess:
     private_key: str | None = field(default=None, repr=False)
     own_key: bool = False
     unprivileged: bool = False
+    tls: TlsLogin | None = None
 
 
 @dataclass(frozen=True)
@@ -362,15 +382,6 @@ class CertificateFiles:
     certificate: str
     authorities: str
     crls: str
-
-
-@dataclass(frozen=True)
-class ClientCertificate:
-    """A certificate to connect with, the CAs between it and the root behind it, and its key, in
-    PEM."""
-
-    certificate: str
-    key: str = field(repr=False)
 
 
 @dataclass(frozen=True)

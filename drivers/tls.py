@@ -5,7 +5,7 @@ import importlib.resources
 import os
 import ssl
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from contracts.certificates import requests_in
@@ -18,12 +18,40 @@ from drivers.protocols import (
     HostAccess,
     RemoteShell,
     TlsAnswer,
+    TlsLogin,
 )
+from drivers.tunnels import LocalTunnel
 
 PORT = 16514
 _BUSY = 79
 _LET_IN = b"\x01"  # what libvirtd sends to a client whose certificate it takes
 _ANSWERS_WITHIN_S = 10.0
+
+
+async def open_tls_tunnel(access: HostAccess, login: TlsLogin) -> LocalTunnel:
+    """A tunnel to the host's libvirtd by TLS, for one local connection. The caller closes it.
+
+    Raises HostUnreachable, TlsRefused (what answers is not the host, or does not let us in).
+    """
+    reader, writer = await _connect(access, login.authorities, login.client)
+    stack = AsyncExitStack()
+    stack.callback(writer.transport.abort)
+    try:
+        if await _first_byte(reader) != _LET_IN:
+            raise TlsRefused(
+                f"libvirtd on {access.name} does not let Hostler in by its certificate.",
+                remedy=f"hostler cert provision {access.name}",
+            )
+        tunnel = LocalTunnel(lambda: reader.at_eof() or writer.is_closing(), stack)
+        try:
+            await tunnel.open(reader, writer, hang_up=writer.transport.abort)
+        except OSError:
+            await tunnel.close()
+            raise
+    except BaseException:
+        await stack.aclose()
+        raise
+    return tunnel
 
 
 class ScriptCertificates:
@@ -100,31 +128,10 @@ class ScriptCertificates:
     ) -> TlsAnswer:
         """Connect from here, without a certificate or with that: by TLS 1.3 a client learns whether
         it was let in only from what comes after the handshake."""
-        context = ssl.create_default_context(cadata=authorities)
-        if client is not None:
-            _show(context, client)
-        try:
-            async with asyncio.timeout(_ANSWERS_WITHIN_S):
-                reader, writer = await asyncio.open_connection(
-                    access.address, PORT, ssl=context, server_hostname=access.address
-                )
-        except ssl.SSLError as error:
-            raise TlsRefused(
-                f"What answers at {access.address}:{PORT} is not {access.name} by the CA's word: "
-                f"{error.reason}."
-            ) from error
-        except (OSError, TimeoutError) as error:
-            raise HostUnreachable(
-                f"{access.name} does not answer at {access.address}:{PORT}: "
-                f"{error or 'timed out'}.",
-                remedy="Is a firewall in between? Hosts reach each other's libvirtd there.",
-            ) from error
+        reader, writer = await _connect(access, authorities, client)
         try:
             serial = writer.get_extra_info("peercert")["serialNumber"]
-            said = b""
-            with suppress(OSError, ssl.SSLError, TimeoutError):
-                async with asyncio.timeout(_ANSWERS_WITHIN_S):
-                    said = await reader.read(1)
+            said = await _first_byte(reader)
         finally:
             writer.transport.abort()
         return TlsAnswer(serial=serial.lower().lstrip("0"), lets_in=said == _LET_IN)
@@ -143,6 +150,37 @@ class ScriptCertificates:
         _check_busy(access, result)
         check_change(access, f"tls {action}", result, epoch)
         return result.stdout
+
+
+async def _connect(
+    access: HostAccess, authorities: str, client: ClientCertificate | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """By TLS 1.3 a client learns whether it was let in only from what comes after this."""
+    context = ssl.create_default_context(cadata=authorities)
+    if client is not None:
+        _show(context, client)
+    try:
+        async with asyncio.timeout(_ANSWERS_WITHIN_S):
+            return await asyncio.open_connection(
+                access.address, PORT, ssl=context, server_hostname=access.address
+            )
+    except ssl.SSLError as error:
+        raise TlsRefused(
+            f"What answers at {access.address}:{PORT} is not {access.name} by the CA's word: "
+            f"{error.reason}."
+        ) from error
+    except (OSError, TimeoutError) as error:
+        raise HostUnreachable(
+            f"{access.name} does not answer at {access.address}:{PORT}: {error or 'timed out'}.",
+            remedy="Is a firewall in between? Hosts reach each other's libvirtd there.",
+        ) from error
+
+
+async def _first_byte(reader: asyncio.StreamReader) -> bytes:
+    with suppress(OSError, ssl.SSLError, TimeoutError):
+        async with asyncio.timeout(_ANSWERS_WITHIN_S):
+            return await reader.read(1)
+    return b""
 
 
 def _show(context: ssl.SSLContext, client: ClientCertificate) -> None:

@@ -15,7 +15,7 @@ from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
 from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
-from activities.controller import ControllerCertificates
+from activities.controller import ControllerCertificates, LibvirtByTls
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
@@ -91,24 +91,28 @@ def build_worker(
         keepalive_interval=settings.ssh_keepalive_interval_s,
         keepalive_count=settings.ssh_keepalive_count,
     )
+    authorities = Directory(
+        inventory,
+        provider,
+        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
+    )
+    certificates = CertificateActivities(inventory, authorities)
+    controller = ControllerCertificates(inventory, certificates, new_request)
+    by_tls = LibvirtByTls(inventory, controller)
     hypervisor = LibvirtHypervisor(
         shell,
         migration_threads=settings.libvirt_migration_threads,
         call_timeout=settings.libvirt_call_timeout_s,
         keepalive_interval=settings.libvirt_keepalive_interval_s,
         keepalive_count=settings.libvirt_keepalive_count,
+        on_broken_tls=by_tls.tell_broken,
     )
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
     host_certificates = ScriptCertificates(shell)
     cleaner = ScriptCleaner(shell, host_certificates)
     neighbours = ShellNeighbours(shell)
-    authorities = Directory(
-        inventory,
-        provider,
-        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
-    )
-    directory = HostDirectory(inventory)
+    directory = HostDirectory(inventory, by_tls.login)
     power_drivers = PowerDrivers()
     bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)

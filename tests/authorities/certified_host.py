@@ -1,8 +1,9 @@
 """A host's side of a provisioning in memory: HostCertificates."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -119,3 +120,25 @@ class CertifiedHost:
         facts = read_certificate(self.sets[self.in_force]["libvirt"])
         assert is_signed_by(self.sets[self.in_force]["libvirt"], authorities)
         return TlsAnswer(serial=facts.serial, lets_in=self.lets_in)
+
+
+class CertifiedFleet:
+    """HostCertificates of many hosts; `steps`: host and method of all calls, in their order."""
+
+    def __init__(self, *names: str) -> None:
+        self.hosts = {name: CertifiedHost() for name in names}
+        self.steps: list[tuple[str, str]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if not hasattr(CertifiedHost, name):
+            raise AttributeError(name)
+
+        async def do(access: HostAccess, *words: Any, **more: Any) -> Any:
+            self.steps.append((access.name, name))
+            return await getattr(self.hosts[access.name], name)(access, *words, **more)
+
+        return do
+
+    def having(self, step: str) -> list[str]:
+        """The hosts that it was called for."""
+        return [host for host, name in self.steps if name == step]

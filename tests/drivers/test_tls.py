@@ -133,6 +133,20 @@ def issued(
     return libvirt, qemu
 
 
+def client_certificate(name: str = "hostler controller") -> ClientCertificate:
+    """Hostler's own, or somebody else's of the same CA."""
+    key, request = new_request(256, name)
+    order = CertificateOrder(
+        request,
+        CertificateNames(common_name=name),
+        CertificateRole.CONTROLLER,
+        timedelta(days=1),
+    )
+    issuer = Issuer(AUTHORITY.certificate, AUTHORITY.key, hashes.SHA256())
+    pem = host_certificate(issuer, order, None).public_bytes(Encoding.PEM).decode()
+    return ClientCertificate(pem, key)
+
+
 async def provision(
     certificates: ScriptCertificates, host: HostAccess, name: str, epoch: int
 ) -> str:
@@ -371,16 +385,7 @@ async def test_who_has_hostlers_certificate_is_let_in(
     host: HostAccess, certificates: ScriptCertificates
 ) -> None:
     await provision(certificates, host, "set-1", 2)
-    issuer = Issuer(AUTHORITY.certificate, AUTHORITY.key, hashes.SHA256())
     for name, let_in in (("hostler controller", True), ("somebody", False)):
-        key, request = new_request(256, name)
-        order = CertificateOrder(
-            request,
-            CertificateNames(common_name=name),
-            CertificateRole.CONTROLLER,
-            timedelta(days=1),
-        )
-        pem = host_certificate(issuer, order, None).public_bytes(Encoding.PEM).decode()
-        client = ClientCertificate(pem, key)
-        assert (await certificates.ask(host, AUTHORITY.pem, client)).lets_in is let_in
+        answer = await certificates.ask(host, AUTHORITY.pem, client_certificate(name))
+        assert answer.lets_in is let_in
     assert not (await certificates.ask(host, AUTHORITY.pem)).lets_in

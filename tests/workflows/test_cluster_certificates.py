@@ -33,9 +33,8 @@ from contracts.errors import Conflict
 from contracts.settings import CA_CLUSTER_PARALLEL, CA_ROOT_AUTH_STRICTNESS
 from contracts.states import ResourceState, TlsState
 from drivers.authorities.profiles import new_request
-from drivers.protocols import HostAccess
 from inventory import Inventory
-from tests.authorities.certified_host import CertifiedHost
+from tests.authorities.certified_host import CertifiedFleet
 from tests.authorities.conftest import prepared_inventory
 from tests.authorities.issuing import activities
 from tests.workflows.machine_site import Fault
@@ -50,31 +49,10 @@ CLUSTER = "cluster-1"
 HOSTS = ("kvm-1", "kvm-2")
 
 
-class Fleet:
-    """HostCertificates of many hosts; `steps`: of all, in their order."""
-
-    def __init__(self) -> None:
-        self.hosts = {host: CertifiedHost() for host in HOSTS}
-        self.steps: list[tuple[str, str]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        if not hasattr(CertifiedHost, name):
-            raise AttributeError(name)
-
-        async def do(access: HostAccess, *words: Any, **more: Any) -> Any:
-            self.steps.append((access.name, name))
-            return await getattr(self.hosts[access.name], name)(access, *words, **more)
-
-        return do
-
-    def having(self, step: str) -> list[str]:
-        return [host for host, name in self.steps if name == step]
-
-
 class Site:
     """Hostler's side of it; `begin` starts a ClusterCertificates."""
 
-    def __init__(self, client: Client, inventory: Inventory, fleet: Fleet) -> None:
+    def __init__(self, client: Client, inventory: Inventory, fleet: CertifiedFleet) -> None:
         self.client = client
         self.inventory = inventory
         self.fleet = fleet
@@ -133,7 +111,7 @@ async def open_site(client: Client, tmp_path: Path) -> AsyncIterator[Open]:
     """`await open_site(fault)`: with a worker."""
     async with AsyncExitStack() as stack:
         inventory = await stack.enter_async_context(prepared_inventory(tmp_path))
-        site = Site(client, inventory, Fleet())
+        site = Site(client, inventory, CertifiedFleet(*HOSTS))
 
         async def open_site(fault: Fault | None = None) -> Site:
             await stack.enter_async_context(site.worker(fault or Fault()))
