@@ -74,6 +74,12 @@ class CertificateActivities:
         Raises NotFound (no such host), InvalidInput (the request, or what it asks for beyond),
         Conflict (settings, addresses), Unavailable and Failed (the CA).
         """
+        return await self.issue(request)
+
+    async def issue(
+        self, request: IssueCertificateInput, *, key_secret: str | None = None
+    ) -> CertificateSigningResult:
+        """The same; `key_secret`: id of the private key, which Hostler has."""
         certificate = await self._inventory.certificates.find_request(request.request)
         if certificate is None:
             provider = await self._directory.chosen(request.operation)
@@ -81,7 +87,7 @@ class CertificateActivities:
             if authority.crl is None:
                 # Who checks a certificate for which there is no list refuses it.
                 await self._publish(provider, authority, request.operation)
-            certificate = await uninterrupted(self._issue(request, provider, authority))
+            certificate = await uninterrupted(self._issue(request, provider, authority, key_secret))
         return CertificateSigningResult(
             certificate=certificate,
             chain=(
@@ -231,7 +237,11 @@ class CertificateActivities:
     # --- issuing --------------------------------------------------------------------------------
 
     async def _issue(
-        self, request: IssueCertificateInput, provider: Provider, authority: Authority
+        self,
+        request: IssueCertificateInput,
+        provider: Provider,
+        authority: Authority,
+        key_secret: str | None,
     ) -> Certificate:
         actor = request.requester or request.operation
         csr = read_csr(request.csr)
@@ -288,6 +298,7 @@ class CertificateActivities:
                 issued_by=request.operation,
                 pem=pem,
                 notices=tuple(notices),
+                key_secret=key_secret,
             ),
             actor=actor,
         )

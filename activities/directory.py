@@ -1,11 +1,11 @@
 """From a host's name to how to reach it: the one place where a credential is decrypted."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 from contracts.errors import Failed
 from contracts.hosts import RemovedHost
-from drivers.protocols import HostAccess
+from drivers.protocols import HostAccess, TlsLogin
 from inventory import Inventory
 from inventory.host_keys import is_revoked, key_of
 from inventory.hosts import Login
@@ -16,17 +16,29 @@ class TrustWithdrawn(Failed):
     """Its re-installation has begun: nobody logs in where a new installation is to answer."""
 
 
-class HostDirectory:
-    """Looks up addresses, pinned host keys and credentials."""
+async def _no_tls(_: str) -> TlsLogin | None:
+    return None
 
-    def __init__(self, inventory: Inventory) -> None:
+
+class HostDirectory:
+    """Looks up addresses, pinned host keys and credentials.
+
+    Args:
+        tls_login: how the libvirt of a host is reached by TLS, if it is.
+    """
+
+    def __init__(
+        self, inventory: Inventory, tls_login: Callable[[str], Awaitable[TlsLogin | None]] = _no_tls
+    ) -> None:
         self._inventory = inventory
+        self._tls_login = tls_login
 
     async def access(self, name: str) -> HostAccess:
         """How to reach the host `name`. Raises NotFound, TrustWithdrawn, Failed (secret not
         readable)."""
         login = await self._inventory.hosts.login(name)
-        return await self._access(name, login, login.secret_id)
+        access = await self._access(name, login, login.secret_id)
+        return dataclasses.replace(access, tls=await self._tls_login(name))
 
     async def access_to_all(self, names: Collection[str]) -> dict[str, HostAccess]:
         """The same of many hosts, some hundreds at most, without those that `access` says no to."""

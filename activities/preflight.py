@@ -18,7 +18,7 @@ from contracts.preflight import (
     PeerReport,
 )
 from contracts.preflight_rules import error, from_host, from_inventory, from_libvirt, from_peers
-from contracts.settings import HOST_CLOCK_SKEW_MAX, HOST_DISK_FREE_MIN
+from contracts.settings import CA_ROOT_AUTH_STRICTNESS, HOST_CLOCK_SKEW_MAX, HOST_DISK_FREE_MIN
 from contracts.states import HostStatus, ResourceState
 from contracts.steps import PreflightInput, PreflightResult
 from drivers.errors import (
@@ -106,6 +106,7 @@ class PreflightActivities:
             wants_packages=request.install_packages,
             returning=request.returning,
             known=request.known,
+            must_be_secured=request.enabled and settings[CA_ROOT_AUTH_STRICTNESS],
             # One that is `Creating` was left by an addition that ended.
             same_name=same_name is not None
             and not request.known

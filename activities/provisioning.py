@@ -15,12 +15,12 @@ from contracts.certificates import (
 )
 from contracts.errors import Conflict, Failed, NotFound
 from contracts.settings import CA_KEY_SIZE
-from contracts.states import ResourceState
+from contracts.states import ResourceState, TlsState
 from drivers.protocols import CertificateFiles, HostAccess, HostCertificates
 from inventory import Inventory
 
 # The machine is not a host, or not one any more.
-_NO_HOSTS = (ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED)
+NO_HOSTS = (ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED)
 
 
 class ProvisioningActivities:
@@ -39,7 +39,7 @@ class ProvisioningActivities:
         """Have the host make the keys; they never leave it. Raises NotFound, Conflict (its state),
         CommandFailed."""
         host = await self._inventory.hosts.get(request.lease.host)
-        if host.resource_state in _NO_HOSTS:
+        if host.resource_state in NO_HOSTS:
             raise Conflict(f"{host.name} is {host.resource_state}: it gets no certificates.")
         key_bits = (await self._inventory.settings.resolve())[CA_KEY_SIZE]
         access = await self._access(request)
@@ -96,6 +96,14 @@ class ProvisioningActivities:
         access = await self._access(request)
         await uninterrupted(self._certificates.finish(access, request.name, request.lease.epoch))
         operation = request.lease.owner.workflow_id
+        await self._inventory.hosts.set_tls(
+            request.lease.host,
+            TlsState.READY,
+            reason=f"certificates {libvirt.serial} and {qemu.serial}",
+            operation=operation,
+            actor=operation,
+            lease=request.lease,
+        )
         await self._inventory.certificates.install(
             request.lease.host,
             (request.libvirt, request.qemu),

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 
-from cli.arguments import HostArgument, JsonOption, check_optional_name
+from cli.arguments import ClusterArgument, HostArgument, JsonOption, check_optional_name
 from cli.client import Api, connect
 from cli.credentials import check_file, read_file
 from cli.output import note, say, say_fields, say_json, say_table
@@ -24,8 +25,11 @@ from contracts.certificates import (
     CertificateSigningResult,
     CertificatesPem,
     CertificateState,
+    ClusterCertificatesResult,
+    ClusterCertificatesStatus,
     RequestPem,
     RevocationReason,
+    SecuredHost,
 )
 from contracts.errors import Failed, InvalidInput, Unavailable
 from contracts.operations import Operation
@@ -57,6 +61,7 @@ def register(app: typer.Typer) -> None:
     certificates.command("list")(list_all)
     certificates.command("show")(show)
     certificates.command("provision")(provision)
+    certificates.command("secure")(secure)
     certificates.command("sign")(sign)
     certificates.command("revoke")(revoke)
     app.add_typer(certificates)
@@ -137,6 +142,33 @@ def provision(
         answer = api.post("hosts", host, "certificate", body={"reason": reason})
         result = api.read(CertificateProvisioningResult, _wait(api, api.read(Operation, answer)))
     say_fields([("libvirt", result.libvirt), ("qemu", result.qemu), ("until", result.not_after)])
+
+
+def secure(
+    cluster: ClusterArgument,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="For the audit trail.")] = "",
+) -> None:
+    """Have all hosts of a cluster take and give VMs by TLS only; VMs run on, and may migrate.
+
+    First each host that has none gets certificates; when all have some, each is secured. Whatever
+    ends it, it goes on from there when it is started again.
+    """
+    told: dict[str, SecuredHost] = {}
+
+    def tell(operation: Operation) -> None:
+        if operation.details is None:
+            return
+        status = ClusterCertificatesStatus.model_validate(operation.details)
+        for one in status.hosts:
+            if told.get(one.host) != one:
+                told[one.host] = one
+                note(f"{one.host}: {one.state}" + (f": {one.error}" if one.error else ""))
+
+    with connect() as api:
+        answer = api.post("clusters", cluster, "certificates", body={"reason": reason})
+        ended = _wait(api, api.read(Operation, answer), tell)
+        result = api.read(ClusterCertificatesResult, ended)
+    say(f"{len(result.hosts)} hosts of {cluster} take and give VMs by TLS only.")
 
 
 def sign(
@@ -274,13 +306,17 @@ def _say_authority(one: Authority) -> None:
     )
 
 
-def _wait(api: Api, started: Operation) -> dict[str, Any] | None:
-    """What it ended with. Raises Failed; Unavailable if nobody does the work."""
+def _wait(
+    api: Api, started: Operation, tell: Callable[[Operation], None] = lambda _: None
+) -> dict[str, Any] | None:
+    """What it ended with; `tell` gets to see it from time to time while it runs. Raises Failed;
+    Unavailable if nobody does the work."""
     look = f"hostler operation show {started.kind} '{started.subject}'"
     deadline: float | None = time.monotonic() + _NO_WORKER_S
 
     def watch(operation: Operation) -> None:
         nonlocal deadline
+        tell(operation)
         if operation.details is not None:
             deadline = None
         elif deadline is not None and time.monotonic() > deadline:

@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from contracts.base import Contract, Name, Reason
 from contracts.errors import Conflict
 from contracts.leases import LeaseRef
-from contracts.states import Phase
+from contracts.states import Phase, TlsState
 
 MAX_PEM_CHARS = 65_536
 _PEM_COLUMNS = 64
@@ -292,6 +292,77 @@ class CertificateProvisioningInput(Contract):
     host: Name
     reason: Reason = ""
     requester: str = ""
+
+
+class ClusterCertificatesInput(Contract):
+    """Have all hosts of a cluster take and give VMs by TLS only.
+
+    Attributes:
+        requester: who asks, as the audit trail names them.
+    """
+
+    cluster: Name
+    reason: Reason = ""
+    requester: str = ""
+
+
+class TlsWork(StrEnum):
+    """Where a host of a ClusterCertificates is."""
+
+    WAITING = "waiting"
+    INSTALLING = "gets certificates"
+    READY = "ready"
+    SECURING = "is being secured"
+    SECURED = "secured"
+    FAILED = "failed"
+
+
+class SecuredHost(Contract):
+    """One host of a ClusterCertificates; `error`: why it has failed."""
+
+    host: Name
+    state: TlsWork
+    error: str | None = None
+
+
+class PlanSecuringInput(Contract):
+    """Which hosts the cluster has."""
+
+    cluster: Name
+
+
+class SecuringPlan(Contract):
+    """What a ClusterCertificates has to do.
+
+    Attributes:
+        hosts: by name, how they go by TLS now.
+        parallel: how many get certificates, or are secured, at a time.
+        wait_s: how long another operation on one of them is waited for.
+    """
+
+    zone: Name
+    hosts: dict[str, TlsState]
+    parallel: int
+    wait_s: int
+
+
+class ClusterCertificatesStatus(Contract):
+    """Where a ClusterCertificates stands."""
+
+    cluster: Name
+    phase: Phase
+    reason: str
+    message: str
+    since: datetime
+    hosts: tuple[SecuredHost, ...]
+    commands: tuple[str, ...] = ()
+
+
+class ClusterCertificatesResult(Contract):
+    """All hosts of the cluster; they are secured."""
+
+    cluster: Name
+    hosts: tuple[Name, ...]
 
 
 class CertificateSet(Contract):

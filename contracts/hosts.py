@@ -7,7 +7,7 @@ from pydantic import Field
 
 from contracts.base import Contract, Name, SortedInJson
 from contracts.oobm import HostPower
-from contracts.states import AllocationState, HostStatus, ResourceState
+from contracts.states import AllocationState, HostStatus, ResourceState, TlsState
 
 
 class Zone(Contract):
@@ -74,7 +74,7 @@ class Host(Contract):
         capacity_cpus: the same for virtual CPUs.
         reserved_memory_mib: memory kept for the host itself.
         tags: properties that VMs may ask for: those that do are only sent to hosts that have them.
-        secured: its libvirtd takes and gives VMs by TLS only.
+        secured: its libvirtd takes and gives VMs by TLS only; the same as `tls` being so.
         state_before_maintenance: what leaving the maintenance gives back.
         status_reason: what the last change of `status` was based on.
         checked_at: when the host was last looked at by the schedule.
@@ -118,6 +118,7 @@ class Host(Contract):
     reserved_memory_mib: int
     tags: Annotated[frozenset[str], SortedInJson] = frozenset()
     secured: bool = False
+    tls: TlsState = TlsState.NONE
     created_at: datetime
     updated_at: datetime
 

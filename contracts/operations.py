@@ -29,6 +29,7 @@ class OperationKind(StrEnum):
     BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
     ROTATION = "rotation"
     PROVISIONING = "provisioning"
+    CLUSTER_CERTIFICATES = "cluster-certificates"
     SIGNING = "signing"
     REVOCATION = "revocation"
     CA_SETUP = "ca-setup"
@@ -50,6 +51,7 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.BMC_PASSWORD: "BmcPasswordChange",
     OperationKind.ROTATION: "PasswordRotation",
     OperationKind.PROVISIONING: "CertificateProvisioning",
+    OperationKind.CLUSTER_CERTIFICATES: "ClusterCertificates",
     OperationKind.SIGNING: "CertificateSigning",
     OperationKind.REVOCATION: "CertificateRevocation",
     OperationKind.CA_SETUP: "AuthoritySetup",
@@ -67,6 +69,7 @@ ALLOCATION_KINDS = {
 SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
     OperationKind.ROTATION: "cluster",
+    OperationKind.CLUSTER_CERTIFICATES: "cluster",
     OperationKind.IMPORT: "import",
     OperationKind.SIGNING: "certificate",
     OperationKind.REVOCATION: "certificate",

@@ -176,6 +176,7 @@ class Candidacy(Contract):
         removed: its tombstone, by libvirt UUID or host key.
         returning: it is added again on purpose.
         known: it is the host of that name itself, re-installed.
+        must_be_secured: it is to be put into service, where only secured hosts are.
         peers: hosts of the cluster that are in service.
     """
 
@@ -189,6 +190,7 @@ class Candidacy(Contract):
     wants_packages: bool = False
     returning: bool = False
     known: bool = False
+    must_be_secured: bool = False
     same_name: bool = False
     same_address: Name | None = None
     same_uuid: Name | None = None

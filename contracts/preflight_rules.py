@@ -66,12 +66,20 @@ def from_inventory(asked: Candidacy) -> Iterator[Finding]:
             _NEW_MACHINE,
         )
     secured = ", ".join(peer.name for peer in asked.peers if peer.secured)
-    if secured:
+    if asked.must_be_secured:
+        yield error(
+            "must-be-secured",
+            "ca.plugin.root.auth.strictness lets only secured hosts into service.",
+            f"Add it as Disabled (--disabled), then: hostler cert secure {asked.cluster}, and "
+            f"hostler host enable {asked.name}.",
+        )
+    elif secured:
         yield warning(
             "not-secured",
             f"Hosts of {asked.cluster} take and give VMs by TLS only ({secured}); this one has no "
             "certificates yet.",
-            "It joins, but no VM moves between it and them before it is secured too.",
+            "It joins, but no VM moves between it and them before it has some: hostler cert secure "
+            f"{asked.cluster}.",
         )
 
 

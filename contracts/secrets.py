@@ -10,6 +10,9 @@ from contracts.base import Contract, Name
 CA_KEY = "ca_key"
 """The kind of a secret that is an authority's private key."""
 
+TLS_KEY = "tls_key"
+"""The same of Hostler's own certificate."""
+
 
 class SecretState(StrEnum):
     """Where a version of a credential is in its life."""

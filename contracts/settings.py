@@ -675,6 +675,37 @@ CA_ROOT_ISSUER_DN = Setting[str](
     "Subject of the root CA (RFC 4514); the CA is made once, with what is set by then.",
     scopes=_ONLY_GLOBAL,
 )
+CA_CLUSTER_PARALLEL = Setting[int](
+    "ca.framework.cluster.parallel",
+    Annotated[int, Field(ge=1, le=50), BeforeValidator(_no_boolean)],
+    4,
+    "Hosts of a cluster that get certificates, or are secured, at a time.",
+    effect=Effect.NEXT_OPERATION,
+)
+CA_CLUSTER_WAIT = Setting[int](
+    "ca.framework.cluster.wait",
+    Seconds,
+    600,
+    "How long the securing of a cluster waits for a host on which another operation changes "
+    "certificates or passwords.",
+    "s",
+    effect=Effect.NEXT_OPERATION,
+)
+CA_ROOT_AUTH_STRICTNESS = Setting[bool](
+    "ca.plugin.root.auth.strictness",
+    bool,
+    False,
+    "Whether only secured hosts are put into service. It can be turned on once all are secured. A "
+    "secured host never takes or gives a VM otherwise than by TLS, whatever is set here.",
+    scopes=_ONLY_GLOBAL,
+)
+LIBVIRT_TRANSPORT = Setting[str](
+    "libvirt.transport",
+    Literal["ssh", "tls"],
+    "ssh",
+    "How Hostler reaches libvirt on secured hosts: at its socket, through SSH, or by TLS, with "
+    "Hostler's own certificate; where that fails, at its socket, with an event.",
+)
 CA_VAULT_MOUNT = Setting[str](
     "ca.plugin.vault.mount",
     MountPath,

@@ -27,6 +27,22 @@ class HostStatus(StrEnum):
     ALERT = "Alert"
 
 
+class TlsState(StrEnum):
+    """What of its libvirt a host does by TLS."""
+
+    NONE = "none"
+    """Nothing that Hostler knows of: it has no certificates of Hostler's."""
+    READY = "ready"
+    """It has certificates: migrations are by TLS where the other host has them, too."""
+    SECURED = "secured"
+    """It takes and gives VMs by TLS only."""
+
+    @property
+    def can(self) -> bool:
+        """Whether VMs can come and go by TLS."""
+        return self is not TlsState.NONE
+
+
 class AllocationState(StrEnum):
     """Whether a zone, pod or cluster takes new VMs."""
 

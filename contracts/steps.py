@@ -302,6 +302,7 @@ class PreflightInput(Contract):
         install_packages: what is missing of libvirt and QEMU will be installed.
         returning: it may have been removed before.
         known: it is the host of that name itself, re-installed.
+        enabled: it is to be put into service.
     """
 
     host: Name
@@ -316,6 +317,7 @@ class PreflightInput(Contract):
     install_packages: bool = False
     returning: bool = False
     known: bool = False
+    enabled: bool = False
 
 
 class PreflightResult(Contract):

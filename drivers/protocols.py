@@ -14,6 +14,24 @@ from contracts.vms import Vm
 
 
 @dataclass(frozen=True)
+class ClientCertificate:
+    """A certificate to connect with, the CAs between it and the root behind it, and its key, in
+    PEM."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TlsLogin:
+    """How to be let in by a host's libvirtd: with that, if it shows what `authorities` (PEM) have
+    signed."""
+
+    client: ClientCertificate
+    authorities: str
+
+
+@dataclass(frozen=True)
 class HostAccess:
     """How to reach a host: address, pinned key, credential. Stays in the process that made it.
 
@@ -23,6 +41,7 @@ class HostAccess:
         private_key: an OpenSSH private key in PEM, or None.
         own_key: that key is Hostler's own, which it takes off the host when it leaves.
         unprivileged: commands run as `user`, not as root by sudo.
+        tls: how its libvirtd is reached by TLS; None: by its socket, through SSH.
     """
 
     name: str
@@ -34,6 +53,7 @@ class HostAccess:
     private_key: str | None = field(default=None, repr=False)
     own_key: bool = False
     unprivileged: bool = False
+    tls: TlsLogin | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,8 @@ class MigrationOptions:
             the same disks, and hold them coherent. Only for a VM whose disks are all copied or on
             storage that the operator has declared shared: anything else corrupts them.
         copy_disks: targets ("vda") of disks to copy; each must have been prepared (LocalDisks).
+        tls: the source's libvirtd carries the commands (peer-to-peer), and they, the memory and the
+            disks go by TLS, for which both hosts need certificates. It goes on without its caller.
     """
 
     uri_address: str
@@ -145,6 +167,7 @@ class MigrationOptions:
     auto_converge: bool = False
     trust_shared_storage: bool = False
     copy_disks: tuple[str, ...] = ()
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,9 +245,18 @@ class Hypervisor(Protocol):
         options: MigrationOptions,
         on_progress: Callable[[MigrationProgress], None],
     ) -> None:
-        """Live-migrate a domain (managed), persistently defined at the destination afterwards and
-        no longer at the source. Cancelling the awaiting task aborts the job and waits until
-        libvirt has ended it. Raises VmNotFound, MigrationRefused, MigrationAborted."""
+        """Live-migrate a domain, persistently defined at the destination afterwards and no longer
+        at the source. Cancelling the awaiting task aborts the job and waits until libvirt has ended
+        it. Raises VmNotFound, MigrationRefused, MigrationAborted."""
+
+    async def follow_migration(
+        self,
+        source: HostAccess,
+        uuid: str,
+        on_progress: Callable[[MigrationProgress], None],
+    ) -> None:
+        """Watch a migration by TLS that runs already until it has ended, however: look where the
+        VM is. A cancel aborts it, and waits for its end."""
 
     async def migration_progress(self, access: HostAccess, uuid: str) -> MigrationProgress | None:
         """Of the migration job that runs for the domain at this host, or None if none runs."""
@@ -241,6 +273,9 @@ class Hypervisor(Protocol):
     async def suspend(self, access: HostAccess, uuid: str) -> None:
         """Pause a domain whose migration runs, so that it can finish: it runs on at the destination
         then, or at the source if the migration fails. Refuses (HypervisorFailed) any other."""
+
+    async def pause(self, access: HostAccess, uuid: str) -> None:
+        """Pause a domain that runs, whatever it does; any other stays as it is."""
 
     async def resume(self, access: HostAccess, uuid: str) -> None:
         """Let a paused domain run."""
@@ -356,8 +391,8 @@ class CertificateFiles:
 
 @dataclass(frozen=True)
 class TlsAnswer:
-    """How a host's libvirtd answers a client without a certificate: the serial (hexadecimal) of its
-    own, and whether it lets that client in."""
+    """How a host's libvirtd answers a client: the serial (hexadecimal) of its own certificate, and
+    whether it lets that client in."""
 
     serial: str
     lets_in: bool
@@ -405,9 +440,15 @@ class HostCertificates(Protocol):
         """Take all of it off; what was there. libvirt listens by TLS no more, and what others had
         put in its places is there again."""
 
-    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
-        """Connect from here without a certificate, trusting `authorities` (PEM) alone. Raises
-        HostUnreachable; TlsRefused if what answers is not this host's."""
+    async def secure(self, access: HostAccess, epoch: int) -> None:
+        """Have libvirt refuse migrations that are not by TLS, in and out. VMs run on. Raises
+        HostBusy while VMs migrate."""
+
+    async def ask(
+        self, access: HostAccess, authorities: str, client: ClientCertificate | None = None
+    ) -> TlsAnswer:
+        """Connect from here, without a certificate or with that, trusting `authorities` (PEM)
+        alone. Raises HostUnreachable; TlsRefused if what answers is not this host's."""
 
 
 class LocalDisks(Protocol):

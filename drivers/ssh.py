@@ -12,11 +12,8 @@ import dataclasses
 import importlib.resources
 import math
 import shlex
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncssh
 
@@ -31,6 +28,7 @@ from drivers.errors import (
 )
 from drivers.pool import Pool
 from drivers.protocols import CommandResult, HostAccess, HostKey
+from drivers.tunnels import LocalTunnel
 
 # What is asked for first when a host shows its key. DSA and SHA-1 signatures stay out.
 _HOST_KEY_ALGORITHMS = (
@@ -41,7 +39,6 @@ _HOST_KEY_ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-_CHUNK = 256 * 1024
 # Commands at a time on one connection. sshd takes 10 sessions by default (MaxSessions), and may
 # still count one that was just closed when the next one comes.
 _SESSIONS = 5
@@ -55,83 +52,6 @@ _NEW_KEY_REMEDY = (
     "console). If the host was re-installed on purpose, accept the new key; if not, somebody may "
     "be in between."
 )
-
-
-class UnixTunnel:
-    """One connection to a UNIX socket of a host, offered at a private local path.
-
-    The path takes exactly one connection and vanishes when it has come: nothing is left to find.
-    """
-
-    def __init__(self, connection: "_SshConnection", stack: AsyncExitStack) -> None:
-        self._connection = connection
-        self._stack = stack
-        self._directory = Path(tempfile.mkdtemp(prefix="hostler-"))  # mode 0700
-        self._server: asyncio.Server | None = None
-        self._remote: asyncssh.SSHWriter[bytes] | None = None
-        self._local: asyncio.StreamWriter | None = None
-        self._pumps: asyncio.Task[None] | None = None
-        self._closed = False
-        self._at_end: list[Callable[[], None]] = []
-
-    @property
-    def path(self) -> Path:
-        """Where to connect to."""
-        return self._directory / "socket"
-
-    @property
-    def dead(self) -> bool:
-        """True once either end has closed it."""
-        return self._closed or self._connection.dead
-
-    async def open(
-        self, reader: "asyncssh.SSHReader[bytes]", writer: "asyncssh.SSHWriter[bytes]"
-    ) -> None:
-        """Listen here for who is to be connected with that. Raises OSError."""
-        self._remote = writer
-
-        async def accept(local_in: asyncio.StreamReader, local_out: asyncio.StreamWriter) -> None:
-            if self._local is not None or self._closed:
-                local_out.transport.abort()
-                return
-            self._local = local_out
-            self._pumps = asyncio.current_task()
-            self._stop_listening()
-            try:
-                await _first_end(_pump(local_in, writer), _pump(reader, local_out))
-            finally:
-                await self.close()
-
-        self._server = await asyncio.start_unix_server(accept, self.path, limit=_CHUNK)
-
-    def at_end(self, action: Callable[[], None]) -> None:
-        """Do `action` when it breaks or is closed, before the local end gets to know."""
-        self._at_end.append(action)
-
-    def abort(self) -> None:
-        """Break it at once: whoever waits at the local end gets an end of file."""
-        if self._closed:
-            return
-        self._closed = True
-        for action in self._at_end:
-            action()
-        self._stop_listening()
-        if self._local is not None:
-            self._local.transport.abort()
-        if self._remote is not None:
-            self._remote.close()
-        if self._pumps is not None and self._pumps is not asyncio.current_task():
-            self._pumps.cancel()
-
-    async def close(self) -> None:
-        """Break it, and give the SSH connection back."""
-        self.abort()
-        await self._stack.aclose()
-
-    def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class AsyncSshShell:
@@ -208,7 +128,7 @@ class AsyncSshShell:
                 f"The connection to {access.name} broke during {command[0]!r}: {_words(error)}."
             ) from error
 
-    async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> UnixTunnel:
+    async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> LocalTunnel:
         """A tunnel to a UNIX socket of the host, for one local connection. The caller closes it.
 
         For another user than root, who may not connect there, it is libvirtd's own socket alone.
@@ -217,10 +137,11 @@ class AsyncSshShell:
         """
         stack = AsyncExitStack()
         connection = await stack.enter_async_context(self._for_tunnel(access))
-        tunnel = UnixTunnel(connection, stack)
+        tunnel = LocalTunnel(lambda: connection.dead, stack)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await tunnel.open(*await _streams(access, connection.ssh, remote_path))
+                reader, writer = await _streams(access, connection.ssh, remote_path)
+                await tunnel.open(reader, writer, hang_up=writer.close)
         except TimeoutError as error:
             await tunnel.close()
             raise CallTimedOut(
@@ -516,27 +437,6 @@ async def _run(ssh: asyncssh.SSHClientConnection, line: str, stdin: str | None) 
     if status is None:
         raise ConnectionResetError("it closed before the command ended")
     return CommandResult(exit_status=status, stdout=str(stdout), stderr=str(stderr))
-
-
-async def _first_end(*pumps: Coroutine[None, None, None]) -> None:
-    """Run both directions until one of them ends."""
-    tasks = [asyncio.ensure_future(pump) for pump in pumps]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
-async def _pump(
-    source: "asyncio.StreamReader | asyncssh.SSHReader[bytes]",
-    sink: "asyncio.StreamWriter | asyncssh.SSHWriter[bytes]",
-) -> None:
-    with suppress(OSError, asyncssh.Error):
-        while data := await source.read(_CHUNK):
-            sink.write(data)
-            await sink.drain()
 
 
 def _unreachable(error: Exception) -> type[HostUnreachable]:

@@ -2,19 +2,56 @@
 
 import asyncio
 import importlib.resources
+import os
 import ssl
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 from contracts.certificates import requests_in
 from drivers.commands import check_change, unexpected
 from drivers.errors import HostBusy, HostUnreachable, TlsRefused
-from drivers.protocols import CertificateFiles, CommandResult, HostAccess, RemoteShell, TlsAnswer
+from drivers.protocols import (
+    CertificateFiles,
+    ClientCertificate,
+    CommandResult,
+    HostAccess,
+    RemoteShell,
+    TlsAnswer,
+    TlsLogin,
+)
+from drivers.tunnels import LocalTunnel
 
 PORT = 16514
 _BUSY = 79
 _LET_IN = b"\x01"  # what libvirtd sends to a client whose certificate it takes
 _ANSWERS_WITHIN_S = 10.0
+
+
+async def open_tls_tunnel(access: HostAccess, login: TlsLogin) -> LocalTunnel:
+    """A tunnel to the host's libvirtd by TLS, for one local connection. The caller closes it.
+
+    Raises HostUnreachable, TlsRefused (what answers is not the host, or does not let us in).
+    """
+    reader, writer = await _connect(access, login.authorities, login.client)
+    stack = AsyncExitStack()
+    stack.callback(writer.transport.abort)
+    try:
+        if await _first_byte(reader) != _LET_IN:
+            raise TlsRefused(
+                f"libvirtd on {access.name} does not let Hostler in by its certificate.",
+                remedy=f"hostler cert provision {access.name}",
+            )
+        tunnel = LocalTunnel(lambda: reader.at_eof() or writer.is_closing(), stack)
+        try:
+            await tunnel.open(reader, writer, hang_up=writer.transport.abort)
+        except OSError:
+            await tunnel.close()
+            raise
+    except BaseException:
+        await stack.aclose()
+        raise
+    return tunnel
 
 
 class ScriptCertificates:
@@ -74,6 +111,10 @@ class ScriptCertificates:
         """The switch stays: delete what it has replaced."""
         await self._change(access, "finish", name, epoch)
 
+    async def secure(self, access: HostAccess, epoch: int) -> None:
+        """Have libvirt refuse migrations that are not by TLS, in and out."""
+        await self._change(access, "secure", "-", epoch)
+
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""
         return (await self._change(access, "look", "-", 0)).splitlines()
@@ -82,32 +123,15 @@ class ScriptCertificates:
         """Take all of it off; what was there."""
         return (await self._change(access, "remove", "-", 0)).splitlines()
 
-    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
-        """Connect from here without a certificate: by TLS 1.3 a client learns whether it was let in
-        only from what comes after the handshake."""
-        context = ssl.create_default_context(cadata=authorities)
-        try:
-            async with asyncio.timeout(_ANSWERS_WITHIN_S):
-                reader, writer = await asyncio.open_connection(
-                    access.address, PORT, ssl=context, server_hostname=access.address
-                )
-        except ssl.SSLError as error:
-            raise TlsRefused(
-                f"What answers at {access.address}:{PORT} is not {access.name} by the CA's word: "
-                f"{error.reason}."
-            ) from error
-        except (OSError, TimeoutError) as error:
-            raise HostUnreachable(
-                f"{access.name} does not answer at {access.address}:{PORT}: "
-                f"{error or 'timed out'}.",
-                remedy="Is a firewall in between? Hosts reach each other's libvirtd there.",
-            ) from error
+    async def ask(
+        self, access: HostAccess, authorities: str, client: ClientCertificate | None = None
+    ) -> TlsAnswer:
+        """Connect from here, without a certificate or with that: by TLS 1.3 a client learns whether
+        it was let in only from what comes after the handshake."""
+        reader, writer = await _connect(access, authorities, client)
         try:
             serial = writer.get_extra_info("peercert")["serialNumber"]
-            said = b""
-            with suppress(OSError, ssl.SSLError, TimeoutError):
-                async with asyncio.timeout(_ANSWERS_WITHIN_S):
-                    said = await reader.read(1)
+            said = await _first_byte(reader)
         finally:
             writer.transport.abort()
         return TlsAnswer(serial=serial.lower().lstrip("0"), lets_in=said == _LET_IN)
@@ -126,6 +150,48 @@ class ScriptCertificates:
         _check_busy(access, result)
         check_change(access, f"tls {action}", result, epoch)
         return result.stdout
+
+
+async def _connect(
+    access: HostAccess, authorities: str, client: ClientCertificate | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """By TLS 1.3 a client learns whether it was let in only from what comes after this."""
+    context = ssl.create_default_context(cadata=authorities)
+    if client is not None:
+        _show(context, client)
+    try:
+        async with asyncio.timeout(_ANSWERS_WITHIN_S):
+            return await asyncio.open_connection(
+                access.address, PORT, ssl=context, server_hostname=access.address
+            )
+    except ssl.SSLError as error:
+        raise TlsRefused(
+            f"What answers at {access.address}:{PORT} is not {access.name} by the CA's word: "
+            f"{error.reason}."
+        ) from error
+    except (OSError, TimeoutError) as error:
+        raise HostUnreachable(
+            f"{access.name} does not answer at {access.address}:{PORT}: {error or 'timed out'}.",
+            remedy="Is a firewall in between? Hosts reach each other's libvirtd there.",
+        ) from error
+
+
+async def _first_byte(reader: asyncio.StreamReader) -> bytes:
+    with suppress(OSError, ssl.SSLError, TimeoutError):
+        async with asyncio.timeout(_ANSWERS_WITHIN_S):
+            return await reader.read(1)
+    return b""
+
+
+def _show(context: ssl.SSLContext, client: ClientCertificate) -> None:
+    """OpenSSL takes it from a file only: of memory, which is gone with its last reader."""
+    descriptor = os.memfd_create("client")
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}")
+        path.write_text(client.certificate + client.key, encoding="ascii")
+        context.load_cert_chain(path)
+    finally:
+        os.close(descriptor)
 
 
 def _check_busy(access: HostAccess, result: CommandResult) -> None:

@@ -29,6 +29,7 @@ class NewCertificate:
     Attributes:
         request: of the step that asked for it.
         notices: kind and message of events about it.
+        key_secret: id of its stored private key, if Hostler has that.
     """
 
     request: str
@@ -46,6 +47,7 @@ class NewCertificate:
     issued_by: str
     pem: str
     notices: tuple[tuple[str, str], ...] = ()
+    key_secret: str | None = None
 
 
 class Certificates:
@@ -79,6 +81,7 @@ class Certificates:
                 not_after=new.not_after,
                 issued_by=new.issued_by,
                 pem=new.pem,
+                key_secret_id=new.key_secret,
             )
             if await insert_if_absent(session, row):
                 subject, names = event_subject(new.host), (*new.dns_names, *new.ip_addresses)
@@ -103,6 +106,25 @@ class Certificates:
         async with self._database.reading() as session:
             row = await session.get(CertificateRow, request)
         return _certificate(row) if row is not None else None
+
+    async def newest_of_hostler(self) -> tuple[Certificate, str] | None:
+        """The one that Hostler connects to hosts with, and that ends last, with the id of its key;
+        None if there is no valid one."""
+        query = (
+            select(CertificateRow)
+            .where(
+                col(CertificateRow.role) == CertificateRole.CONTROLLER,
+                col(CertificateRow.key_secret_id).is_not(None),
+                *_in_state(CertificateState.VALID),
+            )
+            .order_by(col(CertificateRow.not_after).desc())
+            .limit(1)
+        )
+        async with self._database.reading() as session:
+            row = (await session.exec(query)).first()
+        if row is None or row.key_secret_id is None:
+            return None
+        return _certificate(row), row.key_secret_id
 
     async def get(self, serial: str) -> Certificate:
         """Raises NotFound; Conflict if two authorities have given the same serial."""

@@ -13,10 +13,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.hosts import Host, HostFacts, HostUsage
 from contracts.leases import LeaseRef
+from contracts.settings import CA_ROOT_AUTH_STRICTNESS, SettingScope
 from contracts.states import (
     HOST_STATUS_TRANSITIONS,
     HostStatus,
     ResourceState,
+    TlsState,
     may_change_to,
 )
 from inventory.closings import untold
@@ -34,6 +36,7 @@ from inventory.models import (
     PasswordCheckRow,
     PodRow,
     SecretVersionRow,
+    SettingRow,
     ZoneRow,
     now,
 )
@@ -344,6 +347,27 @@ class Hosts:
                 .values(fence=fence, fence_generation=generation, updated_at=now())
             )
 
+    async def set_tls(
+        self, name: str, tls: TlsState, *, reason: str, operation: str, actor: str, lease: LeaseRef
+    ) -> None:
+        """Record how its libvirt goes by TLS; a secured one that has got new certificates stays so.
+        May be called many times. Raises NotFound, LeaseLost."""
+        async with self._writing(lease) as session:
+            row = await host_row(session, name)
+            before = TlsState(row.tls)
+            if tls is before or (tls is TlsState.READY and before is TlsState.SECURED):
+                return
+            row.tls, row.updated_at = tls, now()
+            session.add(row)
+            add_event(
+                session,
+                "host.tls_changed",
+                f"host/{name}",
+                f"{before} -> {tls}: {reason}",
+                operation=operation,
+                actor=actor,
+            )
+
     @asynccontextmanager
     async def _writing(self, lease: LeaseRef | None) -> AsyncIterator[AsyncSession]:
         """A transaction during which `lease`, if given, is and stays held."""
@@ -374,6 +398,7 @@ async def change_state(
         return True
     current = ResourceState(row.resource_state)
     _check_transition(name, current, expected, target)
+    await _require_secured(session, row, current, target)
     written = await session.exec(
         update(HostRow)
         .where(
@@ -491,6 +516,27 @@ def _missing(name: str) -> NoReturn:
     )
 
 
+async def _require_secured(
+    session: AsyncSession, row: HostRow, current: ResourceState, target: ResourceState
+) -> None:
+    """Raises Conflict where only secured hosts are put into service. One that comes back from a
+    maintenance was in service before."""
+    if target is not ResourceState.ENABLED or row.tls == TlsState.SECURED:
+        return
+    if current not in (ResourceState.CREATING, ResourceState.DISABLED):
+        return
+    query = select(SettingRow.value).where(
+        col(SettingRow.name) == CA_ROOT_AUTH_STRICTNESS.name,
+        col(SettingRow.scope) == SettingScope.GLOBAL,
+    )
+    if (await session.exec(query)).first() is True:
+        raise Conflict(
+            f"{row.name} is not secured, and {CA_ROOT_AUTH_STRICTNESS.name} lets no such host into "
+            "service.",
+            remedy="hostler cert secure CLUSTER, then enable it.",
+        )
+
+
 def _check_transition(
     name: str,
     current: ResourceState,
@@ -557,7 +603,8 @@ def _host(
         capacity_cpus=row.capacity_cpus,
         reserved_memory_mib=row.reserved_memory_mib,
         tags=tags,
-        secured=row.secured,
+        secured=TlsState(row.tls) is TlsState.SECURED,
+        tls=TlsState(row.tls),
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

@@ -23,7 +23,7 @@ from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
 from contracts.operations import AcceptedState
 from contracts.passwords import PasswordState
 from contracts.power import BmcPrivilege, PowerState
-from contracts.states import AllocationState, HostStatus, ResourceState
+from contracts.states import AllocationState, HostStatus, ResourceState, TlsState
 from contracts.vms import MigrationState
 
 
@@ -221,7 +221,7 @@ class HostRow(SQLModel, table=True):
     capacity_memory_mib: int | None = None
     capacity_cpus: int | None = None
     reserved_memory_mib: int = 0
-    secured: bool = False
+    tls: str = TlsState.NONE
     environment: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
@@ -429,6 +429,7 @@ class VmMigrationRow(SQLModel, table=True):
     vm: str = Field(primary_key=True)
     source: str
     destination: str
+    tls: bool = False
     state: str = MigrationState.MIGRATING
     percent: int = 0
     rate_mib_s: float = 0
@@ -578,7 +579,8 @@ class CertificateRow(SQLModel, table=True):
     """A certificate that was issued; it outlives its host, whose name it has.
 
     `request` is that of the step that asked for it: a repetition finds it. `serial`: hexadecimal,
-    in small letters. `key_sha256`: of its SubjectPublicKeyInfo.
+    in small letters. `key_sha256`: of its SubjectPublicKeyInfo. `key_secret_id`: its private key,
+    where Hostler itself has that.
     """
 
     __tablename__ = "certificate"
@@ -607,4 +609,5 @@ class CertificateRow(SQLModel, table=True):
     revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     revocation_reason: str | None = None
     installed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    key_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     pem: str

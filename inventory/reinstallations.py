@@ -17,7 +17,7 @@ from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host, HostFacts
 from contracts.leases import LeaseRef
-from contracts.states import HostStatus, ResourceState
+from contracts.states import HostStatus, ResourceState, TlsState
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.host_keys import in_reinstallation, is_revoked, key_of, new, revoked
@@ -118,6 +118,14 @@ class Reinstallations:
             before = row.host_key_sha256
             row.host_key_line, row.host_key_sha256 = new(host_key_line), host_key_sha256
             row.closed, row.updated_at = None, now()
+            if row.tls != TlsState.NONE:
+                _tell(
+                    session,
+                    lease,
+                    "host.tls_changed",
+                    f"{row.tls} -> {TlsState.NONE}: the new installation has no certificates",
+                )
+                row.tls = TlsState.NONE
             session.add(row)
             _tell(
                 session, lease, "host.trusted", f"the host key {before} -> {host_key_sha256}: new"

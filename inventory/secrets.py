@@ -12,12 +12,13 @@ from sqlmodel import col, delete, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import Conflict, NotFound
-from contracts.secrets import CA_KEY
+from contracts.secrets import CA_KEY, TLS_KEY
 from inventory.database import Database
 from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged, SecretUnreadable
 from inventory.events import add_event
 from inventory.models import (
     CertificateAuthorityRow,
+    CertificateRow,
     ClusterPasswordRow,
     ClusterRow,
     HostPasswordRow,
@@ -35,14 +36,16 @@ from inventory.upsert import insert_if_absent
 
 # A secret that nothing refers to by then belongs to an operation that never got to its host.
 _UNCLAIMED_AFTER = timedelta(days=1)
+_SHOWN_TO_NOBODY = {CA_KEY: "a certificate authority", TLS_KEY: "Hostler's own certificate"}
 _AT_A_TIME = 500  # of ids in one statement
 
 
 @dataclass(frozen=True)
 class Credential:
     """`kind` is "password", "private_key" (OpenSSH's PEM), "own_key", the same, made by Hostler
-    for that host, "bmc_password", "ca_key", an authority's private key (PKCS #8 in PEM), or
-    "request_digest", of what a caller has asked for."""
+    for that host, "bmc_password", "ca_key", an authority's private key (PKCS #8 in PEM),
+    "request_digest", of what a caller has asked for, or "tls_key", that of Hostler's own
+    certificate."""
 
     kind: str
     plaintext: str = field(repr=False)
@@ -103,10 +106,10 @@ class Secrets:
         async def work() -> Credential:
             async with self._database.writing() as session:
                 row = await _secret_row(session, secret_id)
-                if row.kind == CA_KEY:
+                if row.kind in _SHOWN_TO_NOBODY:
                     raise Conflict(
-                        f"The secret {secret_id} is the private key of a certificate authority, "
-                        "which is shown to nobody.",
+                        f"The secret {secret_id} is the private key of {_SHOWN_TO_NOBODY[row.kind]}"
+                        ", which is shown to nobody.",
                         remedy="Have the authority sign what is needed: hostler cert sign.",
                     )
                 credential = self._open(row)
@@ -265,6 +268,7 @@ def unclaimed() -> ColumnElement[bool]:
         PasswordAttemptRow.secret_id,
         CertificateAuthorityRow.key_secret_id,
         OperationRow.digest_secret_id,
+        CertificateRow.key_secret_id,
     )
     return and_(
         *(

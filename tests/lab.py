@@ -14,6 +14,7 @@ from typing import Any
 from drivers.protocols import HostAccess
 
 ROOT = Path(__file__).resolve().parent.parent
+BRIDGE = "hostler0"
 _PROGRAM = ROOT / "deploy/lab/lab"
 _CONSOLES = ROOT / "deploy/lab/.state/consoles"
 # Not below /home: nobody is to assume that.

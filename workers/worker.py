@@ -16,6 +16,7 @@ from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
 from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
+from activities.controller import ControllerCertificates, LibvirtByTls
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
@@ -38,9 +39,11 @@ from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
 from activities.removal import RemovalActivities
 from activities.schedules import ScheduleActivities
+from activities.securing import SecuringActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
+from drivers.authorities.profiles import new_request
 from drivers.authorities.protocols import ExternalAccess
 from drivers.authorities.providers import provider
 from drivers.disks import ShellDisks
@@ -89,28 +92,34 @@ def build_worker(
         keepalive_interval=settings.ssh_keepalive_interval_s,
         keepalive_count=settings.ssh_keepalive_count,
     )
+    authorities = Directory(
+        inventory,
+        provider,
+        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
+    )
+    certificates = CertificateActivities(inventory, authorities)
+    controller = ControllerCertificates(inventory, certificates, new_request)
+    by_tls = LibvirtByTls(inventory, controller)
     hypervisor = LibvirtHypervisor(
         shell,
         migration_threads=settings.libvirt_migration_threads,
         call_timeout=settings.libvirt_call_timeout_s,
         keepalive_interval=settings.libvirt_keepalive_interval_s,
         keepalive_count=settings.libvirt_keepalive_count,
+        on_broken_tls=by_tls.tell_broken,
     )
     fence = HookFence(shell)
     keys = AuthorizedKeys(shell)
     host_certificates = ScriptCertificates(shell)
     cleaner = ScriptCleaner(shell, host_certificates)
     neighbours = ShellNeighbours(shell)
-    authorities = Directory(
-        inventory,
-        provider,
-        ExternalAccess(settings.ca_url, settings.ca_token_file, settings.ca_trust_file),
-    )
-    directory = HostDirectory(inventory)
+    directory = HostDirectory(inventory, by_tls.login)
     power_drivers = PowerDrivers()
     bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)
     leases = LeaseActivities(inventory, holders)
+    certificates = CertificateActivities(inventory, authorities)
+    controller = ControllerCertificates(inventory, certificates, new_request)
     accounts = HostAccountDirectory(inventory, directory, ScriptAccounts(shell))
     worker = Worker(
         client,
@@ -126,7 +135,7 @@ def build_worker(
             ),
             AllocationActivities(inventory, directory, fence, hypervisor),
             BmcAccountActivities(inventory, bmcs),
-            CertificateActivities(inventory, authorities),
+            certificates,
             ClusterActivities(inventory),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
@@ -147,6 +156,7 @@ def build_worker(
                 *(hypervisor, shell, Systemd(shell)),
             ),
             ScheduleActivities(client),
+            SecuringActivities(inventory, directory, host_certificates, controller),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),

@@ -8,6 +8,7 @@ from workflows.bmc_test import BmcTest
 from workflows.certificate_provisioning import CertificateProvisioning
 from workflows.certificate_revocation import CertificateRevocation
 from workflows.certificate_signing import CertificateSigning
+from workflows.cluster_certificates import ClusterCertificates
 from workflows.cluster_maintenance import ClusterMaintenance
 from workflows.host_addition import HostAddition
 from workflows.host_check import HostCheck
@@ -32,6 +33,7 @@ WORKFLOWS = (
     CertificateProvisioning,
     CertificateRevocation,
     CertificateSigning,
+    ClusterCertificates,
     ClusterMaintenance,
     HostAddition,
     HostCheck,

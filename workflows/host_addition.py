@@ -241,6 +241,7 @@ class HostAddition:
                 epoch=self._lease.epoch if self._lease is not None else None,
                 install_packages=asked.install_packages and not self._packages_begun,
                 returning=asked.returning,
+                enabled=asked.enabled,
             )
         )
         self._findings = (*known, *result.findings)

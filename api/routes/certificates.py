@@ -21,6 +21,7 @@ from contracts.certificates import (
     CertificateProvisioningInput,
     CertificateRevocationInput,
     CertificateSigningInput,
+    ClusterCertificatesInput,
     Serial,
     check_reason,
 )
@@ -137,6 +138,30 @@ async def provision_certificates(
     )
 
 
+@router.post("/clusters/{name}/certificates", status_code=status.HTTP_202_ACCEPTED)
+async def secure_cluster(
+    name: NameInPath,
+    caller: Operator,
+    inventory: TheInventory,
+    operations: TheOperations,
+    response: Response,
+    request: ProvisioningRequest = _NO_WORDS,
+) -> Operation:
+    """Start a ClusterCertificates: hosts without certificates get some, and when all have some,
+    each takes and gives VMs by TLS only. What was done before is not done again."""
+    await inventory.topology.get_cluster(name)
+    return await _start(
+        OperationKind.CLUSTER_CERTIFICATES,
+        name,
+        ClusterCertificatesInput(cluster=name, reason=request.reason, requester=actor(caller)),
+        caller,
+        inventory,
+        operations,
+        response,
+        message=request.reason or "certificates",
+    )
+
+
 @router.post("/hosts/{name}/certificate/revocation", status_code=status.HTTP_202_ACCEPTED)
 async def revoke_certificates_of_host(
     name: NameInPath,
@@ -168,7 +193,10 @@ async def revoke_certificates_of_host(
 async def _start(
     kind: OperationKind,
     subject: str,
-    request: CertificateProvisioningInput | CertificateSigningInput | CertificateRevocationInput,
+    request: CertificateProvisioningInput
+    | ClusterCertificatesInput
+    | CertificateSigningInput
+    | CertificateRevocationInput,
     caller: Principal,
     inventory: Inventory,
     operations: Operations,
@@ -179,7 +207,7 @@ async def _start(
     await operations.start(kind, subject, request, caller, message)
     await inventory.events.record(
         f"certificate.{kind}_requested",
-        f"host/{request.host}" if request.host is not None else f"certificate/{subject}",
+        _subject(subject, request),
         message,
         operation=workflow_id(kind, subject),
         actor=actor(caller),
@@ -187,3 +215,16 @@ async def _start(
     started = await operations.find(kind, subject)
     response.headers["Location"] = link(started)
     return as_operation(started)
+
+
+def _subject(
+    subject: str,
+    request: CertificateProvisioningInput
+    | ClusterCertificatesInput
+    | CertificateSigningInput
+    | CertificateRevocationInput,
+) -> str:
+    """Of the event."""
+    if isinstance(request, ClusterCertificatesInput):
+        return f"cluster/{request.cluster}"
+    return f"host/{request.host}" if request.host is not None else f"certificate/{subject}"

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from contracts.certificates import RevocationReason
@@ -41,11 +41,23 @@ class Issuer:
     algorithm: Hash | None
 
 
-def new_key(size: int) -> AuthorityKey:
+def new_key(size: int) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
     """A private key: an elliptic curve of `size` bits if there is one, else RSA."""
     if size in _CURVES:
         return ec.generate_private_key(_CURVES[size]())
     return rsa.generate_private_key(_RSA_EXPONENT, size)
+
+
+def new_request(size: int, common_name: str) -> tuple[str, str]:
+    """A new key (PKCS #8, unencrypted) and a request that asks for nothing but that name, in
+    PEM."""
+    key = new_key(size)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode(),
+    )
 
 
 def algorithm_of(key: AuthorityKey, setting: str | None) -> Hash | None:

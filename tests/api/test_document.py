@@ -65,6 +65,7 @@ PATHS = {
     "/v1/certificates/{serial}/revocation": {"post"},
     "/v1/hosts/{name}/certificate/revocation": {"post"},
     "/v1/ca": {"get", "post"},
+    "/v1/clusters/{name}/certificates": {"post"},
     "/v1/hosts/{name}/certificate": {"get", "post"},
     "/v1/ca/chain": {"get"},
     "/v1/ca/crl": {"get"},

@@ -1,19 +1,24 @@
 """A host's side of a provisioning in memory: HostCertificates."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from drivers.authorities.x509 import is_signed_by, read_certificate, read_csr
+from contracts.certificates import certificates_in
+from drivers.authorities.x509 import is_signed_by, key_sha256, read_certificate, read_csr
 from drivers.errors import CommandFailed
-from drivers.protocols import CertificateFiles, HostAccess, TlsAnswer
+from drivers.protocols import CertificateFiles, ClientCertificate, HostAccess, TlsAnswer
 from tests.authorities.samples import csr
 
 
 class CertifiedHost:
-    """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect."""
+    """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect;
+    `lets_in`: also who has no certificate; `knows_hostler`: and who has Hostler's; `by_tls_only`:
+    how it migrates."""
 
     def __init__(self) -> None:
         self.sets: dict[str, dict[str, str]] = {}
@@ -24,6 +29,8 @@ class CertifiedHost:
         self.stopped = asyncio.Event()
         self.steps: list[str] = []
         self.lets_in = False
+        self.knows_hostler = True
+        self.by_tls_only = False
 
     async def _did(self, step: str) -> None:
         self.steps.append(step)
@@ -89,12 +96,49 @@ class CertifiedHost:
 
     async def remove(self, access: HostAccess) -> list[str]:
         there = await self.look(access)
-        self.sets, self.in_force = {}, None
+        self.sets, self.in_force, self.by_tls_only = {}, None, False
         return there
 
-    async def ask(self, access: HostAccess, authorities: str) -> TlsAnswer:
+    async def secure(self, access: HostAccess, epoch: int) -> None:
         assert self.in_force is not None
+        self.by_tls_only = True
+        await self._did("secure")
+
+    async def ask(
+        self, access: HostAccess, authorities: str, client: ClientCertificate | None = None
+    ) -> TlsAnswer:
+        assert self.in_force is not None
+        if client is not None:
+            leaf = certificates_in(client.certificate)[0]
+            assert any(is_signed_by(leaf, one) for one in certificates_in(authorities))
+            facts = read_certificate(leaf)
+            assert facts.subject == "O=Hostler,CN=hostler controller"
+            key = load_pem_private_key(client.key.encode(), None)
+            assert key_sha256(key.public_key()) == facts.key_sha256
+            return TlsAnswer(serial=facts.serial, lets_in=self.knows_hostler)
         await self._did("ask")
         facts = read_certificate(self.sets[self.in_force]["libvirt"])
         assert is_signed_by(self.sets[self.in_force]["libvirt"], authorities)
         return TlsAnswer(serial=facts.serial, lets_in=self.lets_in)
+
+
+class CertifiedFleet:
+    """HostCertificates of many hosts; `steps`: host and method of all calls, in their order."""
+
+    def __init__(self, *names: str) -> None:
+        self.hosts = {name: CertifiedHost() for name in names}
+        self.steps: list[tuple[str, str]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if not hasattr(CertifiedHost, name):
+            raise AttributeError(name)
+
+        async def do(access: HostAccess, *words: Any, **more: Any) -> Any:
+            self.steps.append((access.name, name))
+            return await getattr(self.hosts[access.name], name)(access, *words, **more)
+
+        return do
+
+    def having(self, step: str) -> list[str]:
+        """The hosts that it was called for."""
+        return [host for host, name in self.steps if name == step]

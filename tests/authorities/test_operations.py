@@ -1,6 +1,7 @@
 """The whole way: the `hostler` command, the API, Temporal, and a worker with the real providers."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -18,11 +19,13 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from activities.bmcs import BmcDirectory
+from activities.controller import ControllerCertificates
 from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.provisioning import ProvisioningActivities
 from activities.schedules import ScheduleActivities
+from activities.securing import SecuringActivities
 from api.app import create_app
 from contracts.access import Role
 from contracts.certificates import (
@@ -34,12 +37,14 @@ from contracts.certificates import (
     CertificateState,
 )
 from contracts.leases import LeaseScope
+from contracts.states import TlsState
+from drivers.authorities.profiles import new_request
 from drivers.power.registry import PowerDrivers
 from inventory import Inventory
 from inventory.certificates import NewCertificate
 from inventory.models import CertificateAuthorityRow
 from tests.api.conftest import start_temporal
-from tests.authorities.certified_host import CertifiedHost
+from tests.authorities.certified_host import CertifiedFleet, CertifiedHost
 from tests.authorities.conftest import prepared_inventory
 from tests.authorities.issuing import activities
 from tests.authorities.samples import KEYS, ca, contents, csr, key_pem, openssl, write
@@ -132,9 +137,11 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
 async def system(
     temporal: WorkflowEnvironment, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[System]:
-    client, machine = temporal.client, CertifiedHost()
+    client, fleet = temporal.client, CertifiedFleet("kvm-1", "kvm-2")
+    machine = fleet.hosts["kvm-1"]
     async with AsyncExitStack() as stack:
         inventory = await stack.enter_async_context(prepared_inventory(tmp_path))
+        certificates = activities(inventory)
         listener = stack.enter_context(listen("127.0.0.1", 0, "the API", "none"))
         app = create_app(
             client, inventory, BmcDirectory(inventory, PowerDrivers()), task_queue=QUEUE
@@ -146,10 +153,16 @@ async def system(
                 task_queue=QUEUE,
                 workflows=WORKFLOWS,
                 activities=activities_of(
-                    activities(inventory),
+                    certificates,
                     ScheduleActivities(client),
                     LeaseActivities(inventory, Holders(inventory, client)),
-                    ProvisioningActivities(inventory, HostDirectory(inventory), machine),
+                    ProvisioningActivities(inventory, HostDirectory(inventory), fleet),  # type: ignore[arg-type]
+                    SecuringActivities(
+                        inventory,
+                        HostDirectory(inventory),
+                        fleet,  # type: ignore[arg-type]
+                        ControllerCertificates(inventory, certificates, new_request),
+                    ),
                 ),
                 interceptors=[HostlerInterceptor()],
             )
@@ -523,3 +536,31 @@ async def test_a_cancel_puts_back_until_they_are_proven(system: System) -> None:
     assert await system.inventory.certificates.list(state=CertificateState.VALID) == []
     status = await system.client.get_workflow_handle("provisioning/kvm-1").describe()
     assert status.status is WorkflowExecutionStatus.CANCELED
+
+
+async def test_a_cluster_is_secured_by_one_command(system: System) -> None:
+    system.machine.fails_at = "place"
+    failed = await system.hostler("cert", "secure", "cluster-1")
+    assert failed.status == 1
+    assert "1 of 2 hosts of cluster-1 are without certificates: kvm-1 (" in failed.err
+    assert (await system.inventory.hosts.get("kvm-2")).tls is TlsState.READY
+    system.machine.fails_at = None
+    said = await system.hostler("cert", "secure", "cluster-1", "--reason", "audit")
+    assert (said.status, said.out) == (0, "2 hosts of cluster-1 take and give VMs by TLS only.\n")
+    await system.keep("cluster-certificates/cluster-1", "cluster_certificates")
+    shown = await system.done("host", "show", "kvm-1", "--json")
+    assert json.loads(shown)["tls"] == "secured"
+    events = await system.inventory.events.list(subject="cluster/cluster-1")
+    kind = "certificate.cluster-certificates_requested"
+    assert [event.actor for event in events if event.kind == kind] == ["token:anna"] * 2
+    # Hostler's own key is in no history, and in the database only encrypted.
+    found = await system.inventory.certificates.newest_of_hostler()
+    assert found is not None
+    key = (await system.inventory.secrets.reveal(found[1])).plaintext.splitlines()[1]
+    assert key not in "".join((await system.histories()).values())
+    none = await system.hostler("cert", "secure", "cluster-9")
+    assert (none.status, "cluster-9" in none.err) == (1, True)
+    async with system.http(system.operator) as operator:
+        started = await operator.post("/v1/clusters/cluster-1/certificates", json={})
+        assert started.status_code == 202
+        assert started.headers["location"] == "/v1/operations/cluster-certificates/cluster-1"

@@ -1,6 +1,7 @@
 """Certificates of a lab host, on its real libvirtd: switched to, renewed, put back, killed."""
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -11,15 +12,33 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from contracts.certificates import CertificateNames, CertificateRole, crl_to_pem
-from drivers.authorities.profiles import Issuer, host_certificate, revocation_list
+from drivers.authorities.profiles import (
+    Issuer,
+    host_certificate,
+    new_request,
+    revocation_list,
+)
 from drivers.authorities.protocols import CertificateOrder, CrlOrder
 from drivers.authorities.x509 import read_certificate
-from drivers.errors import CommandFailed, EpochRefused, HostUnreachable, TlsRefused
-from drivers.protocols import CertificateFiles, CommandResult, HostAccess
+from drivers.errors import (
+    CommandFailed,
+    EpochRefused,
+    HostUnreachable,
+    MigrationRefused,
+    TlsRefused,
+)
+from drivers.libvirt import LibvirtHypervisor
+from drivers.protocols import (
+    CertificateFiles,
+    ClientCertificate,
+    CommandResult,
+    HostAccess,
+    MigrationOptions,
+)
 from drivers.ssh import AsyncSshShell
 from drivers.tls import ScriptCertificates
 from tests.authorities.samples import Ca, ca
-from tests.drivers.conftest import SOURCE
+from tests.drivers.conftest import DESTINATION, SOURCE
 from tests.lab import Lab
 
 UNIT = "cluster-1f"
@@ -45,7 +64,7 @@ done
 CLEAN = """
 systemctl disable -q --now libvirtd-tls.socket libvirtd-tcp.socket 2>/dev/null
 rm -rf /etc/hostler /etc/pki/libvirt* /etc/pki/qemu /etc/pki/CA
-sed -i '/^# begin hostler$/,/^# end hostler$/d' /etc/libvirt/libvirtd.conf
+sed -i '/^# begin hostler$/,/^# end hostler$/d' /etc/libvirt/libvirtd.conf /etc/libvirt/qemu.conf
 units='libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service'
 systemctl reset-failed $units 2>/dev/null
 systemctl stop -q libvirtd.service 2>/dev/null
@@ -112,6 +131,20 @@ def issued(
     )
     libvirt, qemu = (CertificateFiles(pem, by.pem, crl) for pem in pems)
     return libvirt, qemu
+
+
+def client_certificate(name: str = "hostler controller") -> ClientCertificate:
+    """Hostler's own, or somebody else's of the same CA."""
+    key, request = new_request(256, name)
+    order = CertificateOrder(
+        request,
+        CertificateNames(common_name=name),
+        CertificateRole.CONTROLLER,
+        timedelta(days=1),
+    )
+    issuer = Issuer(AUTHORITY.certificate, AUTHORITY.key, hashes.SHA256())
+    pem = host_certificate(issuer, order, None).public_bytes(Encoding.PEM).decode()
+    return ClientCertificate(pem, key)
 
 
 async def provision(
@@ -312,3 +345,47 @@ async def test_what_a_terminated_operation_has_switched_is_put_back_by_the_next_
     await whole(lab)
     await certificates.restore(host, "set-3", 6)
     assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
+
+
+async def test_a_secured_host_refuses_what_is_not_by_tls(
+    lab: Lab,
+    shell: AsyncSshShell,
+    hypervisor: LibvirtHypervisor,
+    host: HostAccess,
+    certificates: ScriptCertificates,
+    vm: str,
+) -> None:
+    """Also after it was killed in between; a removal takes it off."""
+    conf = await lab.exec(SOURCE, "cat", "/etc/libvirt/qemu.conf")
+    with pytest.raises(CommandFailed, match="no certificates"):
+        await certificates.secure(host, 2)
+    await provision(certificates, host, "set-1", 2)
+    for seconds in (0.3, 0.6, 1.0):
+        killed = ScriptCertificates(Killed(shell, seconds))  # type: ignore[arg-type]
+        with contextlib.suppress(CommandFailed):
+            await killed.secure(host, 4)
+        await lab.virsh(SOURCE, "uri")
+    for _ in range(2):
+        await certificates.secure(host, 4)
+    other = await lab.access(DESTINATION)
+    with pytest.raises(MigrationRefused, match="TLS"):
+        await hypervisor.migrate(host, other, vm, MigrationOptions(other.address), print)
+    with pytest.raises(EpochRefused):
+        await certificates.secure(host, 2)
+    # A renewal leaves it so.
+    await provision(certificates, host, "set-2", 6)
+    there = await lab.exec(SOURCE, "cat", "/etc/libvirt/qemu.conf")
+    assert "migrate_tls_force = 1" in there.stdout
+    await certificates.remove(host)
+    assert (await lab.exec(SOURCE, "cat", "/etc/libvirt/qemu.conf")).stdout == conf.stdout
+    await lab.ticks_on("drv-vm")
+
+
+async def test_who_has_hostlers_certificate_is_let_in(
+    host: HostAccess, certificates: ScriptCertificates
+) -> None:
+    await provision(certificates, host, "set-1", 2)
+    for name, let_in in (("hostler controller", True), ("somebody", False)):
+        answer = await certificates.ask(host, AUTHORITY.pem, client_certificate(name))
+        assert answer.lets_in is let_in
+    assert not (await certificates.ask(host, AUTHORITY.pem)).lets_in

@@ -9,12 +9,14 @@ import pytest
 import pytest_asyncio
 
 from tests.authorities.samples import KEYS, ca, csr, key_pem, write
+from tests.capture import Capture
+from tests.drivers.test_migration_by_tls import IN_MEMORY
 from tests.drivers.test_tls import CLEAN, WHOLE
 from tests.e2e.conftest import HOSTS, add_hosts
 from tests.e2e.killing import Moments, MortalWorker
-from tests.e2e.proofs import assert_nothing_left, assert_ticks
+from tests.e2e.proofs import assert_nothing_left, assert_ticks, places
 from tests.e2e.system import System
-from tests.lab import Lab
+from tests.lab import BRIDGE, Lab
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -188,3 +190,60 @@ async def test_a_removed_host_has_none_and_they_are_revoked(system: System, lab:
         await asyncio.sleep(0.5)
     revoked = await system.shown("cert", "list", "--host", HOST, "--state", "revoked")
     assert {one["revocation_reason"] for one in revoked} == {"cessationOfOperation"}
+
+
+async def test_a_cluster_is_secured_and_nobody_reads_its_migrations(
+    system: System, lab: Lab
+) -> None:
+    """In the control run, before it, everybody could."""
+
+    async def drained() -> dict[bytes, int]:
+        with Capture(BRIDGE, IN_MEMORY) as capture:
+            await system.done("maintenance", "enter", HOST, "--reason", "test")
+            await system.until_phase(HOST, "Ready")
+        where = await places(lab)
+        assert HOST not in where.values()
+        await system.done("maintenance", "leave", HOST, "--return-vms")
+        while {*(await places(lab)).values()} != {HOST}:
+            await asyncio.sleep(0.5)
+        await assert_ticks(lab)
+        return capture.found
+
+    assert (await drained())[IN_MEMORY] > 0
+    said = await system.done("cert", "secure", "cluster-1")
+    assert "3 hosts of cluster-1 take and give VMs by TLS only" in said
+    await system.record("cluster-certificates/cluster-1", "cluster_certificates")
+    for host in HOSTS:
+        assert (await system.host(host))["tls"] == "secured"
+        await assert_whole(lab, host)
+    assert (await drained())[IN_MEMORY] == 0
+    # libvirt itself refuses it in clear, whoever asks.
+    address = {row["name"]: row["address"] for row in (await lab.status())["hosts"]}["kvm-2"]
+    uri = f"qemu+tls://{address}/system"
+    refused = await lab.virsh(HOST, "migrate", "--live", "--p2p", "vm-1", uri, check=False)
+    assert refused.exit_status != 0
+    await assert_ticks(lab)
+    # And nobody else gets into service any more.
+    await system.done("setting", "set", "ca.plugin.root.auth.strictness", "true")
+
+
+async def test_a_worker_killed_while_a_cluster_is_secured_and_while_it_migrates(
+    split: System, lab: Lab, tmp_path: Path, moments: Moments
+) -> None:
+    await _bare(lab)
+    worker = MortalWorker(split, tmp_path / "failpoints")
+    await worker.start()
+    await add_hosts(split, lab)
+    armed = worker.arm(("plan_securing", *STEPS, "secure_host"), moments)
+    securing = asyncio.create_task(split.done("cert", "secure", "cluster-1"))
+    await worker.die_at(armed, securing)
+    await securing
+    for host in HOSTS:
+        assert (await split.host(host))["tls"] == "secured"
+        await assert_whole(lab, host)
+    armed = worker.arm(("migrate_vm",), moments)
+    draining = asyncio.create_task(split.done("maintenance", "enter", HOST, "--watch"))
+    await worker.die_at(armed, draining)
+    await draining
+    assert HOST not in (await places(lab)).values()
+    await assert_ticks(lab)
