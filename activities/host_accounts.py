@@ -409,7 +409,7 @@ class HostAccountDirectory:
         self, hosts: Sequence[str], account: str, settings: ResolvedSettings
     ) -> "AccountsAtOnce":
         """What is stored of all these hosts, some hundreds at most, is read now: for whoever holds
-        their leases of trust, without which it does not change."""
+        their leases of trust, without which none of their passwords changes."""
         inventory = self._inventory
         passwords = await inventory.cluster_passwords.known(hosts, account=account)
         credentials = await inventory.secrets.reveal_all(
