@@ -7,8 +7,16 @@ is wrong with the inventory, or with the lease, ends the whole activity.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -29,7 +37,7 @@ from contracts.settings import (
     PASSWORD_REFUSED_MAX,
     ResolvedSettings,
 )
-from drivers.errors import CommandFailed
+from drivers.errors import CommandFailed, LoginCutOff
 from drivers.protocols import AccountReport, HostAccess, HostAccounts
 from inventory import Inventory
 from inventory.cluster_passwords import Known
@@ -198,13 +206,26 @@ class HostAccount:
         """Whether it lets in with that password. Refused logins are counted and spaced: the host
         counts them too."""
         refused = await self._wait_for_turn() if proof is not Proof.HASH else 0
-        with _of_host(self.host):
+        async with self._logging_in():
             taken = await self._accounts.takes(
                 self._access, self._account, candidate.plaintext, proof
             )
         if proof is not Proof.HASH:
             await self._count(refused, taken, 0 if taken else 1)
         return taken
+
+    @asynccontextmanager
+    async def _logging_in(self) -> AsyncIterator[None]:
+        """Around logins: what the host was shown in one that was cut off, it may count."""
+        try:
+            with _of_host(self.host):
+                yield
+        except Absence as absence:
+            if isinstance(absence.__cause__, LoginCutOff):
+                await self._inventory.password_checks.count_refusal(
+                    self.host, self._account, times=absence.__cause__.tried
+                )
+            raise
 
     async def _count(self, before: int, taken: bool, refused: int) -> None:
         """So many logins more were refused, or the last one was `taken`; `before`: as many had been
@@ -221,7 +242,7 @@ class HostAccount:
             # One connection for both; the refusal first: a success ends what the host counts.
             refused = await self._wait_for_turn()
             if refused + _REFUSED_AT_ONCE <= self._settings[PASSWORD_REFUSED_MAX]:
-                with _of_host(self.host):
+                async with self._logging_in():
                     first = await self._accounts.first_taken(
                         self._access, self._account, [former.plaintext, new.plaintext]
                     )
@@ -388,7 +409,7 @@ class HostAccountDirectory:
         self, hosts: Sequence[str], account: str, settings: ResolvedSettings
     ) -> "AccountsAtOnce":
         """What is stored of all these hosts, some hundreds at most, is read now: for whoever holds
-        their leases of trust, without which it does not change."""
+        their leases of trust, without which none of their passwords changes."""
         inventory = self._inventory
         passwords = await inventory.cluster_passwords.known(hosts, account=account)
         credentials = await inventory.secrets.reveal_all(

@@ -3,6 +3,7 @@
 Unavailable
 ├── HostUnreachable         no TCP connection, or it broke
 │   └── ConnectionRefused   the machine answers: it refuses the connection, or hangs up at once
+│   └── LoginCutOff         it broke while passwords were tried
 ├── HostBusy                VMs are on their way, which the change would break off
 ├── CallTimedOut            the system took longer than the deadline
 ├── BmcUnreachable          no answer from the BMC's address
@@ -42,6 +43,16 @@ class HostUnreachable(Unavailable):
 
 class ConnectionRefused(HostUnreachable):
     """The machine is there; its sshd is not, or does not talk to us."""
+
+
+class LoginCutOff(HostUnreachable):
+    """The host may have refused passwords before: `details` has as many as it was shown (`tried`),
+    none of which it has taken."""
+
+    @property
+    def tried(self) -> int:
+        """As many."""
+        return int(str(self.details["tried"]))
 
 
 class HostBusy(Unavailable):

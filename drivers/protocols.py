@@ -103,12 +103,12 @@ class LoginShell(RemoteShell, Protocol):
 
     async def log_in(self, access: HostAccess) -> None:
         """A new connection with exactly that credential, of any user, closed at once. Raises what
-        `run` raises."""
+        `run` raises, and LoginCutOff."""
 
     async def first_login(self, access: HostAccess, passwords: Sequence[str]) -> int | None:
         """Which of these passwords, and nothing else of `access`, gets in first on a new
         connection, closed at once; None: none does. Those before it were refused, those after it
-        not tried. Raises what `run` raises, but for LoginRefused."""
+        not tried. Raises what `run` raises, but for LoginRefused, and LoginCutOff."""
 
 
 @dataclass(frozen=True)
@@ -610,13 +610,14 @@ class HostAccounts(Protocol):
 
     async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
         """Whether a new login gets in with it. A refused one counts against the account, but for
-        Proof.HASH. Raises CommandFailed."""
+        Proof.HASH. Raises CommandFailed, LoginCutOff."""
 
     async def first_taken(
         self, access: HostAccess, account: str, passwords: Sequence[str]
     ) -> int | None:
         """Which of them gets in first by Proof.SSH, tried one after another on one new connection;
-        None: none of them. Each one before it was refused, and counts against the account."""
+        None: none of them. Each one before it was refused, and counts against the account. Raises
+        LoginCutOff."""
 
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         """Set it. Raises CommandFailed, with what the host said; EpochRefused."""

@@ -23,6 +23,7 @@ from drivers.errors import (
     ConnectionRefused,
     HostKeyChanged,
     HostUnreachable,
+    LoginCutOff,
     LoginRefused,
     SudoRefused,
 )
@@ -47,6 +48,7 @@ _ROOT = "root"
 _SUDO = ("sudo", "-n", "-u", _ROOT, "--")
 # What sudo itself, or a shell that does not find it, ends with. Commands may do that too.
 _SUDO_FAILED = frozenset({1, 127})
+_TOO_MANY = "too many authentication failures"  # sshd's words, which has one code for all
 _NEW_KEY_REMEDY = (
     "Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on its "
     "console). If the host was re-installed on purpose, accept the new key; if not, somebody may "
@@ -160,29 +162,36 @@ class AsyncSshShell:
 
     async def log_in(self, access: HostAccess) -> None:
         """A new connection with exactly that credential, of any user, closed at once. Raises
-        LoginRefused, HostUnreachable, HostKeyChanged."""
-        await (await self._connect(access, _Client(_passwords(access)))).close()
+        LoginRefused, HostUnreachable (LoginCutOff), HostKeyChanged."""
+        await self._log_in(access, _Client(_passwords(access)))
 
     async def first_login(self, access: HostAccess, passwords: Sequence[str]) -> int | None:
         """Which of these passwords, and nothing else of `access`, gets in first on a new
         connection, closed at once; None: none does. Those before it were refused, those after it
-        not tried. Raises HostUnreachable, HostKeyChanged."""
+        not tried. Raises HostUnreachable (LoginCutOff), HostKeyChanged."""
         without = dataclasses.replace(access, password=None, private_key=None, own_key=False)
         begin = 0
         while begin < len(passwords):
             client = _Client(passwords[begin:])
             try:
-                await (await self._connect(without, client)).close()
+                await self._log_in(without, client, refused=begin)
                 return begin + client.tried - 1
             except LoginRefused:
                 if client.tried == 0:
                     return None
-            except HostUnreachable as error:
-                # sshd ends a connection after so many refusals (MaxAuthTries).
-                if client.tried == 0 or not isinstance(error.__cause__, asyncssh.ProtocolError):
-                    raise
+            # sshd ends a connection after so many refusals (MaxAuthTries).
             begin += client.tried
         return None
+
+    async def _log_in(self, access: HostAccess, client: "_Client", refused: int = 0) -> None:
+        try:
+            await (await self._connect(access, client)).close()
+        except HostUnreachable as error:
+            if refused + client.tried == 0:
+                raise
+            raise LoginCutOff(
+                error.message, remedy=error.remedy, details={"tried": refused + client.tried}
+            ) from error
 
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
@@ -241,12 +250,7 @@ class AsyncSshShell:
                     keepalive_count_max=self._keepalive_count,
                 )
         except asyncssh.PermissionDenied as error:
-            raise LoginRefused(
-                f"{access.name} refuses the login of {access.user}: {_words(error)}.",
-                remedy="Check the stored credential, and whether sshd there lets "
-                f"{access.user} in with it.",
-                details={"user": access.user},
-            ) from error
+            raise _refused(access, error) from error
         except asyncssh.HostKeyNotVerifiable as error:
             raise _key_changed(access, pinned, client.shown) from error
         except (asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost, ConnectionResetError) as error:
@@ -258,6 +262,8 @@ class AsyncSshShell:
                 ) from error
             raise ConnectionRefused(f"{access.name} hung up: {_words(error)}.") from error
         except (OSError, asyncssh.Error) as error:
+            if isinstance(error, asyncssh.ProtocolError) and _TOO_MANY in error.reason.lower():
+                raise _refused(access, error) from error
             raise _unreachable(error)(
                 f"{access.name} ({access.address} port {access.port}) does not answer: "
                 f"{_words(error)}.",
@@ -297,6 +303,7 @@ class _Client(asyncssh.SSHClient):
     def __init__(self, passwords: Sequence[str] = ()) -> None:
         self._passwords = passwords
         self.tried = 0
+        self._answered = False
         self.shown: asyncssh.SSHKey | None = None
 
     def password_auth_requested(self) -> str | None:
@@ -306,6 +313,7 @@ class _Client(asyncssh.SSHClient):
         return self._passwords[self.tried - 1]
 
     def kbdint_auth_requested(self) -> str | None:
+        self._answered = False
         return "" if self.tried < len(self._passwords) else None
 
     def kbdint_challenge_received(
@@ -315,7 +323,11 @@ class _Client(asyncssh.SSHClient):
             return []
         ((prompt, _), *more) = prompts
         asks = not more and ("password" in prompt.lower() or "passcode" in prompt.lower())
-        password = self.password_auth_requested() if asks else None
+        # The next password belongs to the next dialogue: only its end is a refusal.
+        if not asks or self._answered:
+            return None
+        self._answered = True
+        password = self.password_auth_requested()
         return None if password is None else [password]
 
     def validate_host_public_key(
@@ -327,6 +339,15 @@ class _Client(asyncssh.SSHClient):
 
 def _passwords(access: HostAccess) -> list[str]:
     return [access.password] if access.password is not None else []
+
+
+def _refused(access: HostAccess, error: Exception) -> LoginRefused:
+    return LoginRefused(
+        f"{access.name} refuses the login of {access.user}: {_words(error)}.",
+        remedy="Check the stored credential, and whether sshd there lets "
+        f"{access.user} in with it.",
+        details={"user": access.user},
+    )
 
 
 def _key_changed(

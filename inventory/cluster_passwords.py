@@ -242,7 +242,10 @@ class ClusterPasswords:
                     PasswordAttemptRow(
                         host=one.lease.host, account=one.account, secret_id=one.secret_id
                     )
-                    for one, problem in zip(changes, problems, strict=True)
+                    # By host, as all who lock several: each row holds its host's.
+                    for one, problem in sorted(
+                        zip(changes, problems, strict=True), key=lambda pair: pair[0].lease.host
+                    )
                     if problem is None
                 ],
             )

@@ -79,7 +79,7 @@ class Leases:
     async def release_all(self, leases: Sequence[LeaseRef]) -> None:
         """The same for many."""
         async with self._database.writing() as session:
-            for scope in {lease.scope for lease in leases}:
+            for scope in sorted({lease.scope for lease in leases}):
                 wanted = {lease.host: lease for lease in leases if lease.scope is scope}
                 for row in await _rows(session, sorted(wanted), scope, lock=True):
                     if _lost(wanted[row.host], row) is None:

@@ -38,7 +38,7 @@ from contracts.passwords import (
 )
 from contracts.secrets import SecretState
 from contracts.states import HostStatus, ResourceState
-from drivers.errors import CommandFailed, HostUnreachable
+from drivers.errors import CommandFailed, HostUnreachable, LoginCutOff
 from drivers.protocols import AccountReport, HostAccess
 from inventory import Database, Inventory, SecretBox
 from inventory.models import SecretVersionRow
@@ -64,7 +64,8 @@ class Runs:
 @dataclass
 class Fake:
     """HostAccounts. `passwords` by host; `sets` and `refused`: what was set and refused where;
-    `tried`: on one connection."""
+    `tried`: on one connection; `cuts_off`: where the next one of these breaks in the
+    middle."""
 
     passwords: dict[str, str] = field(
         default_factory=lambda: {host: OLD.format(host) for host in HOSTS}
@@ -82,6 +83,7 @@ class Fake:
     refused: list[str] = field(default_factory=list)
     tried: list[tuple[str, list[str]]] = field(default_factory=list)
     ignores: set[str] = field(default_factory=set)
+    cuts_off: list[str] = field(default_factory=list)
     epochs: set[int] = field(default_factory=set)
 
     def _reach(self, access: HostAccess) -> None:
@@ -124,6 +126,10 @@ class Fake:
         self, access: HostAccess, account: str, passwords: Sequence[str]
     ) -> int | None:
         self.tried.append((access.name, list(passwords)))
+        if access.name in self.cuts_off:
+            self.cuts_off.remove(access.name)
+            self.refused.append(access.name)
+            raise LoginCutOff("It broke.", details={"tried": 1})
         for number, password in enumerate(passwords):
             if await self.takes(access, account, password, Proof.SSH):
                 return number
@@ -414,6 +420,31 @@ async def test_both_proofs_take_one_connection_where_two_refusals_lock_nothing(
     ]
     refusals = [await site.inventory.password_checks.refusals(host, ACCOUNT) for host in HOSTS]
     assert [one.number for one in refusals] == [0, 1, 0], "the last login there counts"
+
+
+async def test_what_is_cut_off_counts_as_refused(site: Site) -> None:
+    """Else trying again would lock the account."""
+    await site.inventory.settings.set("password.unreachable.timeout", 60, actor="test")
+    held, staged = await site.acquire(), await site.stage()
+    site.accounts.cuts_off = ["kvm-1"]
+    changed = await site.sweep("change_passwords", held, staged)
+    assert {one.problem for one in changed.values()} == {None}
+    assert [host for host, _ in site.accounts.tried].count("kvm-1") == 1, "then one by one"
+    assert site.accounts.refused.count("kvm-1") == 2, "with a success in between"
+    assert (await site.inventory.password_checks.refusals("kvm-1", ACCOUNT)).number == 1
+
+
+async def test_the_same_password_again_is_not_to_be_refused(site: Site) -> None:
+    """A new secret with the text of the old one: it can't be both."""
+    held = await site.acquire()
+    again = await site.inventory.secrets.store("password", OLD.format("kvm-1"), actor="test")
+    staged = await site.stage()
+    same = staged.model_copy(update={"secret": again})
+    changed = await site.sweep("change_passwords", held, same)
+    assert changed["kvm-1"].problem is None
+    back = await site.sweep("put_passwords_back", held, same)
+    assert back["kvm-1"].problem is None
+    assert "kvm-1" not in site.accounts.refused
 
 
 async def test_one_that_says_it_has_changed_and_has_not(site: Site) -> None:
