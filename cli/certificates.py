@@ -15,6 +15,7 @@ from cli.client import Api, connect
 from cli.credentials import check_file, read_file
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
+from contracts.certificate_upkeep import HostCrls
 from contracts.certificates import (
     Authority,
     Certificate,
@@ -68,6 +69,7 @@ def register(app: typer.Typer) -> None:
     authority.command("import")(import_authority)
     authority.command("chain")(chain)
     authority.command("crl")(crl)
+    authority.command("hosts")(hosts)
     app.add_typer(authority)
 
 
@@ -197,6 +199,10 @@ def revoke(
     say(f"Revoked: {', '.join(result.serials)}.")
     for provider, facts in result.crls.items():
         say(f"Revocation list {facts.number} of {provider} has {facts.revoked} entries.")
+    if result.delivered:
+        say(f"Hosts that have got it: {', '.join(result.delivered)}.")
+    for name, problem in result.missing.items():
+        say(f"{name} has not got it yet: {problem}")
 
 
 def show_authority(as_json: JsonOption = False) -> None:
@@ -252,6 +258,38 @@ def crl(out: OutOption = None) -> None:
     """Print the newest revocation lists in PEM: those of all CAs whose certificates are in use."""
     with connect() as api:
         _put(api.text("ca", "crl", format="pem"), out)
+
+
+def hosts(
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Only those that do not have the newest ones.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which revocation lists hosts go by; those that are away get them when they are back."""
+    with connect() as api:
+        items = [
+            item
+            for item in api.all_items("ca", "crl", "hosts")
+            if not (missing and api.read(HostCrls, item).current)
+        ]
+        if as_json:
+            say_json(items)
+            return
+        found = [api.read(HostCrls, item) for item in items]
+    say_table(
+        ["HOST", "LISTS", "NEWEST", "SINCE", "PROBLEM"],
+        [
+            [
+                one.host,
+                ", ".join(f"{name}: {number}" for name, number in sorted(one.lists.items())),
+                "yes" if one.current else "no",
+                one.delivered_at,
+                one.problem or None,
+            ]
+            for one in found
+        ],
+    )
 
 
 def _say_authority(one: Authority) -> None:

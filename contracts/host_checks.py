@@ -173,10 +173,12 @@ class HousekeepingInput(Contract):
 
 class HousekeepingResult(Contract):
     """How many hosts were told whether they take new VMs, or could not be; which removed ones are
-    clean now, and how many are not yet; how many have got the password of their cluster."""
+    clean now, and how many are not yet; how many have got the password of their cluster, or
+    the newest revocation lists."""
 
     told: int
     not_told: int
     cleaned: tuple[Name, ...]
     waiting: int
     passwords: int = 0
+    crls: int = 0

@@ -643,6 +643,13 @@ CA_CRL_VALIDITY = Setting[int](
     "d",
     scopes=_ONLY_GLOBAL,
 )
+CA_CRL_DELIVERY_CONCURRENCY = Setting[int](
+    "ca.framework.crl.delivery.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    20,
+    "Hosts that get a new revocation list at a time.",
+    scopes=_ONLY_GLOBAL,
+)
 CA_CRL_URL = Setting[Url | None](
     "ca.framework.crl.url",
     Url | None,

@@ -393,6 +393,11 @@ class HostCertificates(Protocol):
     async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
         """The switch stays: delete what it has replaced."""
 
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        """Have libvirt and QEMU go by these revocation lists (PEM) from now on. libvirtd is not
+        restarted, and what is connected stays so. If it does not take them, the former ones count.
+        """
+
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""
 

@@ -74,6 +74,10 @@ class ScriptCertificates:
         """The switch stays: delete what it has replaced."""
         await self._change(access, "finish", name, epoch)
 
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        """Have libvirt and QEMU go by these revocation lists from now on."""
+        await self._change(access, "crl", "-", epoch, stdin=crls)
+
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""
         return (await self._change(access, "look", "-", 0)).splitlines()

@@ -1,6 +1,7 @@
 """What Hostler knows: hosts and their states, leases, reservations, secrets, the audit trail."""
 
 from inventory.authorities import Authorities
+from inventory.certificate_upkeep import CertificateUpkeep
 from inventory.certificates import Certificates
 from inventory.closings import Closings
 from inventory.cluster_passwords import ClusterPasswords
@@ -61,4 +62,5 @@ class Inventory:
         self.tokens = Tokens(database)
         self.authorities = Authorities(database)
         self.certificates = Certificates(database)
+        self.certificate_upkeep = CertificateUpkeep(database)
         self.events = Events(database)

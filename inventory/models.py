@@ -586,3 +586,20 @@ class CertificateRow(SQLModel, table=True):
     revocation_reason: str | None = None
     installed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     pem: str
+
+
+class CertificateUpkeepRow(SQLModel, table=True):
+    """What a host has beside its certificates, and what is done for them by itself.
+
+    `crls`: numbers of the revocation lists that it goes by, by authority ("root/1"), got at
+    `crls_at`. `crls_tried`: those that it was last to get in vain, at `crls_tried_at`.
+    """
+
+    __tablename__ = "certificate_upkeep"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    crls: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
+    crls_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crls_tried: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
+    crls_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crls_problem: str = ""

@@ -15,6 +15,7 @@ from activities.bmc_accounts import BmcAccountActivities
 from activities.bmcs import BmcDirectory
 from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
+from activities.crl_delivery import CrlDeliveryActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
@@ -126,6 +127,7 @@ def build_worker(
             BmcAccountActivities(inventory, bmcs),
             CertificateActivities(inventory, authorities),
             ClusterActivities(inventory),
+            CrlDeliveryActivities(inventory, directory, host_certificates, leases),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
             HostCheckActivities(inventory, directory, hypervisor, shell, fence, neighbours, bmcs),

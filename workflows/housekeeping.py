@@ -1,7 +1,7 @@
 """Housekeeping: what a round of checks leaves behind, because single hosts may take long.
 
     tell hosts that are back whether they take new VMs; beside it clean removed ones that are back,
-    and give hosts the password that their cluster has got meanwhile
+    give hosts the password that their cluster has got meanwhile, and the newest revocation lists
 
 HostCheck starts it at the end of a round, unless the last one still works: there is one at a time.
 """
@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from contracts.passwords import BringUpInput, BringUpResult, StaleHosts
     from contracts.removal import RemovedHostsCleaned
     from workflows import policies
+    from workflows.crl_delivery import deliver_crls
     from workflows.failures import as_application_error
 
 
@@ -32,8 +33,11 @@ class Housekeeping:
     async def run(self, request: HousekeepingInput) -> HousekeepingResult:
         """Returns when each host was tried. One that does not answer is tried again next time."""
         try:
-            (told, not_told), cleaned, brought_up = await asyncio.gather(
-                _tell(request.batch), _clean(), _bring_passwords_up(request.batch)
+            (told, not_told), cleaned, brought_up, crls = await asyncio.gather(
+                _tell(request.batch),
+                _clean(),
+                _bring_passwords_up(request.batch),
+                _bring_crls(request.batch),
             )
         except ActivityError as error:
             if is_cancelled_exception(error):
@@ -45,6 +49,7 @@ class Housekeeping:
             cleaned=cleaned.cleaned,
             waiting=len(cleaned.waiting),
             passwords=brought_up,
+            crls=crls,
         )
 
 
@@ -99,3 +104,10 @@ async def _bring_passwords_up(batch: int) -> int:
         )
         done += len(result.done)
     return done
+
+
+async def _bring_crls(batch: int) -> int:
+    """How many hosts have the newest revocation lists now, that did not before."""
+    if not workflow.patched("revocation-lists"):
+        return 0
+    return len((await deliver_crls(batch)).delivered)

@@ -1,4 +1,4 @@
-"""A host's side of a provisioning in memory: HostCertificates."""
+"""Hosts' side of a provisioning in memory: HostCertificates."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,13 +7,14 @@ from contextlib import suppress
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from drivers.authorities.x509 import is_signed_by, read_certificate, read_csr
-from drivers.errors import CommandFailed
+from drivers.errors import CommandFailed, HostUnreachable
 from drivers.protocols import CertificateFiles, HostAccess, TlsAnswer
 from tests.authorities.samples import csr
 
 
 class CertifiedHost:
-    """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect."""
+    """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect.
+    `crls`: what each host has; `silent`: hosts that do not answer when they are to get some."""
 
     def __init__(self) -> None:
         self.sets: dict[str, dict[str, str]] = {}
@@ -24,6 +25,9 @@ class CertifiedHost:
         self.stopped = asyncio.Event()
         self.steps: list[str] = []
         self.lets_in = False
+        self.crls: dict[str, str] = {}
+        self.crl_epochs: list[int] = []
+        self.silent: set[str] = set()
 
     async def _did(self, step: str) -> None:
         self.steps.append(step)
@@ -83,6 +87,13 @@ class CertifiedHost:
         self.sets = {name: self.sets[name]}
         self.before = None
         await self._did("finish")
+
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        self.crl_epochs.append(epoch)
+        if access.name in self.silent:
+            raise HostUnreachable(f"{access.name} does not answer.")
+        self.crls[access.name] = crls
+        await self._did("crl")
 
     async def look(self, access: HostAccess) -> list[str]:
         return [f"certificates {name}" for name in self.sets]

@@ -1,6 +1,7 @@
 """The whole way: the `hostler` command, the API, Temporal, and a worker with the real providers."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -13,11 +14,13 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from cryptography.x509 import load_pem_x509_crl
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from activities.bmcs import BmcDirectory
+from activities.crl_delivery import CrlDeliveryActivities
 from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
@@ -140,6 +143,8 @@ async def system(
             client, inventory, BmcDirectory(inventory, PowerDrivers()), task_queue=QUEUE
         )
         await stack.enter_async_context(running_api(app, listener))
+        directory = HostDirectory(inventory)
+        leases = LeaseActivities(inventory, Holders(inventory, client))
         await stack.enter_async_context(
             Worker(
                 client,
@@ -148,8 +153,9 @@ async def system(
                 activities=activities_of(
                     activities(inventory),
                     ScheduleActivities(client),
-                    LeaseActivities(inventory, Holders(inventory, client)),
-                    ProvisioningActivities(inventory, HostDirectory(inventory), machine),
+                    leases,
+                    ProvisioningActivities(inventory, directory, machine),
+                    CrlDeliveryActivities(inventory, directory, machine, leases),
                 ),
                 interceptors=[HostlerInterceptor()],
             )
@@ -408,6 +414,14 @@ async def test_the_schedule_makes_lists_anew_before_they_end(system: System) -> 
     await schedule.delete()
 
 
+def revoked(pem: str) -> set[int]:
+    """Serials of all lists in the text."""
+    blocks = [f"{block}-----END X509 CRL-----\n" for block in pem.split("-----END X509 CRL-----")]
+    return {
+        entry.serial_number for block in blocks[:-1] for entry in load_pem_x509_crl(block.encode())
+    }
+
+
 async def age(inventory: Inventory, provider: str = "root") -> None:
     """The list is five days old."""
     async with inventory.database.writing() as session:
@@ -488,6 +502,43 @@ async def test_a_host_gets_certificates_of_its_own(system: System) -> None:
     assert len(shown) == 2
     assert not {one["serial"] for one in shown} & {one.serial for one in installed.values()}
     assert await system.inventory.leases.find("kvm-1", LeaseScope.TRUST) is None
+
+
+async def test_a_revocation_gets_to_all_hosts(system: System) -> None:
+    for host in ("kvm-1", "kvm-2"):
+        await system.done("cert", "provision", host)
+    await system.done("cert", "sign", "kvm-1", "--csr-file", "-", stdin=csr())
+    signed = next(
+        one
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.installed_at is None
+    )
+    assert revoked(system.machine.crls["kvm-2"]) == set()
+    system.machine.silent.add("kvm-1")
+    said = await system.done("cert", "revoke", signed.serial)
+    await system.keep(f"revocation/{signed.serial}", "certificate_revocation")
+    assert "Hosts that have got it: kvm-2." in said
+    assert "kvm-1 has not got it yet: kvm-1 does not answer." in said
+    assert revoked(system.machine.crls["kvm-1"]) == set()
+    assert revoked(system.machine.crls["kvm-2"]) == {int(signed.serial, 16)}
+    table = await system.done("ca", "hosts")
+    assert ["root/1: 2" in line for line in table.splitlines()[1:]] == [False, True]
+    missing = await system.done("ca", "hosts", "--missing", "--json")
+    assert [one["problem"] for one in json.loads(missing)] == ["kvm-1 does not answer."]
+    async with system.http(system.operator) as operator:
+        page = (await operator.get("/v1/ca/crl/hosts", params={"limit": "1"})).json()
+        assert [one["host"] for one in page["items"]] == ["kvm-1"]
+        page = (
+            await operator.get("/v1/ca/crl/hosts", params={"limit": "1", "after": page["next"]})
+        ).json()
+    assert page["next"] is None
+    (there,) = page["items"]
+    assert (there["host"], there["lists"], there["current"]) == ("kvm-2", {"root/1": 2}, True)
+    events = await system.inventory.events.list(kind="certificate.crl_delivered")
+    assert {event.subject: event.message for event in reversed(events)} == {
+        "host/kvm-1": "root/1: number 1",
+        "host/kvm-2": "root/1: number 2",
+    }
 
 
 @pytest.mark.parametrize("step", ["prepare", "place", "switch", "ask"])
