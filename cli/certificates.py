@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,11 +79,18 @@ def list_all(
         typer.Option(metavar="NAME", callback=check_optional_name, help="Only those of this host."),
     ] = None,
     state: Annotated[CertificateState | None, typer.Option(help="Only these.")] = None,
+    expires_within: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", min=0, help="Only those that end until then."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the certificates that were issued, those that expire first on top."""
+    until = None
+    if expires_within is not None:
+        until = (datetime.now(UTC) + timedelta(days=expires_within)).isoformat()
     with connect() as api:
-        items = api.all_items("certificates", host=host, state=state)
+        items = api.all_items("certificates", host=host, state=state, expires_before=until)
         if as_json:
             say_json(items)
             return

@@ -150,6 +150,12 @@ class AlignScheduleInput(Contract):
     every_s: int
 
 
+class TriggerScheduleInput(Contract):
+    """Let a schedule start its workflow now, unless that runs, or somebody has paused it."""
+
+    schedule: str
+
+
 class HostCheckInput(Contract):
     """All hosts, or `host` alone, out of turn. `continued`: only set by the workflow itself."""
 

@@ -7,6 +7,7 @@ from inventory.closings import Closings
 from inventory.cluster_passwords import ClusterPasswords
 from inventory.database import Database
 from inventory.events import Events
+from inventory.expiring_certificates import ExpiringCertificates
 from inventory.hook_runs import HookRuns
 from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
@@ -63,4 +64,5 @@ class Inventory:
         self.authorities = Authorities(database)
         self.certificates = Certificates(database)
         self.certificate_upkeep = CertificateUpkeep(database)
+        self.expiring_certificates = ExpiringCertificates(database)
         self.events = Events(database)

@@ -77,7 +77,7 @@ class CertificateUpkeep:
         """The host goes by these lists. Raises LeaseLost."""
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
-            row = await _locked(session, lease.host)
+            row = await upkeep_of(session, lease.host)
             if row is None:
                 return
             if row.crls != dict(lists):
@@ -98,7 +98,7 @@ class CertificateUpkeep:
     ) -> None:
         """It was to get these lists, in vain; an event says so unless it was so before."""
         async with self._database.writing() as session:
-            row = await _locked(session, host)
+            row = await upkeep_of(session, host)
             if row is None:
                 return
             if not row.crls_problem:
@@ -115,30 +115,33 @@ class CertificateUpkeep:
             session.add(row)
 
 
-def certified() -> ColumnElement[bool]:
-    """Of a host's row: whether it goes by certificates that Hostler has put there, and may be
-    asked. One of an earlier host of its name does not count."""
-    return (
-        select(CertificateRow.request)
-        .where(
-            col(CertificateRow.host) == col(HostRow.name),
-            col(CertificateRow.installed_at) > col(HostRow.created_at),
-        )
-        .exists()
-    ) & col(HostRow.resource_state).not_in(_NOBODYS)
+def may_be_asked() -> ColumnElement[bool]:
+    """Of a host's row: whether it is a host."""
+    return col(HostRow.resource_state).not_in(_NOBODYS)
+
+
+def is_in_force() -> ColumnElement[bool]:
+    """Of a certificate's row and a host's: whether that host goes by it, as Hostler has put it
+    there. One of an earlier host of its name does not count."""
+    return (col(CertificateRow.host) == col(HostRow.name)) & (
+        col(CertificateRow.installed_at) > col(HostRow.created_at)
+    )
 
 
 def _of_certified() -> Select[HostRow, CertificateUpkeepRow]:
     return (
         select(HostRow, CertificateUpkeepRow)
         .outerjoin(CertificateUpkeepRow, col(CertificateUpkeepRow.host) == col(HostRow.name))
-        .where(certified())
+        .where(
+            may_be_asked(),
+            select(CertificateRow.request).where(is_in_force()).correlate(HostRow).exists(),
+        )
         .options(*HOST_IN_SHORT)
     )
 
 
-async def _locked(session: AsyncSession, host: str) -> CertificateUpkeepRow | None:
-    """The row, made if there is none; None without the host."""
+async def upkeep_of(session: AsyncSession, host: str) -> CertificateUpkeepRow | None:
+    """The host's row, made if there is none; None without the host."""
     known = select(HostRow.id).where(col(HostRow.name) == host)
     if (await session.exec(known)).first() is None:
         return None

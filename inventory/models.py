@@ -593,6 +593,7 @@ class CertificateUpkeepRow(SQLModel, table=True):
 
     `crls`: numbers of the revocation lists that it goes by, by authority ("root/1"), got at
     `crls_at`. `crls_tried`: those that it was last to get in vain, at `crls_tried_at`.
+    `renewal_tried_at`, `renewal_problem`: of the last renewal, if that did not succeed.
     """
 
     __tablename__ = "certificate_upkeep"
@@ -603,3 +604,5 @@ class CertificateUpkeepRow(SQLModel, table=True):
     crls_tried: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
     crls_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     crls_problem: str = ""
+    renewal_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    renewal_problem: str = ""

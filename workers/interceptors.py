@@ -19,6 +19,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from contracts.certificate_renewal import CERTIFICATE_RENEWAL, CERTIFICATE_RENEWAL_SCHEDULE
 from contracts.certificates import AUTHORITY_UPKEEP, AUTHORITY_UPKEEP_SCHEDULE
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
@@ -39,6 +40,7 @@ from workers.logs import host_of_log
 _NO_OPERATIONS = {
     AUTHORITY_UPKEEP: AUTHORITY_UPKEEP_SCHEDULE,
     BMC_TEST: "bmc-test",
+    CERTIFICATE_RENEWAL: CERTIFICATE_RENEWAL_SCHEDULE,
     HOST_CHECK: HOST_CHECK_SCHEDULE,
     HOUSEKEEPING: HOUSEKEEPING_ID,
     POWER_PROBE: POWER_PROBE_ID,

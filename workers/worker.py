@@ -37,6 +37,7 @@ from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
 from activities.removal import RemovalActivities
+from activities.renewal import RenewalActivities
 from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
 from activities.turns import TurnActivities
@@ -146,6 +147,7 @@ def build_worker(
                 *(inventory, directory, cleaner),
                 *(hypervisor, shell, Systemd(shell)),
             ),
+            RenewalActivities(inventory),
             ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
             TurnActivities(inventory, holders),

@@ -6,6 +6,7 @@ from workflows.authority_upkeep import AuthorityUpkeep
 from workflows.bmc_password_change import BmcPasswordChange
 from workflows.bmc_test import BmcTest
 from workflows.certificate_provisioning import CertificateProvisioning
+from workflows.certificate_renewal import CertificateRenewal
 from workflows.certificate_revocation import CertificateRevocation
 from workflows.certificate_signing import CertificateSigning
 from workflows.cluster_maintenance import ClusterMaintenance
@@ -30,6 +31,7 @@ WORKFLOWS = (
     BmcPasswordChange,
     BmcTest,
     CertificateProvisioning,
+    CertificateRenewal,
     CertificateRevocation,
     CertificateSigning,
     ClusterMaintenance,

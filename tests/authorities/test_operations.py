@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from cryptography.x509 import load_pem_x509_crl
+from sqlmodel import col, select
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
@@ -25,9 +26,16 @@ from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.provisioning import ProvisioningActivities
+from activities.renewal import RenewalActivities
 from activities.schedules import ScheduleActivities
 from api.app import create_app
 from contracts.access import Role
+from contracts.certificate_renewal import (
+    CERTIFICATE_RENEWAL,
+    CERTIFICATE_RENEWAL_SCHEDULE,
+    CertificateRenewalInput,
+    CertificateRenewalResult,
+)
 from contracts.certificates import (
     AUTHORITY_UPKEEP,
     AUTHORITY_UPKEEP_SCHEDULE,
@@ -40,7 +48,7 @@ from contracts.leases import LeaseScope
 from drivers.power.registry import PowerDrivers
 from inventory import Inventory
 from inventory.certificates import NewCertificate
-from inventory.models import CertificateAuthorityRow
+from inventory.models import CertificateAuthorityRow, CertificateRow
 from tests.api.conftest import start_temporal
 from tests.authorities.certified_host import CertifiedHost
 from tests.authorities.conftest import prepared_inventory
@@ -156,6 +164,7 @@ async def system(
                     leases,
                     ProvisioningActivities(inventory, directory, machine),
                     CrlDeliveryActivities(inventory, directory, machine, leases),
+                    RenewalActivities(inventory),
                 ),
                 interceptors=[HostlerInterceptor()],
             )
@@ -539,6 +548,45 @@ async def test_a_revocation_gets_to_all_hosts(system: System) -> None:
         "host/kvm-1": "root/1: number 1",
         "host/kvm-2": "root/1: number 2",
     }
+
+
+async def test_what_expires_is_renewed_by_the_schedules_round(system: System) -> None:
+    for host in ("kvm-1", "kvm-2"):
+        await system.done("cert", "provision", host)
+    before = {one.serial for one in await system.inventory.certificates.list(host="kvm-1")}
+    assert before.isdisjoint(
+        (await system.done("cert", "list", "--expires-within", "30")).replace("\n", " ").split()
+    )
+    async with system.inventory.database.writing() as session:
+        for row in await session.exec(
+            select(CertificateRow).where(col(CertificateRow.host) == "kvm-1")
+        ):
+            row.not_after = datetime.now(UTC) + timedelta(days=3)
+            row.not_before = row.not_after - timedelta(days=90)
+            session.add(row)
+    soon = await system.done("cert", "list", "--expires-within", "30")
+    assert before <= {*soon.split()}
+    await ensure_schedules(system.client, system.inventory, QUEUE)
+    result: CertificateRenewalResult = await system.client.execute_workflow(
+        CERTIFICATE_RENEWAL,
+        CertificateRenewalInput(),
+        id="certificate-renewal-test",
+        task_queue=QUEUE,
+        result_type=CertificateRenewalResult,
+    )
+    await system.keep("certificate-renewal-test", "certificate_renewal")
+    for schedule in (AUTHORITY_UPKEEP_SCHEDULE, CERTIFICATE_RENEWAL_SCHEDULE):
+        await system.client.get_schedule_handle(schedule).delete()
+    assert result == CertificateRenewalResult(renewed=("kvm-1",), failed={})
+    installed = {
+        one.serial
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.installed_at is not None
+    }
+    assert len(installed) == 2
+    assert installed.isdisjoint(before)
+    provisioning = await system.client.get_workflow_handle("provisioning/kvm-1").describe()
+    assert provisioning.parent_id == "certificate-renewal-test"
 
 
 @pytest.mark.parametrize("step", ["prepare", "place", "switch", "ask"])

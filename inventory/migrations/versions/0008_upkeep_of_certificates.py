@@ -16,6 +16,8 @@ def upgrade() -> None:
         sa.Column("crls_tried", sa.JSON(), nullable=False),
         sa.Column("crls_tried_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("crls_problem", sa.String(), nullable=False),
+        sa.Column("renewal_tried_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("renewal_problem", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["host"], ["host.name"]),
         sa.PrimaryKeyConstraint("host"),
     )
