@@ -10,6 +10,7 @@ from contracts.hosts import HostFacts, HostUsage
 from contracts.passwords import Proof
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from contracts.preflight import HostReport
+from contracts.tls_check import TlsFacts
 from contracts.vms import Vm
 
 
@@ -397,6 +398,9 @@ class HostCertificates(Protocol):
         """Have libvirt and QEMU go by these revocation lists (PEM) from now on. libvirtd is not
         restarted, and what is connected stays so. If it does not take them, the former ones count.
         """
+
+    async def examine(self, access: HostAccess) -> TlsFacts:
+        """What is so of all that, and of libvirtd; changes nothing."""
 
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""

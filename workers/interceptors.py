@@ -33,6 +33,7 @@ from contracts.power_actions import (
     POWER_SYNC_SCHEDULE,
 )
 from contracts.steps import MigrateVmResult
+from contracts.tls_check import TLS_CHECK
 from workers.converter import application_error
 from workers.logs import host_of_log
 
@@ -46,6 +47,7 @@ _NO_OPERATIONS = {
     POWER_PROBE: POWER_PROBE_ID,
     PASSWORD_VERIFICATION: PASSWORD_VERIFICATION_SCHEDULE,
     POWER_SYNC: POWER_SYNC_SCHEDULE,
+    TLS_CHECK: "tls-check",
 }
 
 

@@ -40,6 +40,7 @@ from activities.removal import RemovalActivities
 from activities.renewal import RenewalActivities
 from activities.schedules import ScheduleActivities
 from activities.survey import SurveyActivities
+from activities.tls_check import TlsCheckActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
 from drivers.authorities.protocols import ExternalAccess
@@ -150,6 +151,7 @@ def build_worker(
             RenewalActivities(inventory),
             ScheduleActivities(client),
             SurveyActivities(inventory, directory, hypervisor, holders),
+            TlsCheckActivities(inventory, directory, host_certificates),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),
         ),

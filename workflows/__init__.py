@@ -22,6 +22,7 @@ from workflows.password_verification import PasswordVerification
 from workflows.power_action import PowerAction
 from workflows.power_probe import PowerProbe
 from workflows.power_sync import PowerSync
+from workflows.tls_check import TlsCheck
 from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
@@ -47,5 +48,6 @@ WORKFLOWS = (
     PowerAction,
     PowerProbe,
     PowerSync,
+    TlsCheck,
     VmReturn,
 )

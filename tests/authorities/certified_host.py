@@ -1,11 +1,14 @@
 """Hosts' side of a provisioning in memory: HostCertificates."""
 
 import asyncio
+import hashlib
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from contracts.tls_check import TlsFacts
 from drivers.authorities.x509 import is_signed_by, read_certificate, read_csr
 from drivers.errors import CommandFailed, HostUnreachable
 from drivers.protocols import CertificateFiles, HostAccess, TlsAnswer
@@ -28,6 +31,8 @@ class CertifiedHost:
         self.crls: dict[str, str] = {}
         self.crl_epochs: list[int] = []
         self.silent: set[str] = set()
+        self.allowed: str | None = None
+        self.old_vnc: tuple[str, ...] = ()
 
     async def _did(self, step: str) -> None:
         self.steps.append(step)
@@ -68,6 +73,7 @@ class CertifiedHost:
         self, access: HostAccess, name: str, epoch: int, *, allowed: Sequence[str]
     ) -> None:
         cluster, hostler = allowed
+        self.allowed = f'["{cluster}", "{hostler}"]'
         assert hostler == "O=Hostler,CN=hostler controller"
         prefix = cluster.removesuffix("*")
         assert read_certificate(self.sets[name]["libvirt"]).subject.startswith(prefix)
@@ -94,6 +100,25 @@ class CertifiedHost:
             raise HostUnreachable(f"{access.name} does not answer.")
         self.crls[access.name] = crls
         await self._did("crl")
+
+    async def examine(self, access: HostAccess) -> TlsFacts:
+        facts = TlsFacts(clock_s=round(time.time()), daemon="active", tcp_socket="inactive")
+        if self.in_force is None:
+            return facts
+        crls = hashlib.sha256(self.crls[access.name].encode()).hexdigest()
+        return facts.model_copy(
+            update={
+                "set": self.in_force,
+                "certificate": self.sets[self.in_force]["libvirt"],
+                "key_fits": True,
+                "crls": crls,
+                "qemu_crls": crls,
+                "allowed": self.allowed,
+                "tls_socket": "active",
+                "listens": True,
+                "old_vnc": self.old_vnc,
+            }
+        )
 
     async def look(self, access: HostAccess) -> list[str]:
         return [f"certificates {name}" for name in self.sets]

@@ -28,6 +28,7 @@ from activities.leases import LeaseActivities
 from activities.provisioning import ProvisioningActivities
 from activities.renewal import RenewalActivities
 from activities.schedules import ScheduleActivities
+from activities.tls_check import TlsCheckActivities
 from api.app import create_app
 from contracts.access import Role
 from contracts.certificate_renewal import (
@@ -165,6 +166,7 @@ async def system(
                     ProvisioningActivities(inventory, directory, machine),
                     CrlDeliveryActivities(inventory, directory, machine, leases),
                     RenewalActivities(inventory),
+                    TlsCheckActivities(inventory, directory, machine),
                 ),
                 interceptors=[HostlerInterceptor()],
             )
@@ -548,6 +550,38 @@ async def test_a_revocation_gets_to_all_hosts(system: System) -> None:
         "host/kvm-1": "root/1: number 1",
         "host/kvm-2": "root/1: number 2",
     }
+
+
+async def test_the_doctor_says_what_is_wrong_with_tls(system: System) -> None:
+    none = await system.hostler("doctor", "tls", "kvm-1")
+    assert none.status == 1
+    assert "[no-certificates]" in none.out
+    assert "hostler cert provision kvm-1" in none.out
+    await system.done("cert", "provision", "kvm-1")
+    serial = next(
+        one.serial
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.role is CertificateRole.HOST
+    )
+    system.machine.old_vnc = ("vm-7",)
+    said = await system.done("doctor", "tls", "kvm-1")
+    await system.keep("tls-check/kvm-1", "tls_check")
+    assert "warning [old-vnc-certificate]" in said
+    assert "vm-7" in said
+    assert f"TLS of kvm-1 works: it shows the certificate {serial}, until" in said
+    system.machine.lets_in, system.machine.allowed = True, '["CN=*"]'
+    wrong = await system.hostler("doctor", "tls", "kvm-1")
+    assert wrong.status == 1
+    assert "does not work: allow-list, lets-in-anybody (2 errors, 1 warning)" in wrong.err
+    async with system.http(system.operator) as operator:
+        answer = (await operator.post("/v1/hosts/kvm-1/certificate/check")).json()
+        assert {one["code"] for one in answer["findings"]} == {
+            "allow-list",
+            "lets-in-anybody",
+            "old-vnc-certificate",
+        }
+        assert answer["shown_serial"] == serial
+        assert (await operator.post("/v1/hosts/kvm-9/certificate/check")).status_code == 404
 
 
 async def test_what_expires_is_renewed_by_the_schedules_round(system: System) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import random
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +22,7 @@ from contracts.certificates import (
     RevocationReason,
     crl_to_pem,
 )
+from contracts.tls_check import TlsFacts
 from drivers.authorities.profiles import Issuer, host_certificate, revocation_list
 from drivers.authorities.protocols import CertificateOrder, CrlOrder, RevokedSerial
 from drivers.authorities.x509 import read_certificate
@@ -341,6 +343,49 @@ async def test_a_host_without_certificates_takes_no_lists(
 ) -> None:
     with pytest.raises(CommandFailed, match="no certificates of Hostler's any more"):
         await certificates.update_crls(host, 2, lists(1))
+
+
+async def test_a_host_says_what_is_so_of_its_tls(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str, tmp_path: Path
+) -> None:
+    bare = await certificates.examine(host)
+    assert (bare.set, bare.certificate, bare.daemon) == (None, None, "active")
+    assert (bare.listens, bare.old_vnc) == (False, ())
+    serial = await provision(certificates, host, "set-1", 2)
+    text = lists(2)
+    await certificates.update_crls(host, 2, text)
+    facts = await certificates.examine(host)
+    assert facts.certificate is not None
+    assert read_certificate(facts.certificate).serial == serial
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert facts == TlsFacts(
+        clock_s=facts.clock_s,
+        set="set-1",
+        certificate=facts.certificate,
+        key_fits=True,
+        crls=digest,
+        qemu_crls=digest,
+        allowed=f'["{ALLOWED[0]}", "{ALLOWED[1]}"]',
+        daemon="active",
+        tls_socket="active",
+        tcp_socket="inactive",
+        listens=True,
+        said=facts.said,
+    )
+    assert abs(facts.clock_s - datetime.now(UTC).timestamp()) < 30
+    # Who came without a certificate, to prove that it is turned away.
+    assert any("No certificate was found" in line for line in facts.said)
+
+    key = "/etc/hostler/tls/current/key.pem"
+    broken = f"""
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {key}
+    rm /etc/pki/qemu/ca-crl.pem; echo >/etc/pki/qemu/ca-crl.pem
+    sed -i 's/^tls_allowed_dn_list/#&/' /etc/libvirt/libvirtd.conf
+    """
+    await lab.exec(SOURCE, "sh", "-ec", broken)
+    facts = await certificates.examine(host)
+    assert (facts.key_fits, facts.allowed) == (False, "")
+    assert facts.elsewhere == ("/etc/pki/qemu/ca-crl.pem",)
 
 
 async def test_all_of_it_is_taken_off(
