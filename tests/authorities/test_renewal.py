@@ -9,6 +9,7 @@ from sqlmodel import col, select
 from temporalio.common import MetricMeter
 from temporalio.testing import ActivityEnvironment
 
+from activities.controller import ControllerCertificates
 from activities.renewal import RenewalActivities
 from contracts.certificate_renewal import (
     Lifetime,
@@ -18,6 +19,7 @@ from contracts.certificate_renewal import (
 )
 from contracts.certificates import CertificateRole, RevocationReason, RevokeCertificatesInput
 from contracts.states import HostStatus
+from drivers.authorities.profiles import new_request
 from inventory import Inventory
 from inventory.models import (
     CertificateAuthorityRow,
@@ -288,6 +290,15 @@ async def test_what_others_have_installed_is_told_of(
     await issue(signing, "signing/c/2", **controller, csr=csr(KEYS["P-384"]))
     await plan(renewal)
     assert len(await told(inventory, "certificate.file_expiring")) == 1
+
+
+async def test_hostlers_own_certificate_which_it_makes_anew_is_not_told_of(
+    inventory: Inventory, renewal: RenewalActivities
+) -> None:
+    await ControllerCertificates(inventory, activities(inventory), new_request).current("test")
+    await expire(inventory, None, timedelta(days=2))
+    await plan(renewal)
+    assert await told(inventory, "certificate.file_expiring") == []
 
 
 async def test_a_ca_that_cuts_lives_short_is_told_of(
