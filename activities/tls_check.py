@@ -7,12 +7,14 @@ from typing import Any
 from temporalio import activity
 
 from activities.certificate_policy import allowed_names
+from activities.controller import ControllerCertificates
 from activities.crl_delivery import newest_crls
 from activities.directory import HostDirectory
 from activities.execution import surprises_of
 from contracts.certificates import Certificate, CertificateRole
 from contracts.errors import Failed, HostlerError, NotFound
 from contracts.settings import CA_PROVIDER
+from contracts.states import TlsState
 from contracts.tls_check import Handshake, TlsCase, TlsCheckInput, TlsReport
 from contracts.tls_rules import explain
 from drivers.authorities.x509 import read_certificate
@@ -25,11 +27,16 @@ class TlsCheckActivities:
     """Only looks."""
 
     def __init__(
-        self, inventory: Inventory, directory: HostDirectory, certificates: HostCertificates
+        self,
+        inventory: Inventory,
+        directory: HostDirectory,
+        certificates: HostCertificates,
+        own: ControllerCertificates,
     ) -> None:
         self._inventory = inventory
         self._directory = directory
         self._certificates = certificates
+        self._own = own
 
     @activity.defn(name="check_tls")
     async def check_tls(self, request: TlsCheckInput) -> TlsReport:
@@ -50,6 +57,7 @@ class TlsCheckActivities:
         known: dict[str, Any] = {
             "host": host,
             "address": row.address,
+            "secured": row.tls is TlsState.SECURED,
             "allowed": "[" + ", ".join(f'"{name}"' for name in allowed_names(unit)) + "]",
         }
         installed = await self._installed(host)
@@ -77,7 +85,9 @@ class TlsCheckActivities:
         known["now"] = datetime.now(UTC)
         if facts.certificate is not None:
             known |= _read(facts.certificate)
-        return TlsCase(**known, **await self._shake_hands(access, installed))
+        return TlsCase(
+            **known, **await self._shake_hands(access, installed, secured=known["secured"])
+        )
 
     async def _installed(self, host: str) -> Certificate | None:
         """libvirt's certificate, as Hostler has put it there."""
@@ -92,15 +102,21 @@ class TlsCheckActivities:
         )
 
     async def _shake_hands(
-        self, access: HostAccess, installed: Certificate | None
+        self, access: HostAccess, installed: Certificate | None, *, secured: bool
     ) -> dict[str, Any]:
         try:
             authorities = await self._anchors(installed)
         except NotFound as error:
             return {"handshake": Handshake.SILENT, "problem": str(error)}
+        # It is not made here: that is up to who goes by it.
+        own = await self._own.find() if secured else None
+        keeps_out = False
         try:
             with surprises_of(access.name):
                 answer = await self._certificates.ask(access, authorities)
+                if own is not None:
+                    proven = await self._certificates.ask(access, authorities, own)
+                    keeps_out = not proven.lets_in
         except TlsRefused as error:
             return {"handshake": Handshake.REFUSED, "problem": str(error)}
         except (HostlerError, TimeoutError) as error:
@@ -109,6 +125,7 @@ class TlsCheckActivities:
             "handshake": Handshake.SHOWN,
             "shown_serial": answer.serial,
             "lets_in": answer.lets_in,
+            "keeps_hostler_out": keeps_out,
         }
 
     async def _anchors(self, installed: Certificate | None) -> str:

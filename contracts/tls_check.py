@@ -25,6 +25,7 @@ class TlsFacts(Contract):
         allowed: clients that libvirtd lets in, as libvirtd.conf has it.
         daemon, tls_socket, tcp_socket: how systemd calls their state.
         listens: whether anybody does on the port of libvirt's TLS.
+        forced: its libvirt migrates by TLS only, as qemu.conf has it.
         said: what libvirtd has said of TLS within the hour.
         old_vnc: VMs whose QEMU was started before the set came, and offers VNC by the former
             certificate.
@@ -44,6 +45,7 @@ class TlsFacts(Contract):
     tls_socket: str = "unknown"
     tcp_socket: str = "unknown"
     listens: bool = False
+    forced: bool = False
     said: tuple[str, ...] = ()
     old_vnc: tuple[str, ...] = ()
 
@@ -67,6 +69,9 @@ class TlsCase(Contract):
         handshake, problem: how it answers, and in which words it does not.
         shown_serial: of the certificate that it shows.
         lets_in: it lets in who has none.
+        secured: it is to take and give VMs by TLS only, and to let Hostler in by Hostler's own
+            certificate.
+        keeps_hostler_out: it does not let that in.
         installed_serial: of the certificate that Hostler has put there last; None: it has put none.
         revoked: that one was revoked.
         serial, not_before, not_after, ip_addresses: of the certificate that lies there.
@@ -83,6 +88,8 @@ class TlsCase(Contract):
     problem: str = ""
     shown_serial: str | None = None
     lets_in: bool = False
+    secured: bool = False
+    keeps_hostler_out: bool = False
     installed_serial: str | None = None
     revoked: bool = False
     serial: str | None = None

@@ -186,6 +186,13 @@ def _of_libvirtd(case: TlsCase, facts: TlsFacts) -> Iterator[Finding]:
             "See `journalctl -u libvirtd` there. Once that is mended: systemctl reset-failed "
             "'libvirtd*' && systemctl restart libvirtd.socket libvirtd",
         )
+    if case.secured and not facts.forced:
+        yield error(
+            "not-forced",
+            f"{case.host} is secured, and its libvirt migrates without TLS, too: migrate_tls_force "
+            "in /etc/libvirt/qemu.conf there is not 1.",
+            "Put it there, and restart libvirtd while no VM migrates.",
+        )
     if facts.set is None:
         return
     if facts.tls_socket != "active":
@@ -248,6 +255,12 @@ def _of_handshake(case: TlsCase) -> Iterator[Finding]:
                 f"libvirtd on {case.host} lets in who has no certificate.",
                 "See tls_no_verify_certificate in /etc/libvirt/libvirtd.conf there, and what else "
                 f"listens on {PORT}.",
+            )
+        if case.keeps_hostler_out:
+            yield error(
+                "hostler-kept-out",
+                f"libvirtd on {case.host} does not let Hostler in by its own certificate.",
+                _provision(case),
             )
 
 

@@ -161,7 +161,7 @@ def build_worker(
             ScheduleActivities(client),
             SecuringActivities(inventory, directory, host_certificates, controller),
             SurveyActivities(inventory, directory, hypervisor, holders),
-            TlsCheckActivities(inventory, directory, host_certificates),
+            TlsCheckActivities(inventory, directory, host_certificates, controller),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),
         ),

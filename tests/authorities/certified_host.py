@@ -109,7 +109,12 @@ class CertifiedHost:
         await self._did("crl")
 
     async def examine(self, access: HostAccess) -> TlsFacts:
-        facts = TlsFacts(clock_s=round(time.time()), daemon="active", tcp_socket="inactive")
+        facts = TlsFacts(
+            clock_s=round(time.time()),
+            daemon="active",
+            tcp_socket="inactive",
+            forced=self.by_tls_only,
+        )
         if self.in_force is None:
             return facts
         crls = hashlib.sha256(self.crls[access.name].encode()).hexdigest()

@@ -162,6 +162,7 @@ async def system(
         )
         await stack.enter_async_context(running_api(app, listener))
         directory = HostDirectory(inventory)
+        own = ControllerCertificates(inventory, certificates, new_request)
         leases = LeaseActivities(inventory, Holders(inventory, client))
         await stack.enter_async_context(
             Worker(
@@ -175,13 +176,8 @@ async def system(
                     ProvisioningActivities(inventory, directory, fleet),  # type: ignore[arg-type]
                     CrlDeliveryActivities(inventory, directory, fleet, leases),  # type: ignore[arg-type]
                     RenewalActivities(inventory),
-                    SecuringActivities(
-                        inventory,
-                        directory,
-                        fleet,  # type: ignore[arg-type]
-                        ControllerCertificates(inventory, certificates, new_request),
-                    ),
-                    TlsCheckActivities(inventory, directory, fleet),  # type: ignore[arg-type]
+                    SecuringActivities(inventory, directory, fleet, own),  # type: ignore[arg-type]
+                    TlsCheckActivities(inventory, directory, fleet, own),  # type: ignore[arg-type]
                 ),
                 interceptors=[HostlerInterceptor()],
             )
@@ -700,3 +696,21 @@ async def test_a_cluster_is_secured_by_one_command(system: System) -> None:
         started = await operator.post("/v1/clusters/cluster-1/certificates", json={})
         assert started.status_code == 202
         assert started.headers["location"] == "/v1/operations/cluster-certificates/cluster-1"
+    # The other tests have the same Temporal.
+    await system.client.get_workflow_handle("cluster-certificates/cluster-1").result()
+
+
+async def test_a_secured_host_is_revoked_and_looked_at_like_others(system: System) -> None:
+    await system.done("cert", "secure", "cluster-1")
+    assert "works: it shows the certificate" in await system.done("doctor", "tls", "kvm-1")
+    await system.done("cert", "revoke", "--host", "kvm-1")
+    assert (await system.inventory.hosts.get("kvm-1")).tls is TlsState.SECURED
+    for name, host in system.fleet.hosts.items():
+        assert len(revoked(host.crls[name])) >= 2
+    checked = await system.hostler("doctor", "tls", "kvm-1")
+    assert "[revoked]" in checked.out
+    await system.done("cert", "provision", "kvm-1")
+    assert (await system.inventory.hosts.get("kvm-1")).tls is TlsState.SECURED
+    system.machine.by_tls_only, system.machine.knows_hostler = False, False
+    checked = await system.hostler("doctor", "tls", "kvm-1")
+    assert "does not work: not-forced, hostler-kept-out (2 errors, 0 warnings)" in checked.err

@@ -55,6 +55,9 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
     # A clock may be a little off, and lists may not be there yet.
     assert codes(case({"clock_s": GOOD.clock_s + 30})) == set()
     assert codes(case({"crls": None, "qemu_crls": None}, crls=None)) == set()
+    # A secured host migrates by TLS only; others need not.
+    for secured in (True, False):
+        assert codes(case({"forced": True}, secured=secured)) == set()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,12 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
         (case(revoked=True), "revoked", "7f was revoked"),
         (case(address="198.18.0.99"), "address", "198.18.0.99"),
         (case(not_before=NOW + timedelta(days=1)), "not-valid-yet", "2026-11-27"),
+        (case(secured=True), "not-forced", "migrates without TLS, too"),
+        (
+            case({"forced": True}, secured=True, keeps_hostler_out=True),
+            "hostler-kept-out",
+            "does not let Hostler in",
+        ),
         (case(lets_in=True), "lets-in-anybody", "no certificate"),
         (case(shown_serial="7e"), "not-loaded", "shows the certificate 7e"),
         (
