@@ -534,6 +534,15 @@ async def test_a_secured_host_refuses_what_is_not_by_tls(
     with pytest.raises(CommandFailed, match="no certificates"):
         await certificates.secure(host, 2)
     await provision(certificates, host, "set-1", 2)
+    # What libvirtd does not take would be its end, once it is restarted.
+    listed = "/etc/hostler/tls/current/crl.pem"
+    spoil = f"cp {listed} /root/crl.pem; sed -i '/^---/!s/.*/AAAA/' {listed}"
+    await lab.exec(SOURCE, "sh", "-ec", spoil)
+    with pytest.raises(CommandFailed, match="does not take what lies there"):
+        await certificates.secure(host, 4)
+    await lab.virsh(SOURCE, "uri")
+    assert not (await certificates.examine(host)).forced
+    await lab.exec(SOURCE, "sh", "-ec", f"cat /root/crl.pem >{listed}; rm /root/crl.pem")
     for seconds in (0.3, 0.6, 1.0):
         killed = ScriptCertificates(Killed(shell, seconds))  # type: ignore[arg-type]
         with suppress(CommandFailed):
@@ -541,6 +550,7 @@ async def test_a_secured_host_refuses_what_is_not_by_tls(
         await lab.virsh(SOURCE, "uri")
     for _ in range(2):
         await certificates.secure(host, 4)
+    assert (await certificates.examine(host)).forced
     other = await lab.access(DESTINATION)
     with pytest.raises(MigrationRefused, match="TLS"):
         await hypervisor.migrate(host, other, vm, MigrationOptions(other.address), print)
