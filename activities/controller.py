@@ -42,15 +42,21 @@ class ControllerCertificates:
 
     async def current(self, operation: str) -> ClientCertificate:
         """Raises Unavailable, Failed (the CA), SecretUnreadable."""
+        return await self.find(_LAST_PART) or await self._make(operation)
+
+    async def find(self, least_left: float = 0.0) -> ClientCertificate | None:
+        """The one that there is, with more than that part of its life left. Raises
+        SecretUnreadable."""
         found = await self._inventory.certificates.newest_of_hostler()
-        if found is not None:
-            one, secret = found
-            left = (one.not_after - datetime.now(UTC)) / (one.not_after - one.not_before)
-            authority = await self._inventory.authorities.get(one.provider, one.generation)
-            if left > _LAST_PART:
-                key = await self._inventory.secrets.reveal(secret)
-                return _with_chain(one.pem, authority.chain, key.plaintext)
-        return await self._make(operation)
+        if found is None:
+            return None
+        one, secret = found
+        left = (one.not_after - datetime.now(UTC)) / (one.not_after - one.not_before)
+        if left <= least_left:
+            return None
+        authority = await self._inventory.authorities.get(one.provider, one.generation)
+        key = await self._inventory.secrets.reveal(secret)
+        return _with_chain(one.pem, authority.chain, key.plaintext)
 
     async def _make(self, operation: str) -> ClientCertificate:
         size = (await self._inventory.settings.resolve())[CA_KEY_SIZE]

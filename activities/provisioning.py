@@ -3,6 +3,7 @@
 from temporalio import activity
 
 from activities.certificate_policy import allowed_names
+from activities.crl_delivery import give_crls, newest_crls
 from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from contracts.certificates import (
@@ -91,10 +92,15 @@ class ProvisioningActivities:
     async def finish_certificates(
         self, request: SwitchCertificatesInput
     ) -> CertificateProvisioningResult:
-        """The switch stays, and is written down."""
+        """The switch stays, and is written down; the host gets the newest revocation lists."""
         libvirt, qemu = await self._found(request.libvirt), await self._found(request.qemu)
         access = await self._access(request)
         await uninterrupted(self._certificates.finish(access, request.name, request.lease.epoch))
+        # The set has its own authority's list, of the moment when it was placed.
+        numbers = await self._inventory.authorities.crl_numbers()
+        crls = await newest_crls(self._inventory)
+        await uninterrupted(give_crls(self._certificates, access, request.lease.epoch, crls))
+        await self._inventory.certificate_upkeep.note_crls(numbers, lease=request.lease)
         operation = request.lease.owner.workflow_id
         await self._inventory.hosts.set_tls(
             request.lease.host,

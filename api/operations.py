@@ -59,6 +59,7 @@ from contracts.passwords import (
 )
 from contracts.power_actions import BMC_TEST, BmcTestInput, BmcTestResult
 from contracts.states import Phase
+from contracts.tls_check import TLS_CHECK, TlsCheckInput, TlsReport
 from inventory import Inventory
 
 logger = logging.getLogger(__name__)
@@ -463,6 +464,30 @@ class Operations:
             )
             try:
                 return await handle.result(rpc_timeout=_LONGEST_SWEEP)
+            except WorkflowFailureError as failure:
+                if isinstance(failure.cause, exceptions.TimeoutError):
+                    raise _no_worker() from failure
+                raise _refusal(failure.cause) from failure
+
+    async def check_tls(self, host: str, caller: Principal) -> TlsReport:
+        """Have a worker look at the host's TLS now; callers at the same time share one look."""
+        handle: WorkflowHandle[Any, TlsReport]
+        with _translated():
+            handle = await self._client.start_workflow(
+                TLS_CHECK,
+                TlsCheckInput(host=host),
+                id=f"tls-check/{host}",
+                task_queue=self._task_queue,
+                result_type=TlsReport,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=_LONGEST_LOOK,
+                static_summary=f"TLS of {host} for {caller.name}",
+                memo=_memo(caller),
+                rpc_timeout=_PATIENCE,
+            )
+            try:
+                return await handle.result(rpc_timeout=_LONGEST_LOOK)
             except WorkflowFailureError as failure:
                 if isinstance(failure.cause, exceptions.TimeoutError):
                     raise _no_worker() from failure

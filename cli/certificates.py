@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from cli.client import Api, connect
 from cli.credentials import check_file, read_file
 from cli.output import note, say, say_fields, say_json, say_table
 from cli.waiting import COMPLETED, interruptible, until_closed, why
+from contracts.certificate_upkeep import HostCrls
 from contracts.certificates import (
     Authority,
     Certificate,
@@ -73,6 +74,7 @@ def register(app: typer.Typer) -> None:
     authority.command("import")(import_authority)
     authority.command("chain")(chain)
     authority.command("crl")(crl)
+    authority.command("hosts")(hosts)
     app.add_typer(authority)
 
 
@@ -82,11 +84,18 @@ def list_all(
         typer.Option(metavar="NAME", callback=check_optional_name, help="Only those of this host."),
     ] = None,
     state: Annotated[CertificateState | None, typer.Option(help="Only these.")] = None,
+    expires_within: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", min=0, help="Only those that end until then."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the certificates that were issued, those that expire first on top."""
+    until = None
+    if expires_within is not None:
+        until = (datetime.now(UTC) + timedelta(days=expires_within)).isoformat()
     with connect() as api:
-        items = api.all_items("certificates", host=host, state=state)
+        items = api.all_items("certificates", host=host, state=state, expires_before=until)
         if as_json:
             say_json(items)
             return
@@ -229,6 +238,10 @@ def revoke(
     say(f"Revoked: {', '.join(result.serials)}.")
     for provider, facts in result.crls.items():
         say(f"Revocation list {facts.number} of {provider} has {facts.revoked} entries.")
+    if result.delivered:
+        say(f"Hosts that have got it: {', '.join(result.delivered)}.")
+    for name, problem in result.missing.items():
+        say(f"{name} has not got it yet: {problem}")
 
 
 def show_authority(as_json: JsonOption = False) -> None:
@@ -284,6 +297,38 @@ def crl(out: OutOption = None) -> None:
     """Print the newest revocation lists in PEM: those of all CAs whose certificates are in use."""
     with connect() as api:
         _put(api.text("ca", "crl", format="pem"), out)
+
+
+def hosts(
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Only those that do not have the newest ones.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which revocation lists hosts go by; those that are away get them when they are back."""
+    with connect() as api:
+        items = [
+            item
+            for item in api.all_items("ca", "crl", "hosts")
+            if not (missing and api.read(HostCrls, item).current)
+        ]
+        if as_json:
+            say_json(items)
+            return
+        found = [api.read(HostCrls, item) for item in items]
+    say_table(
+        ["HOST", "LISTS", "NEWEST", "SINCE", "PROBLEM"],
+        [
+            [
+                one.host,
+                ", ".join(f"{name}: {number}" for name, number in sorted(one.lists.items())),
+                "yes" if one.current else "no",
+                one.delivered_at,
+                one.problem or None,
+            ]
+            for one in found
+        ],
+    )
 
 
 def _say_authority(one: Authority) -> None:

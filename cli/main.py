@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from cli import (
     certificates,
+    doctor,
     events,
     hosts,
     maintenance,
@@ -75,6 +76,7 @@ oobm.register(app)
 power.register(app)
 passwords.register(app)
 certificates.register(app)
+doctor.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

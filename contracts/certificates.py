@@ -468,10 +468,13 @@ class PublishCrlInput(Contract):
 
 
 class CertificateRevocationResult(Contract):
-    """What was revoked, and the lists that say so, by authority ("root/1")."""
+    """What was revoked, the lists that say so, by authority ("root/1"), and which hosts have got
+    these, and which not yet, with why."""
 
     serials: tuple[str, ...]
     crls: dict[str, CrlFacts]
+    delivered: tuple[str, ...] = ()
+    missing: dict[str, str] = Field(default_factory=dict)
 
 
 class AuthoritySetupInput(Contract):
@@ -522,6 +525,9 @@ class UpkeepPlan(Contract):
 
 
 class AuthorityUpkeepResult(Contract):
-    """The lists that were made or fetched, by authority ("root/1")."""
+    """The lists that were made or fetched, by authority ("root/1"), and which hosts have got the
+    newest ones, and which not yet, with why."""
 
     crls: dict[str, CrlFacts]
+    delivered: tuple[str, ...] = ()
+    missing: dict[str, str] = Field(default_factory=dict)

@@ -636,6 +636,27 @@ CA_VALIDITY = Setting[int](
     "d",
     scopes=_ONLY_GLOBAL,
 )
+CA_AUTOMATIC_RENEWAL = Setting[bool](
+    "ca.framework.cert.automatic.renewal",
+    bool,
+    True,
+    "Whether certificates of hosts are renewed before they expire; if not, there is an event a "
+    "day.",
+)
+CA_EXPIRY_ALERT_PERIOD = Setting[int](
+    "ca.framework.cert.expiry.alert.period",
+    Days,
+    15,
+    "How long before their end certificates are renewed, each at a moment of its own in the first "
+    "half of that time, or told of; never before half of their life is over.",
+    "d",
+)
+CA_RENEWAL_CONCURRENCY = Setting[int](
+    "ca.framework.cert.renewal.concurrency",
+    Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_boolean)],
+    2,
+    "Hosts of a cluster whose certificates are renewed at a time.",
+)
 CA_EXTRA_NAMES = Setting[ExtraNames](
     "ca.framework.csr.extra",
     ExtraNames,
@@ -652,6 +673,13 @@ CA_CRL_VALIDITY = Setting[int](
     "d",
     scopes=_ONLY_GLOBAL,
 )
+CA_CRL_DELIVERY_CONCURRENCY = Setting[int](
+    "ca.framework.crl.delivery.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    20,
+    "Hosts that get a new revocation list at a time.",
+    scopes=_ONLY_GLOBAL,
+)
 CA_CRL_URL = Setting[Url | None](
     "ca.framework.crl.url",
     Url | None,
@@ -664,7 +692,8 @@ CA_TASK_DELAY = Setting[int](
     "ca.framework.background.task.delay",
     Annotated[int, Field(ge=10, le=43_200), BeforeValidator(_no_boolean)],
     3_600,
-    "Between two rounds that look after the CAs: whose revocation lists have to be made anew.",
+    "Between two rounds that look after the CAs, whose revocation lists have to be made anew, and "
+    "between two that look for certificates that expire.",
     "s",
     scopes=_ONLY_GLOBAL,
 )
@@ -734,9 +763,12 @@ SETTINGS: Mapping[str, Setting[Any]] = {
 }
 
 # Names that people know from elsewhere for what is no setting here: a pair of key and certificate
-# that is set one by one is at some moment a wrong pair, and settings are shown.
+# that is set one by one is at some moment a wrong pair, and settings are shown; a setting that
+# nothing goes by would promise something.
 NO_SETTINGS: Mapping[str, str] = {
     "ca.plugin.root.private.key": "Give it with `hostler ca import`; it is stored encrypted.",
     "ca.plugin.root.public.key": "It is in the certificate that `hostler ca show` shows.",
     "ca.plugin.root.ca.certificate": "See `hostler ca show`; give it with `hostler ca import`.",
+    "ca.plugin.root.allow.expired.cert": "libvirt and QEMU refuse expired certificates, always; "
+    "nobody shows one to Hostler.",
 }

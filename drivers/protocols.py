@@ -10,6 +10,7 @@ from contracts.hosts import HostFacts, HostUsage
 from contracts.passwords import Proof
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from contracts.preflight import HostReport
+from contracts.tls_check import TlsFacts
 from contracts.vms import Vm
 
 
@@ -432,6 +433,14 @@ class HostCertificates(Protocol):
 
     async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
         """The switch stays: delete what it has replaced."""
+
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        """Have libvirt and QEMU go by these revocation lists (PEM) from now on. libvirtd is not
+        restarted, and what is connected stays so. If it does not take them, the former ones count.
+        """
+
+    async def examine(self, access: HostAccess) -> TlsFacts:
+        """What is so of all that, and of libvirtd; changes nothing."""
 
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""

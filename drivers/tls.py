@@ -4,11 +4,15 @@ import asyncio
 import importlib.resources
 import os
 import ssl
+import textwrap
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from contracts.certificates import requests_in
+from contracts.tls_check import TlsFacts
 from drivers.commands import check_change, unexpected
 from drivers.errors import HostBusy, HostUnreachable, TlsRefused
 from drivers.protocols import (
@@ -26,6 +30,9 @@ PORT = 16514
 _BUSY = 79
 _LET_IN = b"\x01"  # what libvirtd sends to a client whose certificate it takes
 _ANSWERS_WITHIN_S = 10.0
+_PEM_COLUMNS = 64
+# Of what `examine` tells, what may be told several times.
+_MANY = frozenset({"elsewhere", "said", "old_vnc"})
 
 
 async def open_tls_tunnel(access: HostAccess, login: TlsLogin) -> LocalTunnel:
@@ -115,6 +122,24 @@ class ScriptCertificates:
         """Have libvirt refuse migrations that are not by TLS, in and out."""
         await self._change(access, "secure", "-", epoch)
 
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        """Have libvirt and QEMU go by these revocation lists from now on."""
+        await self._change(access, "crl", "-", epoch, stdin=crls)
+
+    async def examine(self, access: HostAccess) -> TlsFacts:
+        """What is so of all that, and of libvirtd."""
+        said = await self._change(access, "examine", "-", 0)
+        found: dict[str, list[str]] = {}
+        for line in said.splitlines():
+            name, _, value = line.partition(" ")
+            found.setdefault(name, []).append(value.strip())
+        try:
+            return TlsFacts.model_validate(
+                {name: _field(name, values) for name, values in found.items()}
+            )
+        except ValidationError as error:
+            raise unexpected(access, "tls examine", said) from error
+
     async def look(self, access: HostAccess) -> list[str]:
         """What of all that is there, one line each."""
         return (await self._change(access, "look", "-", 0)).splitlines()
@@ -167,7 +192,7 @@ async def _connect(
     except ssl.SSLError as error:
         raise TlsRefused(
             f"What answers at {access.address}:{PORT} is not {access.name} by the CA's word: "
-            f"{error.reason}."
+            f"{getattr(error, 'verify_message', None) or error.reason}."
         ) from error
     except (OSError, TimeoutError) as error:
         raise HostUnreachable(
@@ -192,6 +217,13 @@ def _show(context: ssl.SSLContext, client: ClientCertificate) -> None:
         context.load_cert_chain(path)
     finally:
         os.close(descriptor)
+
+
+def _field(name: str, values: list[str]) -> object:
+    if name == "certificate":
+        body = "\n".join(textwrap.wrap(values[0], _PEM_COLUMNS))
+        return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+    return tuple(values) if name in _MANY else values[0]
 
 
 def _check_busy(access: HostAccess, result: CommandResult) -> None:

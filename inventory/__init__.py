@@ -2,11 +2,13 @@
 
 from inventory.accepted_operations import AcceptedOperations
 from inventory.authorities import Authorities
+from inventory.certificate_upkeep import CertificateUpkeep
 from inventory.certificates import Certificates
 from inventory.closings import Closings
 from inventory.cluster_passwords import ClusterPasswords
 from inventory.database import Database
 from inventory.events import Events
+from inventory.expiring_certificates import ExpiringCertificates
 from inventory.hook_runs import HookRuns
 from inventory.host_checks import HostChecks
 from inventory.hosts import Hosts
@@ -63,4 +65,6 @@ class Inventory:
         self.tokens = Tokens(database)
         self.authorities = Authorities(database)
         self.certificates = Certificates(database)
+        self.certificate_upkeep = CertificateUpkeep(database)
+        self.expiring_certificates = ExpiringCertificates(database)
         self.events = Events(database)

@@ -253,6 +253,14 @@ class Authorities:
             raise AssertionError("a list that was stored is not there")
         return kept
 
+    async def crl_numbers(self) -> dict[str, int]:
+        """Of the newest lists that are needed, by authority ("root/1"): who has these, has all."""
+        return {
+            f"{one.provider}/{one.generation}": one.crl.number
+            for one in await self.live()
+            if one.crl is not None
+        }
+
     async def crl(self, provider: str, generation: int) -> bytes:
         """The newest list of that authority, in DER. Raises NotFound."""
         async with self._database.reading() as session:

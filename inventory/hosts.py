@@ -27,6 +27,7 @@ from inventory.events import add_change, add_event
 from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
+    CertificateUpkeepRow,
     ClusterRow,
     HostPasswordRow,
     HostRow,
@@ -224,7 +225,12 @@ class Hosts:
                 return
             secret_ids = await secret_ids_of(session, row)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
-            for table in (HostPasswordRow, PasswordAttemptRow, PasswordCheckRow):
+            for table in (
+                HostPasswordRow,
+                PasswordAttemptRow,
+                PasswordCheckRow,
+                CertificateUpkeepRow,
+            ):
                 await session.exec(delete(table).where(col(table.host) == name))
             bmc = await session.get(OobmRow, name)
             if bmc is not None:

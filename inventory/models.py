@@ -611,3 +611,23 @@ class CertificateRow(SQLModel, table=True):
     installed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     key_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
     pem: str
+
+
+class CertificateUpkeepRow(SQLModel, table=True):
+    """What a host has beside its certificates, and what is done for them by itself.
+
+    `crls`: numbers of the revocation lists that it goes by, by authority ("root/1"), got at
+    `crls_at`. `crls_tried`: those that it was last to get in vain, at `crls_tried_at`.
+    `renewal_tried_at`, `renewal_problem`: of the last renewal, if that did not succeed.
+    """
+
+    __tablename__ = "certificate_upkeep"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    crls: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
+    crls_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crls_tried: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
+    crls_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crls_problem: str = ""
+    renewal_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    renewal_problem: str = ""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, delete
+from sqlmodel import col, delete, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
@@ -24,6 +24,8 @@ from inventory.host_keys import in_reinstallation, is_revoked, key_of, new, revo
 from inventory.hosts import Hosts, change_state, host_row, secret_ids_of
 from inventory.leases import verify_lease
 from inventory.models import (
+    CertificateRow,
+    CertificateUpkeepRow,
     HostPasswordRow,
     HostRow,
     MaintenanceTicketRow,
@@ -110,7 +112,7 @@ class Reinstallations:
 
     async def pin(self, lease: LeaseRef, *, host_key_line: str, host_key_sha256: str) -> None:
         """The host is known by this key from now on. Its new installation was told nothing of its
-        closing yet. Raises Conflict if it is not being re-installed."""
+        closing yet, and has no certificates. Raises Conflict if it is not being re-installed."""
         async with self._changing(lease) as (session, row):
             if row.host_key_line == new(host_key_line):
                 return
@@ -127,6 +129,14 @@ class Reinstallations:
                 )
                 row.tls = TlsState.NONE
             session.add(row)
+            await session.exec(
+                update(CertificateRow)
+                .where(col(CertificateRow.host) == row.name)
+                .values(installed_at=None)
+            )
+            await session.exec(
+                delete(CertificateUpkeepRow).where(col(CertificateUpkeepRow.host) == row.name)
+            )
             _tell(
                 session, lease, "host.trusted", f"the host key {before} -> {host_key_sha256}: new"
             )

@@ -20,6 +20,7 @@ from inventory.host_keys import key_of
 from inventory.hosts import Login, secret_ids_of
 from inventory.leases import verify_lease
 from inventory.models import (
+    CertificateUpkeepRow,
     ClusterRow,
     EventRow,
     HostPasswordRow,
@@ -353,6 +354,9 @@ _BELONGINGS = (
     _Belongings("notes of its password", HostPasswordRow, (col(HostPasswordRow.host),)),
     _Belongings("passwords it may have", PasswordAttemptRow, (col(PasswordAttemptRow.host),)),
     _Belongings("checks of its password", PasswordCheckRow, (col(PasswordCheckRow.host),)),
+    _Belongings(
+        "notes of its certificates", CertificateUpkeepRow, (col(CertificateUpkeepRow.host),)
+    ),
     _Belongings(
         "places in the queue for maintenance",
         MaintenanceTicketRow,

@@ -19,6 +19,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from contracts.certificate_renewal import CERTIFICATE_RENEWAL, CERTIFICATE_RENEWAL_SCHEDULE
 from contracts.certificates import AUTHORITY_UPKEEP, AUTHORITY_UPKEEP_SCHEDULE
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
@@ -32,6 +33,7 @@ from contracts.power_actions import (
     POWER_SYNC_SCHEDULE,
 )
 from contracts.steps import MigrateVmResult
+from contracts.tls_check import TLS_CHECK
 from workers.converter import application_error
 from workers.logs import host_of_log
 
@@ -39,11 +41,13 @@ from workers.logs import host_of_log
 _NO_OPERATIONS = {
     AUTHORITY_UPKEEP: AUTHORITY_UPKEEP_SCHEDULE,
     BMC_TEST: "bmc-test",
+    CERTIFICATE_RENEWAL: CERTIFICATE_RENEWAL_SCHEDULE,
     HOST_CHECK: HOST_CHECK_SCHEDULE,
     HOUSEKEEPING: HOUSEKEEPING_ID,
     POWER_PROBE: POWER_PROBE_ID,
     PASSWORD_VERIFICATION: PASSWORD_VERIFICATION_SCHEDULE,
     POWER_SYNC: POWER_SYNC_SCHEDULE,
+    TLS_CHECK: "tls-check",
 }
 
 

@@ -18,6 +18,11 @@ from temporalio.client import (
 from temporalio.service import RPCError
 
 from contracts.base import Contract
+from contracts.certificate_renewal import (
+    CERTIFICATE_RENEWAL,
+    CERTIFICATE_RENEWAL_SCHEDULE,
+    CertificateRenewalInput,
+)
 from contracts.certificates import (
     AUTHORITY_UPKEEP,
     AUTHORITY_UPKEEP_SCHEDULE,
@@ -83,6 +88,13 @@ _PERIODIC = (
         AuthorityUpkeepInput(),
         CA_TASK_DELAY,
         "Looks after the certificate authorities",
+    ),
+    _Periodic(
+        CERTIFICATE_RENEWAL_SCHEDULE,
+        CERTIFICATE_RENEWAL,
+        CertificateRenewalInput(),
+        CA_TASK_DELAY,
+        "Renews certificates that expire, and tells of those",
     ),
 )
 

@@ -17,6 +17,7 @@ from activities.bmcs import BmcDirectory
 from activities.certificates import CertificateActivities
 from activities.clusters import ClusterActivities
 from activities.controller import ControllerCertificates, LibvirtByTls
+from activities.crl_delivery import CrlDeliveryActivities
 from activities.directory import HostDirectory
 from activities.fencing import FencingActivities
 from activities.holders import Holders
@@ -38,9 +39,11 @@ from activities.reconciliation import ReconciliationActivities
 from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
 from activities.removal import RemovalActivities
+from activities.renewal import RenewalActivities
 from activities.schedules import ScheduleActivities
 from activities.securing import SecuringActivities
 from activities.survey import SurveyActivities
+from activities.tls_check import TlsCheckActivities
 from activities.turns import TurnActivities
 from activities.virtualization import VirtualizationActivities
 from drivers.authorities.profiles import new_request
@@ -118,8 +121,6 @@ def build_worker(
     bmcs = BmcDirectory(inventory, power_drivers)
     holders = Holders(inventory, client)
     leases = LeaseActivities(inventory, holders)
-    certificates = CertificateActivities(inventory, authorities)
-    controller = ControllerCertificates(inventory, certificates, new_request)
     accounts = HostAccountDirectory(inventory, directory, ScriptAccounts(shell))
     worker = Worker(
         client,
@@ -137,6 +138,7 @@ def build_worker(
             BmcAccountActivities(inventory, bmcs),
             certificates,
             ClusterActivities(inventory),
+            CrlDeliveryActivities(inventory, directory, host_certificates, leases),
             FencingActivities(inventory, directory, fence, hypervisor),
             HookActivities(inventory, directory, shell, Systemd(shell)),
             HostCheckActivities(inventory, directory, hypervisor, shell, fence, neighbours, bmcs),
@@ -155,9 +157,11 @@ def build_worker(
                 *(inventory, directory, cleaner),
                 *(hypervisor, shell, Systemd(shell)),
             ),
+            RenewalActivities(inventory),
             ScheduleActivities(client),
             SecuringActivities(inventory, directory, host_certificates, controller),
             SurveyActivities(inventory, directory, hypervisor, holders),
+            TlsCheckActivities(inventory, directory, host_certificates, controller),
             TurnActivities(inventory, holders),
             VirtualizationActivities(inventory, directory, hypervisor, ShellDisks(shell), holders),
         ),

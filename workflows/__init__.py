@@ -6,6 +6,7 @@ from workflows.authority_upkeep import AuthorityUpkeep
 from workflows.bmc_password_change import BmcPasswordChange
 from workflows.bmc_test import BmcTest
 from workflows.certificate_provisioning import CertificateProvisioning
+from workflows.certificate_renewal import CertificateRenewal
 from workflows.certificate_revocation import CertificateRevocation
 from workflows.certificate_signing import CertificateSigning
 from workflows.cluster_certificates import ClusterCertificates
@@ -22,6 +23,7 @@ from workflows.password_verification import PasswordVerification
 from workflows.power_action import PowerAction
 from workflows.power_probe import PowerProbe
 from workflows.power_sync import PowerSync
+from workflows.tls_check import TlsCheck
 from workflows.vm_return import VmReturn
 
 WORKFLOWS = (
@@ -31,6 +33,7 @@ WORKFLOWS = (
     BmcPasswordChange,
     BmcTest,
     CertificateProvisioning,
+    CertificateRenewal,
     CertificateRevocation,
     CertificateSigning,
     ClusterCertificates,
@@ -47,5 +50,6 @@ WORKFLOWS = (
     PowerAction,
     PowerProbe,
     PowerSync,
+    TlsCheck,
     VmReturn,
 )

@@ -1,6 +1,7 @@
 """AuthorityUpkeep: a schedule's round over certificate authorities.
 
-its interval from the settings -> revocation lists that are over half of their time
+its interval from the settings -> revocation lists that are over half of their time -> hosts that do
+not have the newest ones get them
 """
 
 from temporalio import workflow
@@ -20,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from contracts.host_checks import AlignScheduleInput
     from workflows import policies
+    from workflows.crl_delivery import deliver_crls, named
     from workflows.failures import all_of, as_application_error
 
 
@@ -29,7 +31,7 @@ class AuthorityUpkeep:
 
     @workflow.run
     async def run(self, _request: AuthorityUpkeepInput) -> AuthorityUpkeepResult:
-        """Returns when each list that was due is a new one."""
+        """Returns when each list that was due is a new one, and was brought to the hosts."""
         crls: dict[str, CrlFacts] = {}
         problems: list[BaseException] = []
         try:
@@ -61,6 +63,12 @@ class AuthorityUpkeep:
                 if is_cancelled_exception(error):
                     raise
                 problems.append(as_application_error(error))
+        try:
+            delivery = await deliver_crls()
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            problems.append(as_application_error(error))
         if problems:
             raise all_of(problems)
-        return AuthorityUpkeepResult(crls=crls)
+        return AuthorityUpkeepResult(crls=crls, **named(delivery))

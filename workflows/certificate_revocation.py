@@ -1,6 +1,7 @@
 """CertificateRevocation: certificates are taken back, and the revocation lists say so.
 
 for each CA that has issued some: revoked there, and in the inventory -> its list names them
+-> the lists brought to all hosts that are there
 """
 
 import asyncio
@@ -21,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         RevokedCertificates,
     )
     from workflows import policies
+    from workflows.crl_delivery import deliver_crls, named
     from workflows.failures import all_of, as_application_error
     from workflows.search_attributes import HOST_NAME
 
@@ -36,7 +38,7 @@ class CertificateRevocation:
 
     @workflow.run
     async def run(self, request: CertificateRevocationInput) -> CertificateRevocationResult:
-        """Returns when the newest lists tell of it."""
+        """Returns when the newest lists tell of it, and each host that is there has them."""
         what = request.serial or f"all certificates of {request.host}"
         if request.host is not None:
             workflow.upsert_search_attributes([HOST_NAME.value_set(request.host)])
@@ -59,10 +61,26 @@ class CertificateRevocation:
             return_exceptions=True,
         )
         problems = [one for one in ended if isinstance(one, BaseException)]
+        if any(is_cancelled_exception(one) for one in problems):
+            raise all_of(problems)
+        self._say(f"{len(self._serials)} revoked, and listed; brings the lists to the hosts")
+        try:
+            delivery = await deliver_crls()
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            problems.append(as_application_error(error))
         if problems:
             raise all_of(problems)
-        self._say(f"{len(self._serials)} revoked, and listed")
-        return CertificateRevocationResult(serials=tuple(self._serials), crls=self._crls)
+        self._say(
+            f"{len(self._serials)} revoked, and listed; {len(delivery.delivered)} hosts have got "
+            f"the lists, {len(delivery.missing)} not yet"
+        )
+        return CertificateRevocationResult(
+            serials=tuple(self._serials),
+            crls=self._crls,
+            **named(delivery),
+        )
 
     async def _revoke(self, step: RevokeCertificatesInput, provider: str) -> None:
         """What one provider has issued. Whatever ends it between its steps, a round of the schedule

@@ -1,11 +1,14 @@
 """The certificate authority: its chain, its revocation list, an operator's own."""
 
-from fastapi import APIRouter, Response, status
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response, status
 
 from api.authentication import VIEWER, Admin, actor
 from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import as_operation, link
-from api.requests import AuthorityRequest, CrlFormat
+from api.requests import AuthorityRequest, CrlFormat, Page, PageQuery
+from contracts.certificate_upkeep import HostCrls
 from contracts.certificates import Authority, AuthoritySetupInput, crl_to_pem
 from contracts.errors import HostlerError, NotFound, Unavailable
 from contracts.operations import Operation, OperationKind, workflow_id
@@ -60,6 +63,19 @@ async def get_crl(inventory: TheInventory, format: CrlFormat = CrlFormat.DER) ->
             "There is no revocation list yet.", remedy="`hostler ca create` makes the CA, and one."
         )
     return Response("".join(map(crl_to_pem, lists)), media_type="application/x-pem-file")
+
+
+@router.get("/crl/hosts")
+async def list_hosts_of_crl(
+    query: Annotated[PageQuery, Query()], inventory: TheInventory
+) -> Page[HostCrls]:
+    """Which revocation lists each host goes by that has got certificates from Hostler, by name. One
+    that is away gets them when it is back."""
+    found = await inventory.certificate_upkeep.crls(
+        await inventory.authorities.crl_numbers(), limit=query.limit + 1, after=query.after
+    )
+    items = found[: query.limit]
+    return Page(items=items, next=items[-1].host if len(found) > len(items) else None)
 
 
 @public_router.get(

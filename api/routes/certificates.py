@@ -27,6 +27,7 @@ from contracts.certificates import (
 )
 from contracts.errors import NotFound
 from contracts.operations import Operation, OperationKind, workflow_id
+from contracts.tls_check import TlsReport
 from inventory import Inventory
 
 router = APIRouter(prefix="/v1", tags=["certificates"], dependencies=[VIEWER])
@@ -112,6 +113,16 @@ async def list_installed(name: NameInPath, inventory: TheInventory) -> Items[Cer
     await inventory.hosts.get(name)
     found = await inventory.certificates.list(host=name)
     return Items(items=[one for one in found if one.installed_at is not None])
+
+
+@router.post("/hosts/{name}/certificate/check")
+async def check_tls(
+    name: NameInPath, caller: Operator, inventory: TheInventory, operations: TheOperations
+) -> TlsReport:
+    """Have a worker look at the host's TLS now: what it has, what it shows to others, and what is
+    wrong with that, in words."""
+    await inventory.hosts.get(name)
+    return await operations.check_tls(name, caller)
 
 
 @router.post("/hosts/{name}/certificate", status_code=status.HTTP_202_ACCEPTED)

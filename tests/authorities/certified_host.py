@@ -1,6 +1,8 @@
-"""A host's side of a provisioning in memory: HostCertificates."""
+"""Hosts' side of a provisioning in memory: HostCertificates."""
 
 import asyncio
+import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -9,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from contracts.certificates import certificates_in
+from contracts.tls_check import TlsFacts
 from drivers.authorities.x509 import is_signed_by, key_sha256, read_certificate, read_csr
-from drivers.errors import CommandFailed
+from drivers.errors import CommandFailed, HostUnreachable
 from drivers.protocols import CertificateFiles, ClientCertificate, HostAccess, TlsAnswer
 from tests.authorities.samples import csr
 
@@ -18,7 +21,8 @@ from tests.authorities.samples import csr
 class CertifiedHost:
     """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect;
     `lets_in`: also who has no certificate; `knows_hostler`: and who has Hostler's; `by_tls_only`:
-    how it migrates."""
+    how it migrates. `crls`: what each host has; `silent`: hosts that do not answer when they are
+    to get some."""
 
     def __init__(self) -> None:
         self.sets: dict[str, dict[str, str]] = {}
@@ -31,6 +35,11 @@ class CertifiedHost:
         self.lets_in = False
         self.knows_hostler = True
         self.by_tls_only = False
+        self.crls: dict[str, str] = {}
+        self.crl_epochs: list[int] = []
+        self.silent: set[str] = set()
+        self.allowed: str | None = None
+        self.old_vnc: tuple[str, ...] = ()
 
     async def _did(self, step: str) -> None:
         self.steps.append(step)
@@ -71,6 +80,7 @@ class CertifiedHost:
         self, access: HostAccess, name: str, epoch: int, *, allowed: Sequence[str]
     ) -> None:
         cluster, hostler = allowed
+        self.allowed = f'["{cluster}", "{hostler}"]'
         assert hostler == "O=Hostler,CN=hostler controller"
         prefix = cluster.removesuffix("*")
         assert read_certificate(self.sets[name]["libvirt"]).subject.startswith(prefix)
@@ -90,6 +100,37 @@ class CertifiedHost:
         self.sets = {name: self.sets[name]}
         self.before = None
         await self._did("finish")
+
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        self.crl_epochs.append(epoch)
+        if access.name in self.silent:
+            raise HostUnreachable(f"{access.name} does not answer.")
+        self.crls[access.name] = crls
+        await self._did("crl")
+
+    async def examine(self, access: HostAccess) -> TlsFacts:
+        facts = TlsFacts(
+            clock_s=round(time.time()),
+            daemon="active",
+            tcp_socket="inactive",
+            forced=self.by_tls_only,
+        )
+        if self.in_force is None:
+            return facts
+        crls = hashlib.sha256(self.crls[access.name].encode()).hexdigest()
+        return facts.model_copy(
+            update={
+                "set": self.in_force,
+                "certificate": self.sets[self.in_force]["libvirt"],
+                "key_fits": True,
+                "crls": crls,
+                "qemu_crls": crls,
+                "allowed": self.allowed,
+                "tls_socket": "active",
+                "listens": True,
+                "old_vnc": self.old_vnc,
+            }
+        )
 
     async def look(self, access: HostAccess) -> list[str]:
         return [f"certificates {name}" for name in self.sets]

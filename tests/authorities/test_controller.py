@@ -50,8 +50,9 @@ async def count(inventory: Inventory) -> int:
 async def test_it_is_made_once_and_its_key_shown_to_nobody(
     inventory: Inventory, own: ControllerCertificates
 ) -> None:
+    assert await own.find() is None
     first = await own.current("test")
-    assert await own.current("test") == first
+    assert await own.current("test") == await own.find() == first
     assert await count(inventory) == 1
     found = await inventory.certificates.newest_of_hostler()
     assert found is not None

@@ -7,27 +7,38 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from cryptography.x509 import load_pem_x509_crl
+from sqlmodel import col, select
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from activities.bmcs import BmcDirectory
 from activities.controller import ControllerCertificates
+from activities.crl_delivery import CrlDeliveryActivities
 from activities.directory import HostDirectory
 from activities.holders import Holders
 from activities.leases import LeaseActivities
 from activities.provisioning import ProvisioningActivities
+from activities.renewal import RenewalActivities
 from activities.schedules import ScheduleActivities
 from activities.securing import SecuringActivities
+from activities.tls_check import TlsCheckActivities
 from api.app import create_app
 from contracts.access import Role
+from contracts.certificate_renewal import (
+    CERTIFICATE_RENEWAL,
+    CERTIFICATE_RENEWAL_SCHEDULE,
+    CertificateRenewalInput,
+    CertificateRenewalResult,
+)
 from contracts.certificates import (
     AUTHORITY_UPKEEP,
     AUTHORITY_UPKEEP_SCHEDULE,
@@ -42,7 +53,7 @@ from drivers.authorities.profiles import new_request
 from drivers.power.registry import PowerDrivers
 from inventory import Inventory
 from inventory.certificates import NewCertificate
-from inventory.models import CertificateAuthorityRow
+from inventory.models import CertificateAuthorityRow, CertificateRow
 from tests.api.conftest import start_temporal
 from tests.authorities.certified_host import CertifiedFleet, CertifiedHost
 from tests.authorities.conftest import prepared_inventory
@@ -78,11 +89,15 @@ class System:
 
     client: Client
     inventory: Inventory
-    machine: CertifiedHost
+    fleet: CertifiedFleet
     url: str
     admin: str
     operator: str
     record: bool
+
+    @property
+    def machine(self) -> CertifiedHost:
+        return self.fleet.hosts["kvm-1"]
 
     async def hostler(self, *arguments: str, token: str | None = None, stdin: str = "") -> Said:
         """Run the command."""
@@ -138,7 +153,6 @@ async def system(
     temporal: WorkflowEnvironment, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[System]:
     client, fleet = temporal.client, CertifiedFleet("kvm-1", "kvm-2")
-    machine = fleet.hosts["kvm-1"]
     async with AsyncExitStack() as stack:
         inventory = await stack.enter_async_context(prepared_inventory(tmp_path))
         certificates = activities(inventory)
@@ -147,6 +161,9 @@ async def system(
             client, inventory, BmcDirectory(inventory, PowerDrivers()), task_queue=QUEUE
         )
         await stack.enter_async_context(running_api(app, listener))
+        directory = HostDirectory(inventory)
+        own = ControllerCertificates(inventory, certificates, new_request)
+        leases = LeaseActivities(inventory, Holders(inventory, client))
         await stack.enter_async_context(
             Worker(
                 client,
@@ -155,14 +172,12 @@ async def system(
                 activities=activities_of(
                     certificates,
                     ScheduleActivities(client),
-                    LeaseActivities(inventory, Holders(inventory, client)),
-                    ProvisioningActivities(inventory, HostDirectory(inventory), fleet),  # type: ignore[arg-type]
-                    SecuringActivities(
-                        inventory,
-                        HostDirectory(inventory),
-                        fleet,  # type: ignore[arg-type]
-                        ControllerCertificates(inventory, certificates, new_request),
-                    ),
+                    leases,
+                    ProvisioningActivities(inventory, directory, fleet),  # type: ignore[arg-type]
+                    CrlDeliveryActivities(inventory, directory, fleet, leases),  # type: ignore[arg-type]
+                    RenewalActivities(inventory),
+                    SecuringActivities(inventory, directory, fleet, own),  # type: ignore[arg-type]
+                    TlsCheckActivities(inventory, directory, fleet, own),  # type: ignore[arg-type]
                 ),
                 interceptors=[HostlerInterceptor()],
             )
@@ -170,7 +185,7 @@ async def system(
         yield System(
             client,
             inventory,
-            machine,
+            fleet,
             f"http://127.0.0.1:{listener.getsockname()[1]}",
             admin=await inventory.tokens.create("anna", Role.ADMIN),
             operator=await inventory.tokens.create("olga", Role.OPERATOR),
@@ -421,6 +436,14 @@ async def test_the_schedule_makes_lists_anew_before_they_end(system: System) -> 
     await schedule.delete()
 
 
+def revoked(pem: str) -> set[int]:
+    """Serials of all lists in the text."""
+    blocks = [f"{block}-----END X509 CRL-----\n" for block in pem.split("-----END X509 CRL-----")]
+    return {
+        entry.serial_number for block in blocks[:-1] for entry in load_pem_x509_crl(block.encode())
+    }
+
+
 async def age(inventory: Inventory, provider: str = "root") -> None:
     """The list is five days old."""
     async with inventory.database.writing() as session:
@@ -503,6 +526,115 @@ async def test_a_host_gets_certificates_of_its_own(system: System) -> None:
     assert await system.inventory.leases.find("kvm-1", LeaseScope.TRUST) is None
 
 
+async def test_a_revocation_gets_to_all_hosts(system: System) -> None:
+    for host in ("kvm-1", "kvm-2"):
+        await system.done("cert", "provision", host)
+    await system.done("cert", "sign", "kvm-1", "--csr-file", "-", stdin=csr())
+    signed = next(
+        one
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.installed_at is None
+    )
+    other = system.fleet.hosts["kvm-2"]
+    assert revoked(other.crls["kvm-2"]) == set()
+    system.machine.silent.add("kvm-1")
+    said = await system.done("cert", "revoke", signed.serial)
+    await system.keep(f"revocation/{signed.serial}", "certificate_revocation")
+    assert "Hosts that have got it: kvm-2." in said
+    assert "kvm-1 has not got it yet: kvm-1 does not answer." in said
+    assert revoked(system.machine.crls["kvm-1"]) == set()
+    assert revoked(other.crls["kvm-2"]) == {int(signed.serial, 16)}
+    table = await system.done("ca", "hosts")
+    assert ["root/1: 2" in line for line in table.splitlines()[1:]] == [False, True]
+    missing = await system.done("ca", "hosts", "--missing", "--json")
+    assert [one["problem"] for one in json.loads(missing)] == ["kvm-1 does not answer."]
+    async with system.http(system.operator) as operator:
+        page = (await operator.get("/v1/ca/crl/hosts", params={"limit": "1"})).json()
+        assert [one["host"] for one in page["items"]] == ["kvm-1"]
+        page = (
+            await operator.get("/v1/ca/crl/hosts", params={"limit": "1", "after": page["next"]})
+        ).json()
+    assert page["next"] is None
+    (there,) = page["items"]
+    assert (there["host"], there["lists"], there["current"]) == ("kvm-2", {"root/1": 2}, True)
+    events = await system.inventory.events.list(kind="certificate.crl_delivered")
+    assert {event.subject: event.message for event in reversed(events)} == {
+        "host/kvm-1": "root/1: number 1",
+        "host/kvm-2": "root/1: number 2",
+    }
+
+
+async def test_the_doctor_says_what_is_wrong_with_tls(system: System) -> None:
+    none = await system.hostler("doctor", "tls", "kvm-1")
+    assert none.status == 1
+    assert "[no-certificates]" in none.out
+    assert "hostler cert provision kvm-1" in none.out
+    await system.done("cert", "provision", "kvm-1")
+    serial = next(
+        one.serial
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.role is CertificateRole.HOST
+    )
+    system.machine.old_vnc = ("vm-7",)
+    said = await system.done("doctor", "tls", "kvm-1")
+    await system.keep("tls-check/kvm-1", "tls_check")
+    assert "warning [old-vnc-certificate]" in said
+    assert "vm-7" in said
+    assert f"TLS of kvm-1 works: it shows the certificate {serial}, until" in said
+    system.machine.lets_in, system.machine.allowed = True, '["CN=*"]'
+    wrong = await system.hostler("doctor", "tls", "kvm-1")
+    assert wrong.status == 1
+    assert "does not work: allow-list, lets-in-anybody (2 errors, 1 warning)" in wrong.err
+    async with system.http(system.operator) as operator:
+        answer = (await operator.post("/v1/hosts/kvm-1/certificate/check")).json()
+        assert {one["code"] for one in answer["findings"]} == {
+            "allow-list",
+            "lets-in-anybody",
+            "old-vnc-certificate",
+        }
+        assert answer["shown_serial"] == serial
+        assert (await operator.post("/v1/hosts/kvm-9/certificate/check")).status_code == 404
+
+
+async def test_what_expires_is_renewed_by_the_schedules_round(system: System) -> None:
+    for host in ("kvm-1", "kvm-2"):
+        await system.done("cert", "provision", host)
+    before = {one.serial for one in await system.inventory.certificates.list(host="kvm-1")}
+    assert before.isdisjoint(
+        (await system.done("cert", "list", "--expires-within", "30")).replace("\n", " ").split()
+    )
+    async with system.inventory.database.writing() as session:
+        for row in await session.exec(
+            select(CertificateRow).where(col(CertificateRow.host) == "kvm-1")
+        ):
+            row.not_after = datetime.now(UTC) + timedelta(days=3)
+            row.not_before = row.not_after - timedelta(days=90)
+            session.add(row)
+    soon = await system.done("cert", "list", "--expires-within", "30")
+    assert before <= {*soon.split()}
+    await ensure_schedules(system.client, system.inventory, QUEUE)
+    result: CertificateRenewalResult = await system.client.execute_workflow(
+        CERTIFICATE_RENEWAL,
+        CertificateRenewalInput(),
+        id="certificate-renewal-test",
+        task_queue=QUEUE,
+        result_type=CertificateRenewalResult,
+    )
+    await system.keep("certificate-renewal-test", "certificate_renewal")
+    for schedule in (AUTHORITY_UPKEEP_SCHEDULE, CERTIFICATE_RENEWAL_SCHEDULE):
+        await system.client.get_schedule_handle(schedule).delete()
+    assert result == CertificateRenewalResult(renewed=("kvm-1",), failed={})
+    installed = {
+        one.serial
+        for one in await system.inventory.certificates.list(host="kvm-1")
+        if one.installed_at is not None
+    }
+    assert len(installed) == 2
+    assert installed.isdisjoint(before)
+    provisioning = await system.client.get_workflow_handle("provisioning/kvm-1").describe()
+    assert provisioning.parent_id == "certificate-renewal-test"
+
+
 @pytest.mark.parametrize("step", ["prepare", "place", "switch", "ask"])
 async def test_what_fails_is_put_back(system: System, step: str) -> None:
     await system.done("cert", "provision", "kvm-1")
@@ -564,3 +696,21 @@ async def test_a_cluster_is_secured_by_one_command(system: System) -> None:
         started = await operator.post("/v1/clusters/cluster-1/certificates", json={})
         assert started.status_code == 202
         assert started.headers["location"] == "/v1/operations/cluster-certificates/cluster-1"
+    # The other tests have the same Temporal.
+    await system.client.get_workflow_handle("cluster-certificates/cluster-1").result()
+
+
+async def test_a_secured_host_is_revoked_and_looked_at_like_others(system: System) -> None:
+    await system.done("cert", "secure", "cluster-1")
+    assert "works: it shows the certificate" in await system.done("doctor", "tls", "kvm-1")
+    await system.done("cert", "revoke", "--host", "kvm-1")
+    assert (await system.inventory.hosts.get("kvm-1")).tls is TlsState.SECURED
+    for name, host in system.fleet.hosts.items():
+        assert len(revoked(host.crls[name])) >= 2
+    checked = await system.hostler("doctor", "tls", "kvm-1")
+    assert "[revoked]" in checked.out
+    await system.done("cert", "provision", "kvm-1")
+    assert (await system.inventory.hosts.get("kvm-1")).tls is TlsState.SECURED
+    system.machine.by_tls_only, system.machine.knows_hostler = False, False
+    checked = await system.hostler("doctor", "tls", "kvm-1")
+    assert "does not work: not-forced, hostler-kept-out (2 errors, 0 warnings)" in checked.err

@@ -1,24 +1,35 @@
 """Certificates of a lab host, on its real libvirtd: switched to, renewed, put back, killed."""
 
 import asyncio
-import contextlib
 import dataclasses
+import hashlib
 import random
+import ssl
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from contracts.certificates import CertificateNames, CertificateRole, crl_to_pem
+from activities.certificate_policy import CONTROLLER_NAMES
+from contracts.certificates import (
+    CertificateNames,
+    CertificateRole,
+    RevocationReason,
+    crl_to_pem,
+)
+from contracts.tls_check import TlsFacts
 from drivers.authorities.profiles import (
     Issuer,
     host_certificate,
     new_request,
     revocation_list,
 )
-from drivers.authorities.protocols import CertificateOrder, CrlOrder
+from drivers.authorities.protocols import CertificateOrder, CrlOrder, RevokedSerial
 from drivers.authorities.x509 import read_certificate
 from drivers.errors import (
     CommandFailed,
@@ -36,8 +47,8 @@ from drivers.protocols import (
     MigrationOptions,
 )
 from drivers.ssh import AsyncSshShell
-from drivers.tls import ScriptCertificates
-from tests.authorities.samples import Ca, ca
+from drivers.tls import PORT, ScriptCertificates
+from tests.authorities.samples import Ca, ca, csr, key_pem, write
 from tests.drivers.conftest import DESTINATION, SOURCE
 from tests.lab import Lab
 
@@ -246,6 +257,169 @@ async def test_what_an_operator_has_put_there_comes_back(
         await lab.exec(SOURCE, "cp", "/root/conf", "/etc/libvirt/libvirtd.conf")
 
 
+class Visitor:
+    """A client of libvirtd's with a certificate of its own, of a name that may come in."""
+
+    def __init__(self, folder: Path, *, validity: timedelta = timedelta(days=30)) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        order = CertificateOrder(csr(key), CONTROLLER_NAMES, CertificateRole.CONTROLLER, validity)
+        issuer = Issuer(AUTHORITY.certificate, AUTHORITY.key, hashes.SHA256())
+        certificate = host_certificate(issuer, order, None)
+        pem = certificate.public_bytes(Encoding.PEM).decode()
+        self.serial = read_certificate(pem).serial
+        self._file = write(folder / f"{self.serial}.pem", pem + key_pem(key))
+
+    async def is_let_in(self, host: HostAccess) -> bool:
+        """By the byte that libvirtd sends after the handshake, or does not."""
+        context = ssl.create_default_context(cadata=AUTHORITY.pem)
+        context.load_cert_chain(self._file)
+        reader, writer = await asyncio.open_connection(
+            host.address, PORT, ssl=context, server_hostname=host.address
+        )
+        try:
+            return await reader.read(1) == b"\x01"
+        except (OSError, ssl.SSLError):
+            return False
+        finally:
+            writer.transport.abort()
+
+
+def lists(number: int, *serials: str) -> str:
+    """A revocation list of the CA, and one of another."""
+    revoked = tuple(
+        RevokedSerial(serial, datetime.now(UTC), RevocationReason.KEY_COMPROMISE)
+        for serial in serials
+    )
+    return "".join(
+        crl_to_pem(
+            revocation_list(
+                Issuer(by.certificate, by.key, hashes.SHA256()),
+                CrlOrder(number, revoked),
+                timedelta(days=7),
+            )
+        )
+        for by in (ca("another"), AUTHORITY)
+    )
+
+
+async def test_who_was_revoked_is_refused_without_a_restart(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str, tmp_path: Path
+) -> None:
+    await provision(certificates, host, "set-1", 2)
+    revoked, other = Visitor(tmp_path), Visitor(tmp_path)
+    expired = Visitor(tmp_path, validity=timedelta(minutes=4))  # it began five minutes ago
+    show = ("systemctl", "show", "--value", "--property=MainPID", "libvirtd")
+    pid = (await lab.exec(SOURCE, *show)).stdout
+    assert await revoked.is_let_in(host)
+    assert not await expired.is_let_in(host)
+
+    await certificates.update_crls(host, 4, lists(2, revoked.serial))
+    assert not await revoked.is_let_in(host)
+    assert await other.is_let_in(host)
+    for _ in range(2):
+        await certificates.update_crls(host, 4, lists(3, revoked.serial, other.serial))
+    assert not await other.is_let_in(host)
+    same = "cmp /etc/pki/CA/cacrl.pem /etc/pki/qemu/ca-crl.pem; ls /etc/hostler/tls/sets/*"
+    left = (await lab.exec(SOURCE, "sh", "-ec", same)).stdout
+    assert "before" not in left
+
+    # Of what libvirtd does not take, and of what comes too late, nothing is left.
+    with pytest.raises(CommandFailed, match="does not take the revocation lists"):
+        await certificates.update_crls(
+            host, 6, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
+        )
+    with pytest.raises(CommandFailed, match="full, or read-only"):
+        await certificates.update_crls(host, 6, lists(4)[:-30])
+    with pytest.raises(EpochRefused):
+        await certificates.update_crls(host, 4, lists(4))
+    assert not await other.is_let_in(host)
+    await whole(lab)
+    assert (await lab.exec(SOURCE, *show)).stdout == pid
+    # After a restart they are still in force.
+    await lab.exec(SOURCE, "systemctl", "restart", "libvirtd")
+    assert not await other.is_let_in(host)
+    # So they are in a set that is put back.
+    libvirt, qemu = issued(await certificates.prepare(host, "set-2", 8, key_bits=256), host)
+    await certificates.place(host, "set-2", 8, libvirt=libvirt, qemu=qemu)
+    await certificates.switch(host, "set-2", 8, allowed=ALLOWED)
+    assert await other.is_let_in(host)
+    await certificates.update_crls(host, 8, lists(5, other.serial))
+    await certificates.restore(host, "set-2", 8)
+    assert not await other.is_let_in(host)
+    assert await revoked.is_let_in(host)
+    await lab.ticks_on("drv-vm")
+
+
+async def test_killed_anywhere_it_has_whole_lists(
+    lab: Lab, host: HostAccess, shell: AsyncSshShell, tmp_path: Path
+) -> None:
+    certificates = ScriptCertificates(shell)
+    await provision(certificates, host, "set-1", 2)
+    visitor = Visitor(tmp_path)
+    chance = random.Random(7)  # noqa: S311 - nothing secret
+    for number in range(2, 12):
+        killed = ScriptCertificates(Killed(shell, chance.uniform(0.02, 0.5)))  # type: ignore[arg-type]
+        serials = (visitor.serial,) if number % 2 else ()
+        with suppress(CommandFailed):
+            await killed.update_crls(host, 2 * number, lists(number, *serials))
+        await asyncio.sleep(0.2)
+        await whole(lab)
+        for file in ("/etc/pki/CA/cacrl.pem", "/etc/pki/qemu/ca-crl.pem"):
+            await lab.exec(SOURCE, "openssl", "crl", "-in", file, "-noout")
+        await certificates.update_crls(host, 2 * number, lists(number, *serials))
+        assert await visitor.is_let_in(host) is not bool(serials)
+
+
+async def test_a_host_without_certificates_takes_no_lists(
+    host: HostAccess, certificates: ScriptCertificates
+) -> None:
+    with pytest.raises(CommandFailed, match="no certificates of Hostler's any more"):
+        await certificates.update_crls(host, 2, lists(1))
+
+
+async def test_a_host_says_what_is_so_of_its_tls(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str, tmp_path: Path
+) -> None:
+    bare = await certificates.examine(host)
+    assert (bare.set, bare.certificate, bare.daemon) == (None, None, "active")
+    assert (bare.listens, bare.old_vnc) == (False, ())
+    serial = await provision(certificates, host, "set-1", 2)
+    text = lists(2)
+    await certificates.update_crls(host, 2, text)
+    facts = await certificates.examine(host)
+    assert facts.certificate is not None
+    assert read_certificate(facts.certificate).serial == serial
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert facts == TlsFacts(
+        clock_s=facts.clock_s,
+        set="set-1",
+        certificate=facts.certificate,
+        key_fits=True,
+        crls=digest,
+        qemu_crls=digest,
+        allowed=f'["{ALLOWED[0]}", "{ALLOWED[1]}"]',
+        daemon="active",
+        tls_socket="active",
+        tcp_socket="inactive",
+        listens=True,
+        said=facts.said,
+    )
+    assert abs(facts.clock_s - datetime.now(UTC).timestamp()) < 30
+    # Who came without a certificate, to prove that it is turned away.
+    assert any("No certificate was found" in line for line in facts.said)
+
+    key = "/etc/hostler/tls/current/key.pem"
+    broken = f"""
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {key}
+    rm /etc/pki/qemu/ca-crl.pem; echo >/etc/pki/qemu/ca-crl.pem
+    sed -i 's/^tls_allowed_dn_list/#&/' /etc/libvirt/libvirtd.conf
+    """
+    await lab.exec(SOURCE, "sh", "-ec", broken)
+    facts = await certificates.examine(host)
+    assert (facts.key_fits, facts.allowed) == (False, "")
+    assert facts.elsewhere == ("/etc/pki/qemu/ca-crl.pem",)
+
+
 async def test_all_of_it_is_taken_off(
     lab: Lab, host: HostAccess, certificates: ScriptCertificates, vm: str
 ) -> None:
@@ -360,13 +534,23 @@ async def test_a_secured_host_refuses_what_is_not_by_tls(
     with pytest.raises(CommandFailed, match="no certificates"):
         await certificates.secure(host, 2)
     await provision(certificates, host, "set-1", 2)
+    # What libvirtd does not take would be its end, once it is restarted.
+    listed = "/etc/hostler/tls/current/crl.pem"
+    spoil = f"cp {listed} /root/crl.pem; sed -i '/^---/!s/.*/AAAA/' {listed}"
+    await lab.exec(SOURCE, "sh", "-ec", spoil)
+    with pytest.raises(CommandFailed, match="does not take what lies there"):
+        await certificates.secure(host, 4)
+    await lab.virsh(SOURCE, "uri")
+    assert not (await certificates.examine(host)).forced
+    await lab.exec(SOURCE, "sh", "-ec", f"cat /root/crl.pem >{listed}; rm /root/crl.pem")
     for seconds in (0.3, 0.6, 1.0):
         killed = ScriptCertificates(Killed(shell, seconds))  # type: ignore[arg-type]
-        with contextlib.suppress(CommandFailed):
+        with suppress(CommandFailed):
             await killed.secure(host, 4)
         await lab.virsh(SOURCE, "uri")
     for _ in range(2):
         await certificates.secure(host, 4)
+    assert (await certificates.examine(host)).forced
     other = await lab.access(DESTINATION)
     with pytest.raises(MigrationRefused, match="TLS"):
         await hypervisor.migrate(host, other, vm, MigrationOptions(other.address), print)

@@ -17,6 +17,8 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from contracts.allocation import HostsUntold, TellHostsInput, TellHostsResult
+from contracts.certificate_renewal import CERTIFICATE_RENEWAL_SCHEDULE, ReturnedHosts
+from contracts.certificate_upkeep import CrlDelivery, DeliverCrlsInput, HostsWithoutCrls
 from contracts.host_checks import (
     HOUSEKEEPING_ID,
     AlignScheduleInput,
@@ -28,6 +30,7 @@ from contracts.host_checks import (
     RoundPlan,
     SweepInput,
     Swept,
+    TriggerScheduleInput,
 )
 from contracts.host_status import Seen
 from contracts.passwords import BringUpInput, BringUpResult, Held, HostOutcome, StaleHosts
@@ -59,6 +62,8 @@ class Fleet:
     telling: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     stale: tuple[str, ...] = ()
+    without_crls: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
     batches: list[str] = field(default_factory=list)
     missed_batches: list[int] = field(default_factory=list)
 
@@ -133,6 +138,25 @@ class Fleet:
         done = tuple(HostOutcome(host=host, held=Held.NEW) for host in request.hosts)
         return BringUpResult(done=done, failed=())
 
+    @activity.defn(name="list_hosts_without_crls")
+    async def list_hosts_without_crls(self) -> HostsWithoutCrls:
+        return HostsWithoutCrls(hosts=self.without_crls, not_now={"kvm-9": "it is Down"})
+
+    @activity.defn(name="deliver_crls")
+    async def deliver_crls(self, request: DeliverCrlsInput) -> CrlDelivery:
+        assert request.owner.workflow_id == HOUSEKEEPING_ID
+        self.calls.append(f"deliver {' '.join(request.hosts)}")
+        return CrlDelivery(delivered=request.hosts[1:], missing={request.hosts[0]: "it is silent"})
+
+    @activity.defn(name="list_returned_for_renewal")
+    async def list_returned_for_renewal(self) -> ReturnedHosts:
+        return ReturnedHosts(hosts=self.returned)
+
+    @activity.defn(name="trigger_schedule")
+    async def trigger_schedule(self, request: TriggerScheduleInput) -> bool:
+        self.calls.append(f"trigger {request.schedule}")
+        return True
+
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
         if request.host == "nobody":
@@ -175,6 +199,10 @@ class Fleet:
             self.clean_removed,
             self.list_stale_passwords,
             self.bring_passwords_up,
+            self.list_hosts_without_crls,
+            self.deliver_crls,
+            self.list_returned_for_renewal,
+            self.trigger_schedule,
             self.look_at_host,
         ]
 
@@ -298,6 +326,27 @@ async def test_hosts_that_are_back_are_told_whether_they_take_vms(
     assert (await housekeeping(client)).told == 201
     first, second = (call.split()[1:] for call in fleet.calls if call.startswith("tell "))
     assert (tuple(first + second), len(first)) == (fleet.untold, PLAN.batch)
+
+
+async def test_hosts_that_are_back_get_the_newest_revocation_lists(
+    begin: Begin, client: Client
+) -> None:
+    fleet = Fleet(without_crls=tuple(f"host-{number:05}" for number in range(1, 202)))
+    await (await begin(fleet)).result()
+    assert (await housekeeping(client)).crls == 199
+    first, second = (call.split()[1:] for call in fleet.calls if call.startswith("deliver "))
+    assert (tuple(first + second), len(first)) == (fleet.without_crls, PLAN.batch)
+
+
+@pytest.mark.parametrize("returned", [(), ("kvm-1",)])
+async def test_certificates_that_were_due_while_a_host_was_away_are_renewed(
+    begin: Begin, client: Client, returned: tuple[str, ...]
+) -> None:
+    fleet = Fleet(returned=returned)
+    await (await begin(fleet)).result()
+    await housekeeping(client)
+    triggered = f"trigger {CERTIFICATE_RENEWAL_SCHEDULE}" in fleet.calls
+    assert triggered is bool(returned)
 
 
 async def test_a_lost_attempt_is_made_again_for_the_same_batch(begin: Begin) -> None:
