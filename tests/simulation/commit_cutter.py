@@ -78,7 +78,7 @@ class CommitCutter:
                         await server.drain()
                     if self._at is CutAt.AFTER:
                         await answered.wait()
-                    self._kill()
+                    await asyncio.to_thread(self._kill)
                     self.cut.set()
                     break
                 server.write(data)

@@ -55,6 +55,13 @@ class Rotation:
         """The next worker that comes there is killed: see tests.simulation.accounts."""
         (self._deaths / death).touch()
 
+    def end_deaths(self) -> set[str]:
+        """Nobody is killed from now on; those that nobody came to."""
+        missed = {path.name for path in self._deaths.iterdir()}
+        for name in missed:
+            (self._deaths / name).unlink()
+        return missed
+
     async def keep_alive(self, work: asyncio.Task[Any]) -> int:
         """A new worker for each that dies, until `work` has ended; how many died."""
         died = 0
