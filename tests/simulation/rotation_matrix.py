@@ -185,7 +185,7 @@ def _document(records: Mapping[str, Record]) -> str:
         "own. Wanted of each change: it ends by itself; from outside, all hosts let in with the",
         "one password that Hostler says is current, and none with the other; and `hostler",
         "passwords verify` agrees. A cell says how the change ended, how long it took, and of how",
-        "many deaths.",
+        "many deaths; that of the database, whether the transaction was there after the death.",
     ]
     for ends in Ends:
         cells = [cell for cell in CELLS if cell.ends is ends]

@@ -143,28 +143,29 @@ async def test_all_hosts_end_on_one_password_that_hostler_knows(
     left = set(row.cells)
     while left:
         try:
-            seconds, met = await run(await benches.bench(), left)
+            seconds, met, note = await run(await benches.bench(), left)
         except BaseException as error:
             (first, *_) = str(error).splitlines() or [type(error).__name__]
             records.add(left, f"**FAILED**: {first[:200]}")
             await benches.discard()
             raise
         deaths = "1 death" if len(met) == 1 else f"{len(met)} deaths"
-        records.add(met, f"{row.ends}, {seconds:.0f} s, {deaths}")
+        records.add(met, f"{row.ends}, {seconds:.0f} s, {deaths}{note}")
         left -= met
 
 
-async def run(bench: Bench, cells: Collection[Cell]) -> tuple[float, set[Cell]]:
-    """One change, with the deaths of cells of a row; the seconds that it took, and in which of them
-    somebody has died."""
+async def run(bench: Bench, cells: Collection[Cell]) -> tuple[float, set[Cell], str]:
+    """One change, with the deaths of cells of a row; the seconds that it took, in which of them
+    somebody has died, and what else there is to say."""
     rotation, new, old = bench.rotation, bench.next_password(), bench.current
     (ends,) = {cell.ends for cell in cells}
     refuses = next(one for one in rotation.hosts if one.name == REFUSES)
     end_refusal = rotation.refuse(refuses) if ends is Ends.PUT_BACK else None
     began = time.monotonic()
     if any(isinstance(cell.death, CutAt) for cell in cells):
-        said, met = await _with_dying_database(bench, cells, new)
+        said, met, note = await _with_dying_database(bench, cells, new)
     else:
+        note = ""
         said, met = await _with_dying_workers(bench, cells, new)
     seconds = time.monotonic() - began
     if end_refusal is not None:
@@ -184,7 +185,7 @@ async def run(bench: Bench, cells: Collection[Cell]) -> tuple[float, set[Cell]]:
     assert (shown.status, shown.stdout.strip()) == (0, bench.current), shown.stderr
     verified = await rotation.system.hostler("passwords", "verify", CLUSTER)
     assert verified.status == 0, verified
-    return seconds, met
+    return seconds, met, note
 
 
 async def _with_dying_workers(
@@ -203,8 +204,9 @@ async def _with_dying_workers(
 
 async def _with_dying_database(
     bench: Bench, cells: Collection[Cell], new: str
-) -> tuple[Any, set[Cell]]:
+) -> tuple[Any, set[Cell], str]:
     (cell,) = cells
+    before = _current_version(bench)
     bench.cutter.arm(b"is current", CutAt(cell.death))
     work = asyncio.create_task(bench.rotation.rotate(password=new))
     cut = asyncio.create_task(bench.cutter.cut.wait())
@@ -214,4 +216,16 @@ async def _with_dying_database(
         await asyncio.sleep(_AWAY_S)
     finally:
         await asyncio.to_thread(bench.database.start)
-    return await work, {cell}
+    committed = _current_version(bench) != before
+    bench.cutter.reopen()
+    if cell.death != CutAt.UNDER_WAY:
+        assert committed is (cell.death == CutAt.AFTER)
+    return await work, {cell}, f"; it {'was' if committed else 'was not'} committed"
+
+
+def _current_version(bench: Bench) -> int:
+    """By the database itself."""
+    with psycopg.connect(f"{bench.database.url}/hostler") as connection:
+        rows = connection.execute("SELECT version FROM cluster_password WHERE state = 'current'")
+        ((version,),) = rows.fetchall()
+    return int(version)
