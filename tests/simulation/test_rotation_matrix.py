@@ -39,7 +39,7 @@ from tests.simulation.test_password_rotation import Rotation
 pytestmark = [pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
 _KEPT = "hostler/password-matrix"
-_CHOSEN = {Ends.PROMOTED: 2, Ends.PUT_BACK: 1}
+_CHOSEN = {Ends.PROMOTED: 1, Ends.PUT_BACK: 1}
 _AWAY_S = 1.0
 
 
