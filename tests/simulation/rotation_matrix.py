@@ -67,10 +67,9 @@ _SET = {
     "after-set": "set, nothing proven",
 }
 _PROVE = {
-    "before-new": "before the login with what was set",
-    "after-new": "after it",
     "before-old": "before the login that is to be refused",
-    "after-old": "after it was refused",
+    "after-old": "after it was refused, before the login with what was set",
+    "after-new": "after it",
     "after-record": "committed as proven",
 }
 _POINTS: dict[Ends, dict[str, tuple[dict[str, str], tuple[str, ...]]]] = {
