@@ -44,14 +44,19 @@ class PostgresqlServer:
 
     def kill(self) -> None:
         """kill -9 of every process of it."""
-        (first, *_) = (self._directory / "data" / "postmaster.pid").read_text().split()
+        lock = self._directory / "data" / "postmaster.pid"
+        (first, *_) = lock.read_text().split()
         postmaster = int(first)
         # Stopped, it starts nobody else meanwhile.
         os.kill(postmaster, signal.SIGSTOP)
-        for process in (postmaster, *_children(postmaster)):
-            os.kill(process, signal.SIGKILL)
-        while _runs(postmaster):
+        processes = (postmaster, *_children(postmaster))
+        for process in processes:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(process, signal.SIGKILL)
+        while any(_runs(process) for process in processes):
             time.sleep(_PAUSE_S)
+        # The next one takes a zombie for one that runs, and init may take seconds to reap it.
+        lock.unlink()
 
     def _run(self, program: str, *arguments: object) -> None:
         _as_postgres(self._programs / program, "-D", self._directory / "data", *arguments)

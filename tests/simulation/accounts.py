@@ -9,7 +9,8 @@ death.
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from contracts.leases import LeaseRef
-from contracts.passwords import Proof
 from drivers.passwords import ScriptAccounts
 from drivers.protocols import AccountReport, HostAccess, LoginShell
 from inventory.cluster_passwords import ClusterPasswords
 
-# In the order in which a host comes to them. "new" is what was set last there.
+# In the order in which a host comes to them. "new" is what was set last there, "old" what it is to
+# refuse: a login is tried with the one, then, on the same connection, with the other.
 POINTS = (
     *("before-look", "before-set", "after-set"),
-    *("before-new", "after-new", "before-old", "after-old", "after-record"),
+    *("before-old", "after-old", "after-new", "after-record"),
 )
 
 
@@ -55,7 +56,6 @@ class MortalAccounts(ScriptAccounts):
     def __init__(self, shell: LoginShell, deaths: Deaths) -> None:
         super().__init__(shell)
         self._deaths = deaths
-        self._last_set: dict[str, str] = {}
 
     async def look(
         self,
@@ -70,29 +70,35 @@ class MortalAccounts(ScriptAccounts):
     async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
         self._deaths.at_point(access.name, "before-set")
         await super().set(access, account, password, epoch)
-        self._last_set[access.name] = password
         self._deaths.at_point(access.name, "after-set")
-
-    async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
-        which = "new" if self._last_set.get(access.name) == password else "old"
-        is_proof = access.name in self._last_set
-        if is_proof:
-            self._deaths.at_point(access.name, f"before-{which}")
-        taken = await super().takes(access, account, password, proof)
-        if is_proof:
-            self._deaths.at_point(access.name, f"after-{which}")
-        return taken
 
     async def first_taken(
         self, access: HostAccess, account: str, passwords: Sequence[str]
     ) -> int | None:
-        """Both proofs on one connection."""
-        for which in ("new", "old"):
-            self._deaths.at_point(access.name, f"before-{which}")
-        first = await super().first_taken(access, account, passwords)
-        for which in ("new", "old"):
-            self._deaths.at_point(access.name, f"after-{which}")
+        """Both proofs."""
+        self._deaths.at_point(access.name, "before-old")
+        refused = partial(self._deaths.at_point, access.name, "after-old")
+        first = await super().first_taken(access, account, _Tried(passwords, refused))
+        self._deaths.at_point(access.name, "after-new")
         return first
+
+
+class _Tried(Sequence[str]):
+    """Passwords, of which the later ones are read when the first was refused."""
+
+    def __init__(self, passwords: Sequence[str], refused: Callable[[], None], done: int = 0):
+        self._passwords, self._refused, self._done = passwords, refused, done
+
+    def __len__(self) -> int:
+        return len(self._passwords)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            begin, _, _ = index.indices(len(self))
+            return _Tried(self._passwords[index], self._refused, self._done + begin)
+        if self._done + index > 0:
+            self._refused()
+        return self._passwords[index]
 
 
 class MortalPasswords(ClusterPasswords):

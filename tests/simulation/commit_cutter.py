@@ -27,15 +27,21 @@ class CommitCutter:
     def __init__(self, server_port: int, kill: Callable[[], None]) -> None:
         self.port = 0
         self.cut = asyncio.Event()
+        self._is_open = True
         self._server_port = server_port
         self._kill = kill
         self._told: bytes | None = None
         self._at = CutAt.BEFORE
 
     def arm(self, told: bytes, at: CutAt) -> None:
-        """Kill it at the next commit of a transaction in which it is told that."""
+        """Kill it at the next commit of a transaction in which it is told that. Nobody gets to it
+        then until `reopen`."""
         self.cut.clear()
         self._told, self._at = told, at
+
+    def reopen(self) -> None:
+        """Let clients through again."""
+        self._is_open = True
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -48,6 +54,9 @@ class CommitCutter:
             server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._is_open:
+            writer.close()
+            return
         try:
             server = await asyncio.open_connection("127.0.0.1", self._server_port)
         except OSError:
@@ -71,14 +80,14 @@ class CommitCutter:
             while data := await client.read(_CHUNK):
                 concerned = concerned or (self._told is not None and self._told in data)
                 if concerned and _COMMIT in data:
-                    self._told = None
+                    self._told, self._is_open = None, False
                     if self._at is not CutAt.BEFORE:
                         committing.set()
                         server.write(data)
                         await server.drain()
                     if self._at is CutAt.AFTER:
                         await answered.wait()
-                    self._kill()
+                    await asyncio.to_thread(self._kill)
                     self.cut.set()
                     break
                 server.write(data)

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -67,10 +67,9 @@ _SET = {
     "after-set": "set, nothing proven",
 }
 _PROVE = {
-    "before-new": "before the login with what was set",
-    "after-new": "after it",
     "before-old": "before the login that is to be refused",
-    "after-old": "after it was refused",
+    "after-old": "after it was refused, before the login with what was set",
+    "after-new": "after it",
     "after-record": "committed as proven",
 }
 _POINTS: dict[Ends, dict[str, tuple[dict[str, str], tuple[str, ...]]]] = {
@@ -104,9 +103,61 @@ def _cells() -> list[Cell]:
 CELLS = tuple(_cells())
 
 
-def record_of(said: str) -> Record:
-    """Of now."""
-    return Record(commit=commit(), day=f"{datetime.now(UTC):%Y-%m-%d}", said=said)
+@dataclass(frozen=True)
+class Row:
+    """Cells that may be met in one change."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def ends(self) -> Ends:
+        return self.cells[0].ends
+
+    @property
+    def is_of_database(self) -> bool:
+        return isinstance(self.cells[0].death, CutAt)
+
+    @property
+    def key(self) -> str:
+        (first, *others) = self.cells
+        name = f"{first.ends}: {first.row}" if others else first.key
+        return name.replace(" ", "-")
+
+
+def _rows() -> list[Row]:
+    rows: dict[str, list[Cell]] = {}
+    for cell in CELLS:
+        # The database is there once in a change, for one commit.
+        alone = cell.column if isinstance(cell.death, CutAt) else ""
+        rows.setdefault(f"{cell.ends} {cell.row} {alone}", []).append(cell)
+    return [Row(tuple(cells)) for cells in rows.values()]
+
+
+ROWS = tuple(_rows())
+
+
+class Records:
+    """What runs have shown, by cell; kept by `keep` at each addition.
+
+    Args:
+        kept: from earlier runs.
+    """
+
+    def __init__(
+        self, kept: Mapping[str, Record], keep: Callable[[dict[str, Record]], None]
+    ) -> None:
+        self._records = dict(kept)
+        self._keep = keep
+        # Of the beginning: the document is a change, too.
+        self._commit = commit()
+
+    def add(self, cells: Iterable[Cell], said: str) -> None:
+        """Of now."""
+        for cell in cells:
+            self._records[cell.key] = Record(
+                commit=self._commit, day=f"{datetime.now(UTC):%Y-%m-%d}", said=said
+            )
+        self._keep(self._records)
 
 
 def write(records: Mapping[str, Record]) -> None:
@@ -127,11 +178,13 @@ def _document(records: Mapping[str, Record]) -> str:
         f"- Machine: {_machine()}.",
         "",
         "Three hosts, which are SSH servers with an /etc/shadow each, get another password of",
-        "root. Each cell is one change in which one process is killed (-9) once, and started",
-        "again: the worker, or the database. Wanted in each: the operation ends by itself; from",
-        "outside, all hosts let in with the one password that Hostler says is current, and none",
-        "with the other; and `hostler passwords verify` agrees. A cell says how long the change",
-        "took.",
+        "root. In each cell one process is killed (-9), once, and started again: the worker, or",
+        "the database. The worker's cells of a row share a change, in which it dies in one after",
+        "the other; one that is not met there, since a death came before it, has a change of its",
+        "own. Wanted of each change: it ends by itself; from outside, all hosts let in with the",
+        "one password that Hostler says is current, and none with the other; and `hostler",
+        "passwords verify` agrees. A cell says how the change ended, how long it took, and of how",
+        "many deaths; that of the database, whether the transaction was there after the death.",
     ]
     for ends in Ends:
         cells = [cell for cell in CELLS if cell.ends is ends]
