@@ -335,6 +335,8 @@ def remains() -> dict[str, list[str]]:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
+        if words == [""]:  # it has ended, and process 1 takes its time to notice
+            continue
         if "/hostler-lab/" in groups or {
             "_supervise",
             "_bmc",
