@@ -326,14 +326,16 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def remains() -> dict[str, list[str]]:
-    """Everything on this machine that belongs to the lab, by kind."""
-    processes, mounts = [], []
+    """Everything on this machine that belongs to the lab, by kind. Mounts: those of this mount
+    namespace; one that a stranger made for itself meanwhile (a simulated host, say) has copies."""
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             groups = (process / "cgroup").read_text()
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            seen = [m for m in (process / "mountinfo").read_text().splitlines() if _ours(m)]
         except OSError:  # it has ended
+            continue
+        if words == [""]:  # it has ended, and process 1 takes its time to notice
             continue
         if "/hostler-lab/" in groups or {
             "_supervise",
@@ -341,11 +343,10 @@ def remains() -> dict[str, list[str]]:
             "/run/hostler-lab/bmc/lan.conf",
         } & set(words):
             processes.append(f"{process.name} {' '.join(words)}")
-        mounts += [f"{process.name} {mount}" for mount in seen]
     namespaces = Path("/run/netns")
     found = {
         "processes": processes,
-        "mounts": mounts,
+        "mounts": [m for m in Path("/proc/self/mountinfo").read_text().splitlines() if _ours(m)],
         "links": [
             p.name
             for p in Path("/sys/class/net").iterdir()

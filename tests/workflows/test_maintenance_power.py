@@ -114,7 +114,7 @@ async def test_with_a_vm_kept_on_purpose_it_stays_on(begin: Begin) -> None:
     await run.resolve("vm-1", VmAction.KEEP)
     status = await run.until(lambda status: "kept on purpose" in status.message)
     assert status.message.endswith("vm-1; it stays on as long")
-    assert world.state is R.ERROR_IN_MAINTENANCE
+    await run.until(lambda _: world.state is R.ERROR_IN_MAINTENANCE)
     assert world.told == []
     world.refusals.clear()
     await run.resolve("vm-1", VmAction.RETRY)

@@ -545,7 +545,7 @@ async def test_a_command_that_nobody_can_watch_has_an_outcome_all_the_same(power
     power.bmc.command_fails = PowerOutcomeUnknown("no answer to the command")
     disabled: list[asyncio.Future[None]] = []
     power.bmcs.on_command = lambda: disabled.append(asyncio.ensure_future(disable()))
-    failure = await power.failure(Action.OFF)
+    failure = await power.failure(Action.OFF, timeout=20)
     assert failure.type == "OutcomeUnknown"
     assert "disabled: zone zone-1" in failure.message
     (message,) = await power.messages()
