@@ -26,6 +26,7 @@ from drivers.errors import (
 )
 from drivers.protocols import BmcAccess, PowerDriver, SessionKeeper
 from inventory import Inventory
+from inventory.errors import MasterKeyMissing
 from inventory.oobm import BmcLogin
 
 BMC_PASSWORD = "bmc_password"  # noqa: S105 - a kind
@@ -106,7 +107,8 @@ class BmcDirectory:
     async def of_many(
         self, logins: Sequence[BmcLogin]
     ) -> list[tuple[BmcLogin, Bmc | HostlerError]]:
-        """The same of many, in few queries; what is in the way of one of them in its place."""
+        """The same of many, in few queries; what is in the way of one of them in its place. Those
+        whose password takes a master key that is missing here are left out."""
         settings = {
             cluster: await self._inventory.settings.resolve(cluster=cluster)
             for cluster in {login.cluster for login in logins}
@@ -114,14 +116,13 @@ class BmcDirectory:
         passwords = await self._inventory.secrets.reveal_all([one.secret_id for one in logins])
         found: list[tuple[BmcLogin, Bmc | HostlerError]] = []
         for login in logins:
-            password = passwords.get(login.secret_id)
-            if password is None:
-                unreadable = Failed(f"The password of the BMC of {login.host} can't be read.")
-                found.append((login, unreadable))
-                continue
+            secret = login.secret_id
             try:
+                password = passwords.get(secret) or await self._inventory.secrets.reveal(secret)
                 bmc = self.open(login, password.plaintext, settings[login.cluster])
                 found.append((login, bmc))
+            except MasterKeyMissing as error:  # that says nothing of the BMC
+                activity.logger.warning("the BMC of %s can't be asked: %s", login.host, error)
             except HostlerError as error:
                 found.append((login, error))
         return found

@@ -1,10 +1,11 @@
 """From a host's name to how to reach it: the one place where a credential is decrypted."""
 
 import dataclasses
+from collections.abc import Awaitable, Callable, Collection
 
 from contracts.errors import Failed
 from contracts.hosts import RemovedHost
-from drivers.protocols import HostAccess
+from drivers.protocols import HostAccess, TlsLogin
 from inventory import Inventory
 from inventory.host_keys import is_revoked, key_of
 from inventory.hosts import Login
@@ -15,17 +16,41 @@ class TrustWithdrawn(Failed):
     """Its re-installation has begun: nobody logs in where a new installation is to answer."""
 
 
-class HostDirectory:
-    """Looks up addresses, pinned host keys and credentials."""
+async def _no_tls(_: str) -> TlsLogin | None:
+    return None
 
-    def __init__(self, inventory: Inventory) -> None:
+
+class HostDirectory:
+    """Looks up addresses, pinned host keys and credentials.
+
+    Args:
+        tls_login: how the libvirt of a host is reached by TLS, if it is.
+    """
+
+    def __init__(
+        self, inventory: Inventory, tls_login: Callable[[str], Awaitable[TlsLogin | None]] = _no_tls
+    ) -> None:
         self._inventory = inventory
+        self._tls_login = tls_login
 
     async def access(self, name: str) -> HostAccess:
         """How to reach the host `name`. Raises NotFound, TrustWithdrawn, Failed (secret not
         readable)."""
         login = await self._inventory.hosts.login(name)
-        return await self._access(name, login, login.secret_id)
+        access = await self._access(name, login, login.secret_id)
+        return dataclasses.replace(access, tls=await self._tls_login(name))
+
+    async def access_to_all(self, names: Collection[str]) -> dict[str, HostAccess]:
+        """The same of many hosts, some hundreds at most, without those that `access` says no to."""
+        logins = await self._inventory.hosts.logins(names)
+        credentials = await self._inventory.secrets.reveal_all(
+            {login.secret_id for login in logins.values()}
+        )
+        return {
+            name: _access(name, login, credentials[login.secret_id])
+            for name, login in logins.items()
+            if login.secret_id in credentials and not is_revoked(login.host_key_line)
+        }
 
     async def access_by_password(self, name: str) -> HostAccess | None:
         """The same with the password that is kept beside Hostler's own key, which lets us in while
@@ -56,14 +81,18 @@ class HostDirectory:
                 remedy=f"See `hostler operation show reinstallation {name}`; if it has ended, "
                 f"start it again: hostler host reinstall {name}",
             )
-        return host_access(
-            name,
-            address=login.address,
-            port=login.port,
-            user=login.user,
-            host_key=login.host_key_line,
-            credential=await self._inventory.secrets.reveal(secret_id),
-        )
+        return _access(name, login, await self._inventory.secrets.reveal(secret_id))
+
+
+def _access(name: str, login: Login, credential: Credential) -> HostAccess:
+    return host_access(
+        name,
+        address=login.address,
+        port=login.port,
+        user=login.user,
+        host_key=login.host_key_line,
+        credential=credential,
+    )
 
 
 def host_access(

@@ -7,7 +7,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from temporalio.service import RPCError, RPCStatusCode
 
 from contracts.errors import Unavailable
-from contracts.leases import Owner
+from contracts.leases import LeaseScope, Owner
 from contracts.operations import WORKFLOW_TYPES, OperationKind
 from inventory import Inventory
 
@@ -55,9 +55,13 @@ class Holders:
         return await self.runs(Owner(workflow_id=workflow_id, first_run_id=first_run_id))
 
     async def release_abandoned(self, *hosts: str) -> None:
-        """Give back what ended operations still reserve from or to these hosts."""
+        """Give back what ended operations still reserve from or to these hosts, and what keeps
+        migrations from beginning there."""
         verdicts: dict[tuple[str, int], bool] = {}
         for host in hosts:
+            restart = await self._inventory.leases.find(host, LeaseScope.LIBVIRTD)
+            if restart is not None and not await self.runs(restart.owner):
+                await self._inventory.leases.release(restart.ref)
             for reservation in await self._inventory.reservations.touching(host):
                 key = reservation.lease_host, reservation.epoch
                 if key not in verdicts:

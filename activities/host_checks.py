@@ -31,6 +31,7 @@ from contracts.steps import HostRef
 from drivers.errors import ConnectionRefused, HostKeyChanged, LoginRefused
 from drivers.protocols import Fence, HostAccess, Hypervisor, Neighbours, RemoteShell
 from inventory import Inventory
+from inventory.errors import MasterKeyMissing
 from inventory.host_checks import NOT_CHECKED
 
 T = TypeVar("T")
@@ -91,7 +92,11 @@ class HostCheckActivities:
         changed: list[str] = []
 
         async def look(host: Host) -> Look | None:
-            look = await self._look(host, plan.timeout, in_full=plan.is_full_for(host))
+            try:
+                look = await self._look(host, plan.timeout, in_full=plan.is_full_for(host))
+            except MasterKeyMissing as error:
+                activity.logger.warning("%s can't be looked at from here: %s", host.name, error)
+                return None
             if look is None or host.name not in to_hear or look.seen is not Seen.ANSWERED:
                 return look
             words = await self._hear(host, peers[host.cluster], plan)
@@ -140,7 +145,7 @@ class HostCheckActivities:
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
         """Look at one host, out of turn and in full. A miss is told and not counted. Raises
-        NotFound, Conflict (an addition is at work on it, or has failed)."""
+        NotFound, Conflict (an addition is at work on it, or has failed), MasterKeyMissing."""
         host = await self._inventory.hosts.get(request.host)
         if host.resource_state in NOT_CHECKED:
             raise Conflict(f"{host.name} is {host.resource_state}: it is not checked.")
@@ -191,12 +196,14 @@ class HostCheckActivities:
 
     async def _look(self, host: Host, seconds: int, *, in_full: bool) -> Look | None:
         """What the host shows; None: it is not in the inventory any more. `in_full`: with its
-        facts; so is one that comes back."""
+        facts; so is one that comes back. Raises MasterKeyMissing."""
         began_at = datetime.now(UTC)
         try:
             access = await self._directory.access(host.name)
         except NotFound:
             return None
+        except MasterKeyMissing:  # that says nothing of the host
+            raise
         except Failed as error:
             return _seen(host, began_at, Seen.LOGIN_REFUSED, error)
         try:

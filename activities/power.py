@@ -14,7 +14,7 @@ from activities.bmcs import Bmc, BmcDirectory, ask, surprise_of_bmc, surprises_o
 from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
-from contracts.errors import Conflict, Failed, InvalidInput, LeaseHeld, NotFound, Unavailable
+from contracts.errors import Conflict, Failed, InvalidInput, NotFound, Unavailable
 from contracts.leases import Lease, LeaseRef
 from contracts.oobm import LOGIN_PROBLEMS, PowerProblem
 from contracts.power import PowerCommand, PowerState
@@ -22,7 +22,6 @@ from contracts.power_actions import (
     BOOTS,
     SHOULD_BE,
     STOPS,
-    AwaitLeaseInput,
     BootSeen,
     CommandOutcome,
     FinishPowerInput,
@@ -44,7 +43,7 @@ from contracts.settings import (
     OOBM_SYNC_INTERVAL,
     OOBM_SYNC_TIMEOUT,
 )
-from contracts.steps import HostRef
+from contracts.steps import AwaitLeaseInput, HostRef
 from contracts.vms import Vm
 from drivers.errors import (
     AccountRefused,
@@ -154,14 +153,7 @@ class PowerActivities:
     async def await_power_lease(self, request: AwaitLeaseInput) -> Lease:
         """Take the lease, after whoever holds it now. Raises LeaseHeld when that takes too long,
         NotFound."""
-        deadline = time.monotonic() + request.within_s
-        while True:
-            try:
-                return await self._leases.acquire_lease(request.acquire)
-            except LeaseHeld:
-                if time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(_POLL_S)
+        return await self._leases.await_lease(request)
 
     @activity.defn(name="ask_power")
     async def ask_power(self, request: HostRef) -> PowerWord:

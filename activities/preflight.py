@@ -18,8 +18,8 @@ from contracts.preflight import (
     PeerReport,
 )
 from contracts.preflight_rules import error, from_host, from_inventory, from_libvirt, from_peers
-from contracts.settings import HOST_CLOCK_SKEW_MAX, HOST_DISK_FREE_MIN
-from contracts.states import HostStatus, ResourceState
+from contracts.settings import CA_ROOT_AUTH_STRICTNESS, HOST_CLOCK_SKEW_MAX, HOST_DISK_FREE_MIN
+from contracts.states import HostStatus, ResourceState, TlsState, tls_beside
 from contracts.steps import PreflightInput, PreflightResult
 from drivers.errors import (
     CallTimedOut,
@@ -73,14 +73,17 @@ class PreflightActivities:
         """
         asked = await self._candidacy(request)
         if not request.log_in or request.host_key is None:
-            return PreflightResult(findings=tuple(from_inventory(asked)))
+            return PreflightResult(findings=tuple(from_inventory(asked)), tls=asked.tls)
         try:
             access = await self._access(request, request.host_key.line)
-            return await self._look(access, request, asked)
+            found = await self._look(access, request, asked)
+            return found.model_copy(update={"tls": asked.tls})
         except (NotFound, Failed, HostUnreachable, CallTimedOut) as failure:
             if failure.retryable and activity.info().attempt < _TRIES:
                 raise
-            return PreflightResult(findings=(*from_inventory(asked), _as_finding(failure)))
+            return PreflightResult(
+                findings=(*from_inventory(asked), _as_finding(failure)), tls=asked.tls
+            )
         finally:
             if not asked.same_name:  # else they are the known host's
                 await self._hypervisor.forget(request.host)
@@ -90,6 +93,12 @@ class PreflightActivities:
         inventory = self._inventory
         await inventory.topology.get_cluster(request.cluster)
         settings = await inventory.settings.resolve(cluster=request.cluster)
+        strict = settings[CA_ROOT_AUTH_STRICTNESS]
+        hosts = await inventory.hosts.list(cluster=request.cluster)
+        tls = TlsState.NONE
+        if not request.known:
+            others = [one for one in hosts if one.name != request.host and one.is_machine]
+            tls = tls_beside([one.tls_in_service for one in others], only_secured=strict)
         same_name = await inventory.hosts.find(request.host)
         same_address = await inventory.hosts.find_at(request.address, request.ssh_port)
         return Candidacy(
@@ -106,6 +115,8 @@ class PreflightActivities:
             wants_packages=request.install_packages,
             returning=request.returning,
             known=request.known,
+            tls=tls,
+            must_be_secured=request.enabled and strict and tls is not TlsState.SECURED,
             # One that is `Creating` was left by an addition that ended.
             same_name=same_name is not None
             and not request.known
@@ -118,7 +129,7 @@ class PreflightActivities:
             )
             if request.host_key is not None
             else None,
-            peers=_peers(await inventory.hosts.list(cluster=request.cluster), request.host),
+            peers=_peers(hosts, request.host),
         )
 
     async def _access(self, request: PreflightInput, host_key: str) -> HostAccess:

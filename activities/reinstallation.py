@@ -106,6 +106,7 @@ class ReinstallationActivities:
             pinned_sha256=trust.pinned_sha256,
             secret=trust.secret_id,
             environment=trust.environment,
+            tls_again=trust.tls_again,
         )
 
     @activity.defn(name="take_away_key")

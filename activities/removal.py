@@ -34,7 +34,7 @@ from drivers.errors import (
 )
 from drivers.protocols import HostAccess, HostCleaner, Hypervisor, RemoteShell
 from inventory import Inventory
-from inventory.errors import SecretUnreadable
+from inventory.errors import MasterKeyLost, SecretDamaged
 
 # It does not answer, or not as the host that it was, or can't be asked; or its libvirt can't.
 _LOST = (
@@ -44,7 +44,8 @@ _LOST = (
     LoginRefused,
     SudoRefused,
     TrustWithdrawn,
-    SecretUnreadable,
+    SecretDamaged,
+    MasterKeyLost,
     HypervisorFailed,
 )
 # Removed hosts that are looked for at a time.

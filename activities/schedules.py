@@ -6,6 +6,7 @@ from temporalio import activity
 from temporalio.client import (
     Client,
     ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
     ScheduleSpec,
     ScheduleUpdate,
     ScheduleUpdateInput,
@@ -13,7 +14,9 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from contracts.errors import Failed, Unavailable
-from contracts.host_checks import AlignScheduleInput
+from contracts.host_checks import AlignScheduleInput, TriggerScheduleInput
+
+_REFUSALS = (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.PERMISSION_DENIED)
 
 
 class ScheduleActivities:
@@ -45,7 +48,25 @@ class ScheduleActivities:
                 return False
             message = f"Temporal did not change its schedule {request.schedule}: {error.message}."
             # Somebody else may be changing it at this moment.
-            if error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.PERMISSION_DENIED):
+            if error.status in _REFUSALS:
                 raise Failed(message) from error
             raise Unavailable(message) from error
         return changed
+
+    @activity.defn(name="trigger_schedule")
+    async def trigger_schedule(self, request: TriggerScheduleInput) -> bool:
+        """Have it start its workflow now. False: somebody has paused or deleted it. No effect while
+        the workflow runs."""
+        handle = self._client.get_schedule_handle(request.schedule)
+        try:
+            if (await handle.describe()).schedule.state.paused:
+                return False
+            await handle.trigger(overlap=ScheduleOverlapPolicy.SKIP)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            message = f"Temporal did not trigger its schedule {request.schedule}: {error.message}."
+            if error.status in _REFUSALS:
+                raise Failed(message) from error
+            raise Unavailable(message) from error
+        return True

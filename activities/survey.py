@@ -274,6 +274,7 @@ class SurveyActivities:
             candidates=tuple(candidates),
             max_parallel=settings[MIGRATION_PARALLEL_MAX],
             secured=source.secured,
+            certified=source.tls.can,
             policies=tuple(await self._inventory.placement.policies(host.cluster, names)),
             groups=tuple(cluster.groups),
             environment=environment,
@@ -311,6 +312,7 @@ class SurveyActivities:
             cpus_free=empty.cpus if out_for else 0,
             tags=host.tags,
             secured=host.secured,
+            certified=host.tls.can,
             vms=names,
         )
 
@@ -334,6 +336,7 @@ class SurveyActivities:
             reserved_for=reserved_for,
             tags=host.tags,
             secured=host.secured,
+            certified=host.tls.can,
             vms=await self._names_at(host) if cluster.groups else frozenset(),
             incompatible=await self._incompatible(access, cluster.vms, environment),
         )
@@ -406,6 +409,7 @@ class SurveyActivities:
                     candidate.absent or candidate.unsuitable,
                     candidate.tags,
                     candidate.secured,
+                    candidate.certified,
                     vm.name in candidate.incompatible and candidate.incompatible[vm.name].kind,
                     candidate.memory_free_mib >= vm.memory_mib,
                     candidate.cpus_free >= vm.vcpus,

@@ -8,11 +8,16 @@ places, and each has one way on:
   libvirt's Finish and Confirm; the leftover at the source is discarded;
 - paused by the migration at the source, nowhere else: the client died before Finish; it resumes;
 - runs at the source: nothing happened yet, or libvirt aborted the job; the migration starts.
+
+One by TLS goes on without its client (drivers/libvirt.py): the next attempt finds it running, and
+watches it to its end. Such a one may give the VM back to its source though it runs at the
+destination, when only the answer got lost. There is no way on from that but a person's: the VM is
+paused at the source, where it has run for the shorter time, and somebody is asked.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -33,7 +38,7 @@ from contracts.settings import (
     MIGRATION_NETWORK,
     ResolvedSettings,
 )
-from contracts.states import HostStatus, ResourceState
+from contracts.states import HostStatus, ResourceState, TlsState
 from contracts.steps import (
     STATES_OF_FATES,
     MigrateVmInput,
@@ -42,7 +47,7 @@ from contracts.steps import (
     StartVmInput,
     VmFate,
 )
-from contracts.vms import ACTIVE_VM_STATES, MigrationState, Vm
+from contracts.vms import ACTIVE_VM_STATES, GIVEN_BACK, MigrationState, Vm, VmState
 from drivers.errors import HypervisorFailed
 from drivers.protocols import (
     DiskImage,
@@ -144,22 +149,24 @@ class VirtualizationActivities:
         settings = await self._inventory.settings.resolve(cluster=host.cluster)
         try:
             await self._outwait_others(lease, source, request, settings)
-            found = await self._settle(lease, source, request.uuid, request.destination)
-            if found.fate is not VmFate.AT_SOURCE:
-                return await self._arrived(request, source, found, None)
-            await self._expect_absent(destination, request.uuid)
-            await self._reserve(request, source, settings)
-            await self._inventory.vm_migrations.start(
-                _operation(lease),
-                request.vm,
-                source.name,
-                request.destination,
-                activity.info().attempt,
-            )
-            await self._inventory.leases.verify(lease)
-            started = time.monotonic()
+            goes_on = await self._goes_on(lease, source, request)
+            started = None if goes_on else time.monotonic()
+            if not goes_on:
+                found = await self._settle(lease, source, request.uuid, request.destination)
+                if found.fate is not VmFate.AT_SOURCE:
+                    return await self._arrived(request, source, found, None)
+                await self._expect_absent(destination, request.uuid)
+                await self._reserve(request, source, settings)
             try:
-                await self._migrate(request, source, destination, settings)
+                if goes_on:
+                    await self._watch_over(
+                        request,
+                        source,
+                        settings,
+                        lambda see: self._hypervisor.follow_migration(source, request.uuid, see),
+                    )
+                else:
+                    await self._migrate(request, source, destination, settings)
             except asyncio.CancelledError:
                 found = await uninterrupted(
                     self._settle(lease, source, request.uuid, request.destination)
@@ -175,7 +182,8 @@ class VirtualizationActivities:
                 found = await self._settle(lease, source, request.uuid, request.destination)
             if found.fate is VmFate.AT_SOURCE:
                 raise Failed(f"libvirt reported success, yet {request.vm} is at its source.")
-            return await self._arrived(request, source, found, time.monotonic() - started)
+            seconds = None if started is None else time.monotonic() - started
+            return await self._arrived(request, source, found, seconds)
         except asyncio.CancelledError:
             await uninterrupted(
                 self._stayed(request, destination, MigrationState.CANCELED, "cancelled")
@@ -314,6 +322,16 @@ class VirtualizationActivities:
         settings: ResolvedSettings,
     ) -> None:
         """Raises NotConverging when its budget is used up."""
+        tls = await self._by_tls(source.name, destination.name)
+        await self._inventory.vm_migrations.start(
+            _operation(request.lease),
+            request.vm,
+            source.name,
+            request.destination,
+            activity.info().attempt,
+            tls=tls,
+        )
+        await self._inventory.leases.verify(request.lease)
         vm = await self._hypervisor.find_vm(source, request.uuid)
         vm = None if vm is None else with_shared_storage(vm, settings)
         if vm is not None and vm.local_disks and not request.copy_storage:
@@ -323,23 +341,58 @@ class VirtualizationActivities:
         copies = await self._copies(request.uuid, source, settings) if request.copy_storage else []
         for image in copies:
             await self._disks.prepare(destination, image, _disk_owner(request.uuid))
+        options = MigrationOptions(
+            uri_address=await self._migration_address(destination, settings),
+            bandwidth_mib_s=settings[MIGRATION_BANDWIDTH],
+            auto_converge=request.mode is MigrationMode.AUTO_CONVERGE,
+            trust_shared_storage=vm is not None and bool(vm.shared_disks),
+            copy_disks=tuple(image.target for image in copies),
+            tls=tls,
+        )
+        await self._watch_over(
+            request,
+            source,
+            settings,
+            lambda see: self._hypervisor.migrate(source, destination, request.uuid, options, see),
+        )
+
+    async def _by_tls(self, source: str, destination: str) -> bool:
+        """How the two do it. Raises DestinationUnfit if one takes or gives VMs by TLS only, and the
+        other can't."""
+        here = (await self._inventory.hosts.get(source)).tls
+        there = (await self._inventory.hosts.get(destination)).tls
+        if here.can and there.can:
+            return True
+        if TlsState.SECURED in (here, there):
+            secured, other = (
+                (source, destination) if here is TlsState.SECURED else (destination, source)
+            )
+            raise DestinationUnfit(
+                f"{secured} takes and gives VMs by TLS only, and {other} has no certificates.",
+                remedy=f"hostler cert provision {other}",
+            )
+        return False
+
+    async def _goes_on(self, lease: LeaseRef, source: HostAccess, request: MigrateVmInput) -> bool:
+        """Whether an earlier attempt has begun just this migration, and it runs."""
+        begun = await self._inventory.vm_migrations.unfinished_by_tls(source.name, request.vm)
+        return (
+            begun.get(_operation(lease)) == request.destination
+            and await self._hypervisor.migration_progress(source, request.uuid) is not None
+        )
+
+    async def _watch_over(
+        self,
+        request: MigrateVmInput,
+        source: HostAccess,
+        settings: ResolvedSettings,
+        migration: Callable[[Callable[[MigrationProgress], None]], Coroutine[None, None, None]],
+    ) -> None:
+        """`migration`, which tells of its progress, with what is recorded of it, within its time.
+        Raises NotConverging when that is used up."""
         recorder = _ProgressRecorder(self._inventory, _operation(request.lease), request.vm)
         async with recorder:
-            job = asyncio.create_task(
-                self._hypervisor.migrate(
-                    source,
-                    destination,
-                    request.uuid,
-                    MigrationOptions(
-                        uri_address=await self._migration_address(destination, settings),
-                        bandwidth_mib_s=settings[MIGRATION_BANDWIDTH],
-                        auto_converge=request.mode is MigrationMode.AUTO_CONVERGE,
-                        trust_shared_storage=vm is not None and bool(vm.shared_disks),
-                        copy_disks=tuple(image.target for image in copies),
-                    ),
-                    recorder.see,
-                )
-            )
+            job = asyncio.create_task(migration(recorder.see))
             pace = asyncio.create_task(self._pace(request, source, settings, recorder))
             try:
                 await asyncio.wait([job, pace], return_when=asyncio.FIRST_COMPLETED)
@@ -526,7 +579,8 @@ class VirtualizationActivities:
         here = await self._hypervisor.find_vm(source, uuid)
         if here is not None and here.incoming:
             raise Unavailable(f"{here.name} is still on its way to {source.name}.")
-        if here is not None and here.state in ACTIVE_VM_STATES and not here.paused_by_migration:
+        if here is not None and here.runs:
+            await self._expect_nowhere_else(source, here)
             return _Found(VmFate.AT_SOURCE, source.name)
         there = await self._look_elsewhere(source.name, uuid, here, destination)
         if there.running is not None:
@@ -555,6 +609,34 @@ class VirtualizationActivities:
         await self._inventory.leases.verify(lease)
         await self._hypervisor.resume(source, uuid)
         return _Found(VmFate.AT_SOURCE, source.name)
+
+    async def _expect_nowhere_else(self, source: HostAccess, here: Vm) -> None:
+        """It runs at the source; a migration by TLS may have given it back though it runs at its
+        destination. Raises Unavailable if that does not tell, WhereaboutsUnknown if it is so."""
+        if here.state is not VmState.PAUSED and here.state_reason != GIVEN_BACK:
+            return
+        begun = await self._inventory.vm_migrations.unfinished_by_tls(source.name, here.name)
+        for destination in sorted({*begun.values()}):
+            there = await self._look_at(destination, here.uuid)
+            if isinstance(there, NotFound) and not await self._lost(source.name, {destination}):
+                continue
+            if isinstance(there, HostlerError):
+                raise Unavailable(
+                    f"{here.name} was given back to {source.name} when its migration to "
+                    f"{destination} failed; whether it runs there, too, {destination} can't tell "
+                    "yet.",
+                    remedy=f"Bring {destination} back; the operation goes on by itself.",
+                )
+            if _runs(there):
+                await self._hypervisor.pause(source, here.uuid)
+                raise WhereaboutsUnknown(
+                    f"{here.name} runs on {destination}, and {source.name} has let it run on, too, "
+                    f"since they lost each other at the end of its migration. On {source.name}, "
+                    "where it has run for a shorter time, it is paused.",
+                    remedy=f"Unless it has done something there that must not be lost: `virsh "
+                    f"destroy {here.name}` and `virsh undefine {here.name}` on {source.name}. "
+                    "Check its disks: both have written to them. Then try again.",
+                )
 
     async def _look_elsewhere(
         self, source: str, uuid: str, here: Vm | None, destination: str | None = None
@@ -652,7 +734,12 @@ class VirtualizationActivities:
         where the VM may be, and a copy of its disks may be the newer one."""
         source = await self._directory.access(request.source or request.lease.host)
         vm = await self._hypervisor.find_vm(source, request.uuid)
-        if vm is None or vm.state not in ACTIVE_VM_STATES or vm.paused_by_migration:
+        if vm is None or not vm.runs:
+            return
+        try:
+            await self._expect_nowhere_else(source, vm)
+        except (Unavailable, WhereaboutsUnknown) as unclear:
+            activity.logger.warning("%s", unclear)
             return
         if request.copy_storage:
             await self._discard(destination, vm)
@@ -743,7 +830,7 @@ def _operation(lease: LeaseRef) -> str:
 
 
 def _runs(vm: Vm | HostlerError | None) -> bool:
-    return isinstance(vm, Vm) and vm.state in ACTIVE_VM_STATES and not vm.paused_by_migration
+    return isinstance(vm, Vm) and vm.runs
 
 
 async def _at_destination(host: str, call: Awaitable[T]) -> T:

@@ -12,6 +12,8 @@ from api.authentication import Authentication
 from api.dependencies import BmcChecker
 from api.operations import Operations
 from api.routes import (
+    authority,
+    certificates,
     cluster_maintenance,
     events,
     health,
@@ -20,10 +22,12 @@ from api.routes import (
     maintenance,
     oobm,
     operations,
+    passwords,
     placement,
     power,
     reinstallation,
     removal,
+    secrets,
     settings,
     topology,
 )
@@ -70,12 +74,17 @@ def create_app(
         power,
         maintenance,
         cluster_maintenance,
+        passwords,
+        certificates,
+        authority,
         operations,
+        secrets,
         settings,
         events,
         health,
     ):
         app.include_router(routes.router)
+    app.include_router(authority.public_router)
     return app
 
 

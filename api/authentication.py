@@ -1,5 +1,6 @@
 """Who asks, and whether they may."""
 
+import re
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -13,6 +14,8 @@ from contracts.errors import HostlerError, Refused
 from inventory import Inventory
 
 _PROTECTED = "/v1"
+# What is asked for by programs that check certificates, without a token.
+_PUBLIC = re.compile(r"/v1/ca/(chain|crl|[^/]+/[^/]+/crl)")
 
 _BEARER = HTTPBearer(
     auto_error=False,
@@ -30,7 +33,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers by itself when the token is missing or wrong."""
-        if scope["type"] == "http" and scope["path"].startswith(_PROTECTED):
+        if scope["type"] == "http" and _is_protected(scope["path"]):
             try:
                 principal = await self._identify(Headers(scope=scope))
             except HostlerError as error:
@@ -53,6 +56,10 @@ class Authentication:
                 remedy="Check it, or make one with `hostler token create NAME`.",
             )
         return principal
+
+
+def _is_protected(path: str) -> bool:
+    return path.startswith(_PROTECTED) and _PUBLIC.fullmatch(path) is None
 
 
 def require_role(principal: Principal, role: Role) -> None:

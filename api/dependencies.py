@@ -1,11 +1,13 @@
 """What the paths work with, by the types that they ask for."""
 
+from ipaddress import ip_address
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Path, Request
 
 from api.operations import Operations
 from contracts.base import Name
+from contracts.errors import Refused
 from inventory import Inventory
 from inventory.oobm import BmcLogin
 
@@ -33,6 +35,24 @@ async def _operations(request: Request) -> Operations:
     return operations
 
 
+async def _require_private_way(request: Request) -> None:
+    """A password is not read off a network by others: TLS, or this machine itself (where what ends
+    the TLS may run). Raises Refused."""
+    client = request.client.host if request.client is not None else ""
+    if request.url.scheme == "https":
+        return
+    try:
+        if ip_address(client).is_loopback:
+            return
+    except ValueError:
+        pass
+    raise Refused(
+        f"Passwords go over TLS or within this machine alone, not from or to {client} in clear.",
+        remedy="Use the machine that the API runs on, or put a server in front that speaks TLS.",
+    )
+
+
+PRIVATE_WAY = Depends(_require_private_way)
 TheBmcs = Annotated[BmcChecker, Depends(_bmcs)]
 TheInventory = Annotated[Inventory, Depends(_inventory)]
 TheOperations = Annotated[Operations, Depends(_operations)]

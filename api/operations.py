@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from temporalio import exceptions
@@ -38,6 +38,8 @@ from contracts.leases import Owner
 from contracts.maintenance import MaintenanceStatus
 from contracts.oobm import BmcLook
 from contracts.operations import (
+    ACCEPTED_MEMO,
+    CALLER_MEMO,
     HOST_KINDS,
     POWER_KINDS,
     SUBJECTS,
@@ -49,11 +51,21 @@ from contracts.operations import (
     lease_scope,
     workflow_id,
 )
+from contracts.passwords import (
+    PASSWORD_VERIFICATION,
+    PasswordRotationStatus,
+    PasswordVerificationInput,
+    PasswordVerificationResult,
+)
 from contracts.power_actions import BMC_TEST, BmcTestInput, BmcTestResult
+from contracts.rollover import AuthorityRolloverStatus
 from contracts.states import Phase
+from contracts.tls_check import TLS_CHECK, TlsCheckInput, TlsReport
 from inventory import Inventory
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(seconds=10)
 _A_MOMENT = timedelta(milliseconds=100)
@@ -64,6 +76,8 @@ _ATTRIBUTES = {
 _PHASE = SearchAttributeKey.for_keyword("HostlerPhase")
 # libvirt and SSH one after the other, each with its time-out, and a worker that has much to do.
 _LONGEST_LOOK = timedelta(seconds=100)
+# Of a cluster: hosts that do not answer take their time-outs, fifty at a time.
+_LONGEST_SWEEP = timedelta(minutes=10)
 # It is one line in a table of Temporal's UI.
 _MAX_SUMMARY_BYTES = 200
 
@@ -134,8 +148,7 @@ class Operations:
         Those on the hosts of a cluster carry its name along. They are found here by the search
         attribute that they have set, which lags behind: who holds a host, its lease says.
         """
-        # What is done to a zone, pod or cluster has that word in its kind.
-        for kind in (kind for kind in OperationKind if kind.startswith(f"{level}-")):
+        for kind in (kind for kind, subject in SUBJECTS.items() if subject == level):
             usual = await self._describe(workflow_id(kind, name))
             if usual is not None and is_open(usual):
                 raise _held(name, usual)
@@ -203,6 +216,15 @@ class Operations:
             remedy="See `hostler operation list` for the operations there are.",
         )
 
+    async def run(
+        self, kind: OperationKind, subject: str, run_id: str
+    ) -> WorkflowExecutionDescription:
+        """That run of it. Raises NotFound, also if Temporal does not keep it any more."""
+        with _translated():
+            return await self._client.get_workflow_handle(
+                workflow_id(kind, subject), run_id=run_id
+            ).describe(rpc_timeout=_PATIENCE)
+
     async def search(
         self, *, kind: OperationKind | None, status: str | None, limit: int
     ) -> list[Operation]:
@@ -233,6 +255,12 @@ class Operations:
         """The import of that name, while it runs."""
         found = await self._describe(workflow_id(OperationKind.IMPORT, name))
         return found if found is not None and is_open(found) else None
+
+    async def require_no_rotation(self, cluster: str) -> None:
+        """Raises LeaseHeld, with a link, while the passwords of the cluster's hosts are changed."""
+        usual = await self._describe(workflow_id(OperationKind.ROTATION, cluster))
+        if usual is not None and is_open(usual):
+            raise _held(cluster, usual)
 
     async def require_no_import(self, name: str) -> None:
         """Raises LeaseHeld, with a link, while an import of that name runs."""
@@ -280,6 +308,16 @@ class Operations:
         answer: ClusterMaintenanceStatus = await self._query(execution, ClusterMaintenanceStatus)
         return answer
 
+    async def rotation_status(self, execution: WorkflowExecution) -> PasswordRotationStatus:
+        """What the change of passwords answers to its query `status`."""
+        answer: PasswordRotationStatus = await self._query(execution, PasswordRotationStatus)
+        return answer
+
+    async def rollover_status(self, execution: WorkflowExecution) -> AuthorityRolloverStatus:
+        """What the rollover answers to its query `status`."""
+        answer: AuthorityRolloverStatus = await self._query(execution, AuthorityRolloverStatus)
+        return answer
+
     async def import_status(self, execution: WorkflowExecution) -> HostImportStatus:
         """What the import answers to its query `status`."""
         answer: HostImportStatus = await self._query(execution, HostImportStatus)
@@ -316,12 +354,21 @@ class Operations:
     # --- start ----------------------------------------------------------------------------------
 
     async def start(
-        self, kind: OperationKind, subject: str, request: Contract, caller: Principal, reason: str
-    ) -> None:
-        """Start the operation under its usual id. Raises LeaseHeld if it runs already."""
+        self,
+        kind: OperationKind,
+        subject: str,
+        request: Contract,
+        caller: Principal,
+        reason: str,
+        *,
+        accepted: str | None = None,
+    ) -> str:
+        """Start the operation under its usual id; the run. `accepted`: the request that was stored
+        before: one that has started it already starts nothing. Raises LeaseHeld if another one
+        runs."""
         try:
             with _translated():
-                await self._client.start_workflow(
+                started = await self._client.start_workflow(
                     WORKFLOW_TYPES[kind],
                     request,
                     id=workflow_id(kind, subject),
@@ -329,14 +376,17 @@ class Operations:
                     id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                     id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                     static_summary=_summary(kind, subject, caller, reason),
-                    memo=_memo(caller),
+                    memo=_memo(caller) | ({ACCEPTED_MEMO: accepted} if accepted else {}),
                     rpc_timeout=_PATIENCE,
                 )
         except WorkflowAlreadyStartedError as error:
             holder = await self._describe(error.workflow_id)
             if holder is None:
                 raise Unavailable(f"{error.workflow_id} has just ended.") from error
+            if accepted is not None and await holder.memo_value(ACCEPTED_MEMO, None) == accepted:
+                return holder.raw_info.first_run_id
             raise _held(subject, holder) from error
+        return str(started.first_execution_run_id)
 
     async def start_with_update(
         self,
@@ -377,49 +427,80 @@ class Operations:
 
     async def check_host(self, host: str, caller: Principal) -> HostSighting:
         """Have a worker look at the host now; callers at the same time share one look."""
-        handle: WorkflowHandle[Any, HostCheckResult]
-        with _translated():
-            handle = await self._client.start_workflow(
-                HOST_CHECK,
-                HostCheckInput(host=host),
-                id=f"check/{host}",
-                task_queue=self._task_queue,
-                result_type=HostCheckResult,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                execution_timeout=_LONGEST_LOOK,
-                static_summary=f"Look at {host} for {caller.name}",
-                memo=_memo(caller),
-                rpc_timeout=_PATIENCE,
-            )
-            try:
-                result = await handle.result(rpc_timeout=_LONGEST_LOOK)
-            except WorkflowFailureError as failure:
-                if isinstance(failure.cause, exceptions.TimeoutError):
-                    raise _no_worker() from failure
-                raise _refusal(failure.cause) from failure
+        result = await self._look(
+            *(HOST_CHECK, HostCheckInput(host=host), HostCheckResult),
+            workflow=f"check/{host}",
+            summary=f"Look at {host} for {caller.name}",
+            caller=caller,
+        )
         if result.sighting is None:
             raise Failed(f"The check of {host} says nothing of it.")
         return result.sighting
 
+    async def verify_passwords(self, cluster: str, caller: Principal) -> PasswordVerificationResult:
+        """Have a worker look which password each host has now; callers at the same time share one
+        look."""
+        return await self._look(
+            PASSWORD_VERIFICATION,
+            PasswordVerificationInput(cluster=cluster),
+            PasswordVerificationResult,
+            workflow=f"password-verification/{cluster}",
+            summary=f"Passwords of {cluster} for {caller.name}",
+            caller=caller,
+            longest=_LONGEST_SWEEP,
+        )
+
+    async def check_tls(self, host: str, caller: Principal) -> TlsReport:
+        """Have a worker look at the host's TLS now; callers at the same time share one look."""
+        return await self._look(
+            *(TLS_CHECK, TlsCheckInput(host=host), TlsReport),
+            workflow=f"tls-check/{host}",
+            summary=f"TLS of {host} for {caller.name}",
+            caller=caller,
+        )
+
     async def test_bmc(self, request: BmcTestInput, caller: Principal) -> BmcLook:
         """Have a worker log in to a BMC now, and look."""
-        handle: WorkflowHandle[Any, BmcTestResult]
+        result = await self._look(
+            *(BMC_TEST, request, BmcTestResult),
+            # What is tested may differ from call to call: nobody shares another one's answer.
+            workflow=f"bmc-test/{request.host}/{uuid.uuid4()}",
+            summary=f"Look at the BMC of {request.host} for {caller.name}",
+            caller=caller,
+        )
+        return result.look
+
+    async def _look(
+        self,
+        workflow_type: str,
+        request: Contract,
+        result_type: type[T],
+        *,
+        workflow: str,
+        summary: str,
+        caller: Principal,
+        longest: timedelta | None = None,
+    ) -> T:
+        """What a workflow of that id says, an open one or a new one. Raises its refusal, and
+        Unavailable if no worker answers in time."""
+        longest = longest or _LONGEST_LOOK
+        handle: WorkflowHandle[Any, T]
         with _translated():
             handle = await self._client.start_workflow(
-                BMC_TEST,
+                workflow_type,
                 request,
-                # What is tested may differ from call to call: nobody shares another one's answer.
-                id=f"bmc-test/{request.host}/{uuid.uuid4()}",
+                id=workflow,
                 task_queue=self._task_queue,
-                result_type=BmcTestResult,
-                execution_timeout=_LONGEST_LOOK,
-                static_summary=f"Look at the BMC of {request.host} for {caller.name}",
+                result_type=result_type,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                execution_timeout=longest,
+                static_summary=summary,
                 memo=_memo(caller),
                 rpc_timeout=_PATIENCE,
             )
             try:
-                return (await handle.result(rpc_timeout=_LONGEST_LOOK)).look
+                return await handle.result(rpc_timeout=longest)
             except WorkflowFailureError as failure:
                 if isinstance(failure.cause, exceptions.TimeoutError):
                     raise _no_worker() from failure
@@ -566,7 +647,7 @@ def _summary(kind: OperationKind, subject: str, caller: Principal, reason: str) 
 
 
 def _memo(caller: Principal) -> dict[str, Any]:
-    return {"requested_by": caller.name}
+    return {CALLER_MEMO: caller.name}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Bodies and queries that only the API knows, and the form of its lists."""
 
+from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
@@ -17,6 +18,16 @@ from pydantic_core import PydanticCustomError
 
 from contracts.addition import Fingerprint, Port, UserName
 from contracts.base import Contract, Name, Reason, VmName
+from contracts.certificates import (
+    Certificate,
+    CertificateRole,
+    CertificatesPem,
+    CertificateState,
+    RequestPem,
+    RevocationReason,
+    Serial,
+    check_host_of_role,
+)
 from contracts.cluster_maintenance import ClusterMaintenanceChoices
 from contracts.evacuation import AffinityKind
 from contracts.host_import import MAX_HOSTS, Parallel
@@ -26,11 +37,12 @@ from contracts.oobm import (
     DEFAULT_CIPHER_SUITE,
     DEFAULT_DRIVER,
     BmcAddress,
+    BmcCertificate,
     BmcUser,
-    Certificate,
     CipherSuite,
 )
 from contracts.operations import OperationKind
+from contracts.passwords import DEFAULT_ACCOUNT, OnFailure
 from contracts.power import BmcPrivilege
 from contracts.power_actions import PowerChoices
 from contracts.reinstallation import ReinstallationChoices
@@ -328,6 +340,12 @@ class SettleRemovedRequest(Contract):
     reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+class DisclosureRequest(Contract):
+    """Why a credential has to be seen."""
+
+    reason: Annotated[Reason, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class OptionalCredential(Contract):
     """At most one of `password` and `private_key` (OpenSSH's PEM, without passphrase)."""
 
@@ -384,7 +402,7 @@ class OobmRequest(Contract):
     password: Password
     privilege: BmcPrivilege = BmcPrivilege.ADMINISTRATOR
     cipher_suite: CipherSuite | None = DEFAULT_CIPHER_SUITE
-    certificate: Certificate | None = None
+    certificate: BmcCertificate | None = None
 
 
 class OobmChangeRequest(Contract):
@@ -400,7 +418,7 @@ class OobmChangeRequest(Contract):
     password: Password | None = None
     privilege: BmcPrivilege | None = None
     cipher_suite: CipherSuite | None = None
-    certificate: Certificate | None = None
+    certificate: BmcCertificate | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "OobmChangeRequest":
@@ -425,7 +443,7 @@ class BmcTestRequest(Contract):
     password: Password | None = None
     privilege: BmcPrivilege | None = None
     cipher_suite: CipherSuite | None = None
-    certificate: Certificate | None = None
+    certificate: BmcCertificate | None = None
 
 
 class BmcPasswordRequest(Contract):
@@ -453,6 +471,91 @@ class RoundsQuery(Contract):
     rounds: Annotated[int, Field(ge=0, le=100)] = 10
 
 
+class CertificateRequest(Contract):
+    """CertificateSigningInput, but for who asks."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    csr: RequestPem
+    host: Name | None = None
+    role: CertificateRole = CertificateRole.HOST
+
+    @model_validator(mode="after")
+    def _host_of_role(self) -> "CertificateRequest":
+        check_host_of_role(self.role, self.host)
+        return self
+
+
+class CertificateQuery(Contract):
+    """Which certificates to list: at most `limit`, of serials that come after `after`."""
+
+    host: Name | None = None
+    state: CertificateState | None = None
+    expires_before: AwareDatetime | None = None
+    limit: Limit = 100
+    after: Serial | None = None
+
+
+class CertificatePage(Items[Certificate]):
+    """A part of a list by serial. `next`: the `after` of the part that follows."""
+
+    next: str | None = None
+
+
+class ProvisioningRequest(Contract):
+    """Why a host gets certificates."""
+
+    reason: Reason = ""
+
+
+class RevocationRequest(Contract):
+    """Why certificates are revoked."""
+
+    reason: RevocationReason = RevocationReason.UNSPECIFIED
+
+
+class CrlFormat(StrEnum):
+    """How a revocation list is encoded."""
+
+    DER = "der"
+    PEM = "pem"
+
+
+class AuthorityRequest(Contract):
+    """An operator's own CA: its private key (PEM, without passphrase) and its chain (PEM, the
+    certificate of that key first, a self-signed one last); neither, to have one made."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    private_key: PrivateKey | None = None
+    chain: CertificatesPem | None = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "AuthorityRequest":
+        if (self.private_key is None) != (self.chain is None):
+            raise PydanticCustomError("both", "private_key and chain go together")
+        return self
+
+
+class RolloverRequest(AuthorityRequest):
+    """The CA that is to take the place of the present one: an operator's own, or one to be made.
+
+    Attributes:
+        leave_out: hosts that are not waited for.
+        dry_run: only look what there is to do.
+    """
+
+    leave_out: tuple[Name, ...] = ()
+    reason: Reason = ""
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _dry_without_key(self) -> "RolloverRequest":
+        if self.dry_run and self.chain is not None:
+            raise PydanticCustomError("dry_run", "a dry run takes no CA")
+        return self
+
+
 class EventQuery(Contract):
     """Which events to list; `since`, `until`: when they were written, with a time zone; `before`:
     only older ones than the event of that id."""
@@ -465,3 +568,24 @@ class EventQuery(Contract):
     until: AwareDatetime | None = None
     limit: Limit = 100
     before: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+
+
+class PasswordRotationRequest(Contract):
+    """A change of the passwords of a cluster's hosts. `password`: the new one, stored before the
+    change starts; without it, the one that is staged, or a random one. The rest as in
+    PasswordRotationInput."""
+
+    password: Password | None = None
+    account: UserName = DEFAULT_ACCOUNT
+    host: Name | None = None
+    leave_out: tuple[Name, ...] = ()
+    reason: Reason = ""
+    on_failure: OnFailure | None = None
+    accept_unknown: StrictBool = False
+
+
+class StagePasswordRequest(Contract):
+    """A new password of the account on all hosts of a cluster, to be set by the next change."""
+
+    password: Password
+    account: UserName = DEFAULT_ACCOUNT

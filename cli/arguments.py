@@ -27,6 +27,11 @@ def check_name(value: str) -> str:
     return _checked(_NAME, value)
 
 
+def check_optional_name(value: str | None) -> str | None:
+    """The same, of one that need not be given."""
+    return check_name(value) if value is not None else None
+
+
 def check_vm_name(value: str) -> str:
     """The name of a VM."""
     return _checked(_VM_NAME, value)

@@ -25,7 +25,7 @@ from contracts.cluster_maintenance import (
     HostWork,
     Stage,
 )
-from contracts.errors import Failed, NotFound
+from contracts.errors import Failed
 from contracts.maintenance import OnBlocker
 from contracts.operations import OperationKind
 from contracts.validation import invalid_input
@@ -290,11 +290,7 @@ def _watch(api: Api, cluster: str) -> None:
 
 def _find_view(api: Api, cluster: str) -> ClusterMaintenanceView | None:
     """The open maintenance; None if there is none."""
-    try:
-        answer = api.get("clusters", cluster, "maintenance")
-    except NotFound:
-        return None
-    return api.read(ClusterMaintenanceView, answer)
+    return api.find(ClusterMaintenanceView, "clusters", cluster, "maintenance")
 
 
 def _show(view: ClusterMaintenanceView) -> None:

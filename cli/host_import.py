@@ -17,7 +17,7 @@ from cli.client import Api, connect
 from cli.known_hosts import KnownHosts
 from cli.output import console, one_line, say, say_table
 from cli.waiting import COMPLETED, RUNNING, find_operation, interruptible, patiently, pause, why
-from contracts.errors import Conflict, Failed, InvalidInput, NotFound
+from contracts.errors import Conflict, Failed, InvalidInput
 from contracts.host_import import (
     ENDED_STATES,
     HostImportResult,
@@ -314,11 +314,7 @@ def _watch(api: Api, name: str) -> HostImportResult:
 
 def _find_view(api: Api, name: str) -> HostImportView | None:
     """The import while it runs, else None."""
-    try:
-        answer = api.get("imports", name)
-    except NotFound:
-        return None
-    return api.read(HostImportView, answer)
+    return api.find(HostImportView, "imports", name)
 
 
 def _news(view: HostImportView) -> Iterator[str]:

@@ -21,7 +21,7 @@ from contracts.host_status import Seen
 from contracts.hosts import Host, HostUsage
 from contracts.operations import Operation
 from contracts.preflight import Finding, Findings, Severity, errors_among, summary
-from contracts.states import HostStatus, Phase, ResourceState
+from contracts.states import HostStatus, Phase, ResourceState, TlsState
 
 # What the API gives a worker, and a little more.
 _LOOK_WITHIN_S = 100.0
@@ -126,7 +126,14 @@ def add(
     elif errors_among(added.findings):
         raise Failed(f"{name} can't be added like this: {_in_short(added.findings)}.")
     else:
-        say(f"{added.name} can be added: {summary(added.findings)}.")
+        say(f"{added.name} can be added: {summary(added.findings)}.{_TO_GET[added.tls]}")
+
+
+_TO_GET = {
+    TlsState.NONE: "",
+    TlsState.READY: " It gets certificates before it is put into service.",
+    TlsState.SECURED: " It gets certificates and is secured before it is put into service.",
+}
 
 
 def accept_key(

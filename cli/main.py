@@ -7,11 +7,14 @@ import typer
 from typer.core import TyperGroup
 
 from cli import (
+    certificates,
+    doctor,
     events,
     hosts,
     maintenance,
     oobm,
     operations,
+    passwords,
     placement,
     power,
     processes,
@@ -71,6 +74,9 @@ placement.register(app)
 maintenance.register(app)
 oobm.register(app)
 power.register(app)
+passwords.register(app)
+certificates.register(app)
+doctor.register(app)
 operations.register(app)
 settings.register(app)
 events.register(app)

@@ -7,7 +7,6 @@ import typer
 from cli.arguments import ClusterArgument, JsonOption, check_name, check_vm_name
 from cli.client import Api, connect
 from cli.output import say, say_fields, say_json, say_table
-from contracts.errors import NotFound
 from contracts.evacuation import AffinityGroup, AffinityKind, VmPolicy
 
 VmArgument = Annotated[
@@ -163,10 +162,8 @@ def delete_group(cluster: ClusterArgument, group: GroupArgument) -> None:
 
 def _find_policy(api: Api, cluster: str, vm: str) -> VmPolicy:
     """What is decided so far. An unknown cluster is refused by the change itself."""
-    try:
-        return api.read(VmPolicy, api.get("clusters", cluster, "vms", vm, "policy"))
-    except NotFound:
-        return VmPolicy(vm=vm)
+    found = api.find(VmPolicy, "clusters", cluster, "vms", vm, "policy")
+    return found or VmPolicy(vm=vm)
 
 
 def _meaning(policy: VmPolicy) -> str:

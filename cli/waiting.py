@@ -10,7 +10,7 @@ import typer
 
 from cli.client import Api
 from cli.output import note
-from contracts.errors import NotFound, Unavailable
+from contracts.errors import Unavailable
 from contracts.operations import Operation, OperationKind
 
 T = TypeVar("T")
@@ -67,11 +67,7 @@ def interruptible(text: str) -> Iterator[None]:
 
 def find_operation(api: Api, kind: OperationKind, subject: str) -> Operation | None:
     """The newest run of the operation; None if there never was one."""
-    try:
-        answer = api.get("operations", kind, subject)
-    except NotFound:
-        return None
-    return api.read(Operation, answer)
+    return api.find(Operation, "operations", kind, subject)
 
 
 def until_closed(

@@ -12,7 +12,7 @@ from cli.client import Api
 from cli.output import console, one_line
 from cli.progress import answers, in_words, migration_of, other_commands
 from cli.waiting import COMPLETED, RUNNING, find_operation, patiently, pause, why
-from contracts.errors import Failed, NotFound
+from contracts.errors import Failed
 from contracts.hosts import Host
 from contracts.maintenance import MaintenanceView, VmStatus
 from contracts.operations import Operation, OperationKind, workflow_id
@@ -136,11 +136,7 @@ class Bars:
 
 def find_view(api: Api, host: str) -> MaintenanceView | None:
     """The host's open maintenance; None if there is none."""
-    try:
-        answer = api.get("hosts", host, "maintenance")
-    except NotFound:
-        return None
-    return api.read(MaintenanceView, answer)
+    return api.find(MaintenanceView, "hosts", host, "maintenance")
 
 
 class Watch:

@@ -7,7 +7,7 @@ from pydantic import Field, IPvAnyAddress, StrictBool, StrictInt, StringConstrai
 from contracts.base import Contract, Name
 from contracts.hosts import HostFacts
 from contracts.preflight import Finding
-from contracts.states import Phase, ResourceState
+from contracts.states import Phase, ResourceState, TlsState
 
 # OpenSSH's notation, as `ssh-keygen -lf` prints it: unpadded base64 of the SHA-256.
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
@@ -58,6 +58,7 @@ class HostAdditionResult(Contract):
         resource_state: None, as the facts: it was a dry run.
         host_key_sha256: None: the host has shown none.
         findings: of the preflight; errors only after a dry run.
+        tls: what it does by TLS, as others of its cluster do; after a dry run, what it would.
     """
 
     name: Name
@@ -65,6 +66,7 @@ class HostAdditionResult(Contract):
     host_key_sha256: str | None = None
     facts: HostFacts | None = None
     findings: tuple[Finding, ...] = ()
+    tls: TlsState = TlsState.NONE
 
 
 class HostAdditionStatus(Contract):

@@ -104,6 +104,7 @@ class Candidate(Contract):
         reserved_for: UUIDs of the VMs for which something is reserved there.
         tags: properties that VMs may ask for.
         secured: takes and gives VMs by TLS only.
+        certified: can take and give them by TLS.
         vms: names of the VMs that run there or are on their way there, for affinity groups.
         incompatible: VM name to why the host can't run it.
     """
@@ -117,6 +118,7 @@ class Candidate(Contract):
     reserved_for: frozenset[str] = frozenset()
     tags: frozenset[str] = frozenset()
     secured: bool = False
+    certified: bool = False
     vms: frozenset[str] = frozenset()
     incompatible: dict[str, Incompatibility] = Field(default_factory=dict)
 
@@ -175,7 +177,8 @@ class Survey(Contract):
     """What the planner decides on: one look at the host and the others of its cluster.
 
     Attributes:
-        secured: the host's own TLS state; a VM goes only to a host with the same.
+        secured: the host takes and gives VMs by TLS only, and so with those alone that can, too.
+        certified: it can take and give them by TLS.
         max_parallel: live migrations at a time from or to one host, by the cluster's settings.
         policies: of VMs in the survey that have one.
         groups: affinity groups of the cluster with a member in the survey.
@@ -187,6 +190,7 @@ class Survey(Contract):
     candidates: tuple[Candidate, ...]
     max_parallel: int
     secured: bool = False
+    certified: bool = False
     policies: tuple[VmPolicy, ...] = ()
     groups: tuple[AffinityGroup, ...] = ()
     environment: HostEnvironment = HostEnvironment()

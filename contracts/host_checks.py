@@ -150,6 +150,12 @@ class AlignScheduleInput(Contract):
     every_s: int
 
 
+class TriggerScheduleInput(Contract):
+    """Let a schedule start its workflow now, unless that runs, or somebody has paused it."""
+
+    schedule: str
+
+
 class HostCheckInput(Contract):
     """All hosts, or `host` alone, out of turn. `continued`: only set by the workflow itself."""
 
@@ -173,9 +179,12 @@ class HousekeepingInput(Contract):
 
 class HousekeepingResult(Contract):
     """How many hosts were told whether they take new VMs, or could not be; which removed ones are
-    clean now, and how many are not yet."""
+    clean now, and how many are not yet; how many have got the password of their cluster, or
+    the newest revocation lists."""
 
     told: int
     not_told: int
     cleaned: tuple[Name, ...]
     waiting: int
+    passwords: int = 0
+    crls: int = 0

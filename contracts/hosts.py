@@ -7,7 +7,10 @@ from pydantic import Field
 
 from contracts.base import Contract, Name, SortedInJson
 from contracts.oobm import HostPower
-from contracts.states import AllocationState, HostStatus, ResourceState
+from contracts.states import AllocationState, HostStatus, ResourceState, TlsState
+
+# The machine is not a host, or not one any more.
+_NO_HOSTS = frozenset({ResourceState.CREATING, ResourceState.ERROR, ResourceState.REMOVED})
 
 
 class Zone(Contract):
@@ -39,7 +42,8 @@ class Cluster(Contract):
 class HostFacts(Contract):
     """What a host says about itself.
 
-    Versions are "major.minor.release" as libvirt reports them; `uuid` is libvirt's host UUID.
+    Versions are "major.minor.release" as libvirt reports them; `uuid` is libvirt's host UUID;
+    `addresses` are its own on the network, sorted.
     """
 
     uuid: str
@@ -50,6 +54,7 @@ class HostFacts(Contract):
     libvirt_version: str
     qemu_version: str
     operating_system: str
+    addresses: tuple[str, ...] = ()
 
 
 class HostUsage(Contract):
@@ -72,7 +77,8 @@ class Host(Contract):
         capacity_cpus: the same for virtual CPUs.
         reserved_memory_mib: memory kept for the host itself.
         tags: properties that VMs may ask for: those that do are only sent to hosts that have them.
-        secured: its libvirtd takes and gives VMs by TLS only.
+        tls_again: while it is being re-installed, what of `tls` it gets again; None: it is not.
+        secured: its libvirtd takes and gives VMs by TLS only; the same as `tls` being so.
         state_before_maintenance: what leaving the maintenance gives back.
         status_reason: what the last change of `status` was based on.
         checked_at: when the host was last looked at by the schedule.
@@ -116,8 +122,20 @@ class Host(Contract):
     reserved_memory_mib: int
     tags: Annotated[frozenset[str], SortedInJson] = frozenset()
     secured: bool = False
+    tls: TlsState = TlsState.NONE
+    tls_again: TlsState | None = None
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether it is a host by now, and still one."""
+        return self.resource_state not in _NO_HOSTS
+
+    @property
+    def tls_in_service(self) -> TlsState:
+        """What VMs find there: of one that is being re-installed, what it gets before any come."""
+        return self.tls if self.tls_again is None else self.tls_again
 
 
 class RemovedHost(Contract):

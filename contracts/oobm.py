@@ -52,7 +52,7 @@ BmcAddress = Annotated[
 BmcUser = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
-Certificate = Annotated[
+BmcCertificate = Annotated[
     str, StringConstraints(max_length=65_536, pattern=r"^\s*-----BEGIN CERTIFICATE-----[^\x00]*$")
 ]
 CIPHER_SUITES = (3, 17)

@@ -27,6 +27,13 @@ class OperationKind(StrEnum):
     REINSTALLATION = "reinstallation"
     POWER = "power"
     BMC_PASSWORD = "bmc-password"  # noqa: S105 - the name of an operation
+    ROTATION = "rotation"
+    PROVISIONING = "provisioning"
+    CLUSTER_CERTIFICATES = "cluster-certificates"
+    SIGNING = "signing"
+    REVOCATION = "revocation"
+    CA_SETUP = "ca-setup"
+    ROLLOVER = "rollover"
 
 
 WORKFLOW_TYPES: dict[OperationKind, str] = {
@@ -43,6 +50,13 @@ WORKFLOW_TYPES: dict[OperationKind, str] = {
     OperationKind.REINSTALLATION: "HostReinstallation",
     OperationKind.POWER: "PowerAction",
     OperationKind.BMC_PASSWORD: "BmcPasswordChange",
+    OperationKind.ROTATION: "PasswordRotation",
+    OperationKind.PROVISIONING: "CertificateProvisioning",
+    OperationKind.CLUSTER_CERTIFICATES: "ClusterCertificates",
+    OperationKind.SIGNING: "CertificateSigning",
+    OperationKind.REVOCATION: "CertificateRevocation",
+    OperationKind.CA_SETUP: "AuthoritySetup",
+    OperationKind.ROLLOVER: "AuthorityRollover",
 }
 
 ALLOCATION_KINDS = {
@@ -52,22 +66,34 @@ ALLOCATION_KINDS = {
     AllocationLevel.ZONE: OperationKind.ZONE_ALLOCATION,
 }
 
-# What is done to a cluster, pod or zone; an import has a name of its own; the subject of all others
-# is a host.
+# What is done to a cluster, pod or zone; an import has a name of its own; what concerns
+# certificates and their authority holds no host. The subject of all others is a host.
 SUBJECTS = {
     OperationKind.CLUSTER_MAINTENANCE: "cluster",
+    OperationKind.ROTATION: "cluster",
+    OperationKind.CLUSTER_CERTIFICATES: "cluster",
     OperationKind.IMPORT: "import",
+    OperationKind.SIGNING: "certificate",
+    OperationKind.REVOCATION: "certificate",
+    OperationKind.CA_SETUP: "ca",
+    OperationKind.ROLLOVER: "ca",
 } | {kind: level.value for level, kind in ALLOCATION_KINDS.items()}
 # What works on a host's BMC: its power, and the BMC's password. It goes beside all others.
 POWER_KINDS = (OperationKind.POWER, OperationKind.BMC_PASSWORD)
+# What changes a host's certificates; VMs stay where they are.
+TRUST_KINDS = (OperationKind.PROVISIONING,)
 # What holds a host's lease: one at a time on each.
 HOST_KINDS = tuple(
-    kind for kind in OperationKind if kind not in SUBJECTS and kind not in POWER_KINDS
+    kind
+    for kind in OperationKind
+    if kind not in SUBJECTS and kind not in (*POWER_KINDS, *TRUST_KINDS)
 )
 
 
 def lease_scope(kind: OperationKind) -> LeaseScope:
     """Which of a host's leases an operation of that kind holds."""
+    if kind in TRUST_KINDS:
+        return LeaseScope.TRUST
     return LeaseScope.POWER if kind in POWER_KINDS else LeaseScope.PLACEMENT
 
 
@@ -88,6 +114,40 @@ def kind_of(workflow_type: str, workflow: str) -> OperationKind | None:
     if len(kinds) == 1:
         return kinds[0]
     return next((kind for kind in kinds if workflow.startswith(workflow_id(kind, ""))), None)
+
+
+# What Temporal keeps beside a workflow that the API has started: who asked, and for which request.
+CALLER_MEMO = "requested_by"
+ACCEPTED_MEMO = "accepted"
+
+
+class AcceptedState(StrEnum):
+    """Where a request stands that was stored before its operation was started."""
+
+    ACCEPTED = "accepted"
+    STARTED = "started"
+    EXPIRED = "expired"
+
+
+class AcceptedOperation(Contract):
+    """A request for an operation, as it was stored.
+
+    Attributes:
+        request: the workflow's input.
+        caller: name of the token that asked.
+        run_id: first run of the workflow that was started for it.
+        reason: why it has expired.
+    """
+
+    id: str
+    kind: OperationKind
+    subject: str
+    request: dict[str, Any]
+    caller: str
+    state: AcceptedState
+    run_id: str | None
+    reason: str
+    accepted_at: datetime
 
 
 class Operation(Contract):

@@ -14,16 +14,15 @@ from contracts.errors import InvalidInput
 from contracts.leases import LeaseRef
 from contracts.oobm import (
     BmcAddress,
+    BmcCertificate,
     BmcLook,
     BmcUser,
-    Certificate,
     CipherSuite,
     PowerCount,
     PowerProblem,
 )
 from contracts.power import BmcPrivilege, PowerState
 from contracts.states import Phase, ResourceState
-from contracts.steps import AcquireLeaseInput
 
 POWER_SYNC = "PowerSync"
 """The type of the workflow that sweeps all BMCs."""
@@ -174,13 +173,6 @@ class PowerSettings(Contract):
     zone: Name
     timeout: int
     answer_timeout: int
-
-
-class AwaitLeaseInput(Contract):
-    """Take the lease of what is done to a host's BMC; wait so long for whoever holds it."""
-
-    acquire: AcquireLeaseInput
-    within_s: int
 
 
 class PowerWord(Contract):
@@ -457,7 +449,7 @@ class BmcTestInput(Contract):
     user: BmcUser | None = None
     privilege: BmcPrivilege | None = None
     cipher_suite: CipherSuite | None = None
-    certificate: Certificate | None = None
+    certificate: BmcCertificate | None = None
     secret: str | None = None
 
     @property

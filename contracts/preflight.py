@@ -7,6 +7,7 @@ from pydantic import Field
 from contracts.base import Contract, Name, VmName
 from contracts.host_status import Reach
 from contracts.hosts import Host, HostFacts, RemovedHost
+from contracts.states import TlsState
 
 
 class Severity(StrEnum):
@@ -176,6 +177,9 @@ class Candidacy(Contract):
         removed: its tombstone, by libvirt UUID or host key.
         returning: it is added again on purpose.
         known: it is the host of that name itself, re-installed.
+        tls: what it gets before it is put into service, as others of its cluster have it.
+        must_be_secured: it is to be put into service, where only secured hosts are, and can't be
+            secured.
         peers: hosts of the cluster that are in service.
     """
 
@@ -189,6 +193,8 @@ class Candidacy(Contract):
     wants_packages: bool = False
     returning: bool = False
     known: bool = False
+    tls: TlsState = TlsState.NONE
+    must_be_secured: bool = False
     same_name: bool = False
     same_address: Name | None = None
     same_uuid: Name | None = None

@@ -23,7 +23,10 @@ _SHOWN_VMS = 5
 _PACKAGES = "Add it with --install-packages, or install libvirt's daemon and QEMU there."
 _UNREACHED = frozenset({Reach.REFUSED, Reach.NO_ANSWER})
 _LET_REACH = "Let the hosts of a cluster reach each other: SSH, and TCP 49152 to 49215 for VMs."
-_FORGET = "rm /etc/hostler/epoch /etc/hostler/told /etc/hostler/closed"
+_FORGET = (
+    "rm -f /etc/hostler/epoch /etc/hostler/told /etc/hostler/closed /etc/hostler/password-epoch "
+    "/etc/hostler/tls/epoch"
+)
 _NEW_MACHINE = (
     "If it is back on purpose, say so: --returning. If not, somebody has started a machine that "
     "was taken out of service."
@@ -65,13 +68,13 @@ def from_inventory(asked: Candidacy) -> Iterator[Finding]:
             + (f" ({asked.removed.reason})." if asked.removed.reason else "."),
             _NEW_MACHINE,
         )
-    secured = ", ".join(peer.name for peer in asked.peers if peer.secured)
-    if secured:
-        yield warning(
-            "not-secured",
-            f"Hosts of {asked.cluster} take and give VMs by TLS only ({secured}); this one has no "
-            "certificates yet.",
-            "It joins, but no VM moves between it and them before it is secured too.",
+    if asked.must_be_secured:
+        yield error(
+            "must-be-secured",
+            "ca.plugin.root.auth.strictness lets only secured hosts into service, and other hosts "
+            f"of {asked.cluster} have no certificates: secured, it could not exchange VMs with "
+            "them.",
+            f"hostler cert secure {asked.cluster}, then add it.",
         )
 
 

@@ -16,7 +16,7 @@ from contracts.leases import LeaseRef
 from contracts.maintenance import OnBlocker
 from contracts.preflight import Finding
 from contracts.removal import RemovalEffect
-from contracts.states import Phase, ResourceState
+from contracts.states import Phase, ResourceState, TlsState
 from contracts.steps import HostKeyResult
 
 Word = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
@@ -99,12 +99,14 @@ class Trust(Contract):
             re-installation has pinned the new one already, `pinned_sha256`.
         secret: id of the credential that would log in.
         environment: what the old installation offered to VMs, if that was known.
+        tls_again: what certificates it had, and gets again.
     """
 
     former_sha256: str | None
     pinned_sha256: str | None
     secret: str
     environment: HostEnvironment | None = None
+    tls_again: TlsState = TlsState.NONE
 
 
 class KeyTakenAway(Contract):

@@ -11,7 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any, Generic, TypeVar, cast
+from string import ascii_letters, digits
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from pydantic import (
     BeforeValidator,
@@ -24,8 +25,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract
+from contracts.certificates import ExtraNames
 from contracts.errors import Conflict
 from contracts.oobm import IPMITOOL_INTERFACES, IPMITOOL_RETRIES
+from contracts.passwords import MOST_CHARACTERS
 from contracts.validation import say_error
 
 T = TypeVar("T")
@@ -63,6 +66,25 @@ Directory = Annotated[
 LONGEST_BMC_ANSWER_S = 60
 # With less, the history of a round over thousands would grow long.
 SMALLEST_SHARD = 500
+DistinguishedName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z]+=[^\x00-\x1f]+$", strip_whitespace=True, max_length=255),
+    Field(examples=["CN=Hostler CA,O=Hostler"]),
+]
+Url = Annotated[
+    str,
+    StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2048),
+    Field(examples=["http://ca.example.net:8480/v1/ca"]),
+]
+PluginName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)
+]
+MountPath = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$", max_length=255),
+    Field(examples=["pki"]),
+]
+Days = Annotated[int, Field(ge=1, le=3_650), BeforeValidator(_no_boolean)]
 Count = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_no_boolean)]
 Seconds = Annotated[int, Field(ge=1, le=30 * 86_400), BeforeValidator(_no_boolean)]
 
@@ -132,6 +154,8 @@ def _words(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_words(alternative) for alternative in schema["anyOf"])
     words = str(schema["type"])
+    if "enum" in schema:
+        return f"{words}: {', '.join(map(str, schema['enum']))}"
     if "items" in schema:
         words += f" of {_words(schema['items'])}"
     if "minimum" in schema:
@@ -477,6 +501,255 @@ OOBM_IPMITOOL_RETRIES = Setting[int](
     "Of the driver ipmitool: how often the program sends a packet again that was not answered.",
 )
 
+PASSWORD_LENGTH = Setting[int](
+    "password.length",
+    Annotated[int, Field(ge=12, le=MOST_CHARACTERS), BeforeValidator(_no_boolean)],
+    32,
+    "Characters of a random password of a cluster's hosts.",
+)
+PASSWORD_CHARACTERS = Setting[str](
+    "password.characters",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^[\x21-\x7e]+$", min_length=16, max_length=200),
+        Field(examples=["abcdefghjkmnpqrstuvwxyz23456789"]),
+    ],
+    ascii_letters + digits + "-_.~+=@%^,:/",
+    "What random passwords are made of: at least one of each kind that is among these (small and "
+    "capital letters, digits, others).",
+)
+PASSWORD_ROTATION_CONCURRENCY = Setting[int](
+    "password.rotation.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    50,
+    "Hosts of a cluster whose password is changed, or looked at, at a time.",
+    effect=Effect.NEXT_OPERATION,
+)
+PASSWORD_ROTATION_ON_FAILURE = Setting[str](
+    "password.rotation.on.failure",
+    Annotated[
+        str,
+        StringConstraints(pattern=r"^(revert|hold)$"),
+        Field(examples=["revert", "hold"]),
+    ],
+    "revert",
+    "What becomes of a change of passwords that fails on a host: all hosts get back what they had, "
+    "or it waits for an operator.",
+    effect=Effect.NEXT_OPERATION,
+)
+PASSWORD_UNREACHABLE_TIMEOUT = Setting[int](
+    "password.unreachable.timeout",
+    Seconds,
+    120,
+    "How long a host that does not answer is waited for in the middle of its change of passwords.",
+    "s",
+)
+OPERATION_START_TIMEOUT = Setting[int](
+    "operation.start.timeout",
+    Annotated[int, Field(ge=60, le=86_400), BeforeValidator(_no_boolean)],
+    900,
+    "How long a request that the API has taken may be started, should the API have died before it "
+    "did; then it expires, and nothing is changed.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+PASSWORD_ATTEMPT_INTERVAL = Setting[int](
+    "password.attempt.interval",
+    Annotated[int, Field(ge=0, le=600), BeforeValidator(_no_boolean)],
+    3,
+    "Between a login that a host has refused and the next one there.",
+    "s",
+)
+PASSWORD_REFUSED_MAX = Setting[int](
+    "password.refused.max",
+    Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_boolean)],
+    2,
+    "Logins in a row that a host may refuse: less than what locks an account there (pam_faillock: "
+    "3).",
+)
+PASSWORD_REFUSED_INTERVAL = Setting[int](
+    "password.refused.interval",
+    Seconds,
+    900,
+    "How long a refused login counts on hosts (pam_faillock: fail_interval).",
+    "s",
+)
+PASSWORD_OF_NEW_HOSTS = Setting[bool](
+    "password.of.new.hosts",
+    bool,
+    True,
+    "Whether hosts that are new to a cluster, or re-installed, get its current password.",
+)
+PASSWORD_HOSTS_MAY_DIFFER = Setting[bool](
+    "password.hosts.may.differ",
+    bool,
+    False,
+    "Whether a single host of a cluster may have a password of its own.",
+)
+PASSWORD_VERIFICATION_INTERVAL = Setting[int](
+    "password.verification.interval",
+    Annotated[int, Field(ge=600, le=30 * 86_400), BeforeValidator(_no_boolean)],
+    86_400,
+    "Between two looks whether all hosts have the password of their cluster.",
+    "s",
+    scopes=frozenset({SettingScope.GLOBAL}),
+)
+
+_ONLY_GLOBAL = frozenset({SettingScope.GLOBAL})
+
+CA_PROVIDER = Setting[str](
+    "ca.framework.provider.plugin",
+    PluginName,
+    "root",
+    "Plugin that issues certificates: root (Hostler's own CA), vault (OpenBao's or Vault's PKI "
+    "API), or one that was installed beside Hostler.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_KEY_SIZE = Setting[int](
+    "ca.framework.cert.keysize",
+    Annotated[Literal[256, 384, 521, 2048, 3072, 4096], BeforeValidator(_no_boolean)],
+    256,
+    "Size of new keys: 256, 384 and 521 are elliptic curves (NIST's P-256, ...), larger ones RSA.",
+    "bit",
+    scopes=_ONLY_GLOBAL,
+)
+CA_SIGNATURE_ALGORITHM = Setting[str | None](
+    "ca.framework.cert.signature.algorithm",
+    Literal[
+        "SHA256withECDSA",
+        "SHA384withECDSA",
+        "SHA512withECDSA",
+        "SHA256withRSA",
+        "SHA384withRSA",
+        "SHA512withRSA",
+    ]
+    | None,
+    None,
+    "Hash by which the root CA signs, none being SHA256; the kind of signature is its key's.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_VALIDITY = Setting[int](
+    "ca.framework.cert.validity.period",
+    Days,
+    365,
+    "How long a new certificate is valid.",
+    "d",
+    scopes=_ONLY_GLOBAL,
+)
+CA_AUTOMATIC_RENEWAL = Setting[bool](
+    "ca.framework.cert.automatic.renewal",
+    bool,
+    True,
+    "Whether certificates of hosts are renewed before they expire; if not, there is an event a "
+    "day.",
+)
+CA_EXPIRY_ALERT_PERIOD = Setting[int](
+    "ca.framework.cert.expiry.alert.period",
+    Days,
+    15,
+    "How long before their end certificates are renewed, each at a moment of its own in the first "
+    "half of that time, or told of; never before half of their life is over.",
+    "d",
+)
+CA_RENEWAL_CONCURRENCY = Setting[int](
+    "ca.framework.cert.renewal.concurrency",
+    Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_boolean)],
+    2,
+    "Hosts of a cluster whose certificates are renewed at a time.",
+)
+CA_EXTRA_NAMES = Setting[ExtraNames](
+    "ca.framework.csr.extra",
+    ExtraNames,
+    ExtraNames.REFUSE,
+    "What becomes of a signing request that asks for names or rights beyond the inventory's.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_CRL_VALIDITY = Setting[int](
+    "ca.framework.crl.validity.period",
+    Annotated[int, Field(ge=1, le=365), BeforeValidator(_no_boolean)],
+    7,
+    "How long a revocation list of the root CA is valid; a new one is made when half of it is "
+    "over, and at each revocation.",
+    "d",
+    scopes=_ONLY_GLOBAL,
+)
+CA_CRL_DELIVERY_CONCURRENCY = Setting[int](
+    "ca.framework.crl.delivery.concurrency",
+    Annotated[int, Field(ge=1, le=500), BeforeValidator(_no_boolean)],
+    20,
+    "Hosts that get a new revocation list at a time.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_CRL_URL = Setting[Url | None](
+    "ca.framework.crl.url",
+    Url | None,
+    None,
+    "Where new certificates of the root CA say that its revocation list is: a URL that leads to "
+    "/v1/ca of the API, to which root/GENERATION/crl is added; none: they do not say.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_TASK_DELAY = Setting[int](
+    "ca.framework.background.task.delay",
+    Annotated[int, Field(ge=10, le=43_200), BeforeValidator(_no_boolean)],
+    3_600,
+    "Between two rounds that look after the CAs, whose revocation lists have to be made anew, and "
+    "between two that look for certificates that expire.",
+    "s",
+    scopes=_ONLY_GLOBAL,
+)
+CA_ROOT_ISSUER_DN = Setting[str](
+    "ca.plugin.root.issuer.dn",
+    DistinguishedName,
+    "CN=Hostler CA,O=Hostler",
+    "Subject of the root CA (RFC 4514); the CA is made once, with what is set by then.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_CLUSTER_PARALLEL = Setting[int](
+    "ca.framework.cluster.parallel",
+    Annotated[int, Field(ge=1, le=50), BeforeValidator(_no_boolean)],
+    4,
+    "Hosts of a cluster that get certificates, or are secured, at a time.",
+    effect=Effect.NEXT_OPERATION,
+)
+CA_CLUSTER_WAIT = Setting[int](
+    "ca.framework.cluster.wait",
+    Seconds,
+    600,
+    "How long the securing of a cluster waits for a host on which another operation changes "
+    "certificates or passwords.",
+    "s",
+    effect=Effect.NEXT_OPERATION,
+)
+CA_ROOT_AUTH_STRICTNESS = Setting[bool](
+    "ca.plugin.root.auth.strictness",
+    bool,
+    False,
+    "Whether only secured hosts are put into service. It can be turned on once all are secured. A "
+    "secured host never takes or gives a VM otherwise than by TLS, whatever is set here.",
+    scopes=_ONLY_GLOBAL,
+)
+LIBVIRT_TRANSPORT = Setting[str](
+    "libvirt.transport",
+    Literal["ssh", "tls"],
+    "ssh",
+    "How Hostler reaches libvirt on secured hosts: at its socket, through SSH, or by TLS, with "
+    "Hostler's own certificate; where that fails, at its socket, with an event.",
+)
+CA_VAULT_MOUNT = Setting[str](
+    "ca.plugin.vault.mount",
+    MountPath,
+    "pki",
+    "Path of its PKI secrets engine.",
+    scopes=_ONLY_GLOBAL,
+)
+CA_VAULT_ROLE = Setting[str](
+    "ca.plugin.vault.role",
+    PluginName,
+    "hostler",
+    "Role of that engine by which what has no unit is signed; for each unit, there is ROLE-UNIT.",
+    scopes=_ONLY_GLOBAL,
+)
+
 _LESS_THAN: tuple[tuple[Setting[int], Setting[int]], ...] = (
     (OOBM_SYNC_TIMEOUT, OOBM_SYNC_INTERVAL),
 )
@@ -487,4 +760,15 @@ SETTINGS: Mapping[str, Setting[Any]] = {
         (value for value in list(globals().values()) if isinstance(value, Setting)),
         key=lambda setting: setting.name,
     )
+}
+
+# Names that people know from elsewhere for what is no setting here: a pair of key and certificate
+# that is set one by one is at some moment a wrong pair, and settings are shown; a setting that
+# nothing goes by would promise something.
+NO_SETTINGS: Mapping[str, str] = {
+    "ca.plugin.root.private.key": "Give it with `hostler ca import`; it is stored encrypted.",
+    "ca.plugin.root.public.key": "It is in the certificate that `hostler ca show` shows.",
+    "ca.plugin.root.ca.certificate": "See `hostler ca show`; give it with `hostler ca import`.",
+    "ca.plugin.root.allow.expired.cert": "libvirt and QEMU refuse expired certificates, always; "
+    "nobody shows one to Hostler.",
 }

@@ -1,6 +1,6 @@
 """States and their transition tables. The tables are data: the inventory enforces them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 
@@ -25,6 +25,33 @@ class HostStatus(StrEnum):
     DOWN = "Down"
     DISCONNECTED = "Disconnected"
     ALERT = "Alert"
+
+
+class TlsState(StrEnum):
+    """What of its libvirt a host does by TLS."""
+
+    NONE = "none"
+    """Nothing that Hostler knows of: it has no certificates of Hostler's."""
+    READY = "ready"
+    """It has certificates: migrations are by TLS where the other host has them, too."""
+    SECURED = "secured"
+    """It takes and gives VMs by TLS only."""
+
+    @property
+    def can(self) -> bool:
+        """Whether VMs can come and go by TLS."""
+        return self is not TlsState.NONE
+
+
+def tls_beside(others: Collection[TlsState], *, only_secured: bool) -> TlsState:
+    """What a host that joins these gets before VMs come to it: nothing where nobody has anything.
+    It is secured where all are, so that none of them is cut off from it; `only_secured`: nothing
+    else gets into service, so also where all can do with that."""
+    if all(other is TlsState.SECURED for other in others):
+        return TlsState.SECURED if others or only_secured else TlsState.NONE
+    if only_secured:
+        return TlsState.SECURED if all(other.can for other in others) else TlsState.READY
+    return TlsState.READY if any(other.can for other in others) else TlsState.NONE
 
 
 class AllocationState(StrEnum):
@@ -53,6 +80,7 @@ class Phase(StrEnum):
     REINSTALLING = "Reinstalling"
     SWITCHING = "Switching"
     VERIFYING = "Verifying"
+    CHANGING = "Changing"
     DONE = "Done"
 
 

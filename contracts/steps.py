@@ -11,7 +11,7 @@ from contracts.hosts import Host
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.maintenance import MigrationMode
 from contracts.preflight import Finding
-from contracts.states import HostStatus, ResourceState
+from contracts.states import HostStatus, ResourceState, TlsState
 from contracts.vms import MigrationState, Vm
 
 
@@ -57,6 +57,13 @@ class AcquireLeaseInput(Contract):
     owner: Owner
     purpose: str
     known: bool = True
+
+
+class AwaitLeaseInput(Contract):
+    """Take a lease; wait so long for whoever holds it."""
+
+    acquire: AcquireLeaseInput
+    within_s: int
 
 
 class ChangeStateInput(Contract):
@@ -295,6 +302,7 @@ class PreflightInput(Contract):
         install_packages: what is missing of libvirt and QEMU will be installed.
         returning: it may have been removed before.
         known: it is the host of that name itself, re-installed.
+        enabled: it is to be put into service.
     """
 
     host: Name
@@ -309,14 +317,16 @@ class PreflightInput(Contract):
     install_packages: bool = False
     returning: bool = False
     known: bool = False
+    enabled: bool = False
 
 
 class PreflightResult(Contract):
     """All that was found. `lacks_packages`: libvirt's daemon or QEMU is missing, or is not
-    running."""
+    running; `tls`: what a new host gets, as others of its cluster have it."""
 
     findings: tuple[Finding, ...]
     lacks_packages: bool = False
+    tls: TlsState = TlsState.NONE
 
 
 class OwnKeyResult(Contract):

@@ -7,6 +7,9 @@ from pydantic import Field
 
 from contracts.base import Contract, Name, VmName
 
+# Why a VM runs at its source (virsh's words), whose migration had paused it there and then failed.
+GIVEN_BACK = "migration canceled"
+
 
 class VmState(StrEnum):
     """libvirt's virDomainState, by its names in virsh."""
@@ -72,6 +75,11 @@ class Vm(Contract):
     pinned_cpus: tuple[int, ...] = ()
     huge_page_kib: int | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Its guest is here, as far as this host knows: not only a half of a migration."""
+        return self.state in ACTIVE_VM_STATES and not self.paused_by_migration
+
 
 class MigrationState(StrEnum):
     """Where one VM of an evacuation stands."""
@@ -92,6 +100,7 @@ class VmMigration(Contract):
     """Progress of one VM's live migration, as the inventory holds it while it runs and after.
 
     Attributes:
+        tls: peer-to-peer and by TLS; otherwise Hostler carries the commands, by SSH.
         percent: of the memory transferred, 0 to 100.
         rate_mib_s: MiB per second at the last look.
         remaining_mib: memory (and storage that is copied) left to transfer.
@@ -105,6 +114,7 @@ class VmMigration(Contract):
     vm: VmName
     source: Name
     destination: Name
+    tls: bool = False
     state: MigrationState
     percent: int = Field(ge=0, le=100)
     rate_mib_s: float

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing, runs every check and every test, cleans up. Arguments go to pytest;
-# --matrix instead runs all of the fault matrix (about one and a half hours), writes docs/fault-matrix.md, and kills a worker at
-# each step of the other operations, before its effect and after.
+# --matrix instead runs all of the fault matrix (about one and a half hours), writes docs/fault-matrix.md, kills a worker at
+# each step of the other operations, before its effect and after, terminates them there, and runs all of
+# docs/password-matrix.md.
 set -euo pipefail
 # shellcheck source=deploy/install.sh
 source "$(dirname "$0")/install.sh"
@@ -9,52 +10,75 @@ source "$(dirname "$0")/install.sh"
 require_debian_root
 cd "$REPO"
 forget_settings
-install_packages "${BUILD_PACKAGES[@]}" curl git ipmitool openipmi postgresql shellcheck sudo
+# Where it is set, each of some hundred processes compiles all of Hostler again.
+unset PYTHONDONTWRITEBYTECODE
+install_packages "${BUILD_PACKAGES[@]}" curl git ipmitool openipmi postgresql shellcheck sshpass sudo
+# Both, since the quickstart would change the environment under the tests that run beside it.
+install_python requirements.lock
 install_python requirements-dev.lock
 export PATH="$VENV/bin:$PATH"
 
-say "Checks"
-ruff format --check .
-ruff check .
-lint-imports --no-cache
-mypy
-mypy deploy/demo.py deploy/lab/simulated_bmcs.py
-MYPYPATH=deploy/lab mypy -p hostlerlab
-shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/chassis .ci/run
+# shellcheck disable=SC2317 # called by `begin`
+check() {
+    ruff format --check .
+    ruff check .
+    lint-imports --no-cache
+    mypy
+    mypy deploy/demo.py deploy/lab/simulated_bmcs.py
+    MYPYPATH=deploy/lab mypy -p hostlerlab
+    shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/chassis .ci/run
+}
 
-without_lab=
+outputs=$(mktemp -d)
+declare -A beside
+# begin NAME COMMAND...: beside what follows.
+begin() {
+    "${@:2}" >"$outputs/$1" 2>&1 &
+    beside[$1]=$!
+}
+# end NAME...: what they have written; fails if one of them did.
+end() {
+    local name failed=0
+    for name in "$@"; do
+        wait "${beside[$name]}" || failed=1
+        unset "beside[$name]"
+        say "$name"
+        cat "$outputs/$name"
+    done
+    return "$failed"
+}
 # shellcheck disable=SC2317 # called by the trap
 at_the_end() {
-    [[ -z $without_lab ]] || kill "$without_lab" 2>/dev/null || true
+    local pid
+    for pid in "${beside[@]}"; do kill "$pid" 2>/dev/null || true; done
+    rm -rf "$outputs"
     deploy/lab/lab down >/dev/null 2>&1 || true
 }
 trap at_the_end EXIT
-say "What a newcomer runs first"
+# Those that work on the lab mostly wait, and so do those of workflows: all others run beside them.
+WORKFLOWS="Tests of workflows" OTHERS="Tests of all else without the lab" CHECKS="Checks"
+if [[ $# -eq 0 ]]; then
+    begin "$WORKFLOWS" nice -n 10 pytest -m "not lab" tests/workflows
+    begin "$OTHERS" nice -n 10 pytest -m "not lab" --ignore tests/workflows
+fi
+say "What a newcomer runs first, and checks beside it"
+begin "$CHECKS" check
 deploy/quickstart.sh --once
+end "$CHECKS"
 say "Lab"
 deploy/lab/lab down
 deploy/lab/lab up
 
 say "Tests"
 if [[ ${1:-} == --matrix ]]; then
-    set -- tests/matrix tests/e2e -k "test_matrix or killed_at_each_step" "$@"
+    set -- tests/matrix tests/e2e tests/simulation tests/workflows -k "test_matrix or killed_at_each_step or terminated or test_rotation_matrix" "$@"
 fi
 if [[ $# -gt 0 ]]; then
-    pytest --cov --cov-report=term "$@"
+    pytest "$@"
     exit
 fi
 
-# Those that work on the lab mostly wait: the others run beside them.
-output=$(mktemp)
-COVERAGE_FILE=.coverage.without-lab nice -n 10 pytest -m "not lab" --cov --cov-report= >"$output" 2>&1 &
-without_lab=$!
 failed=0
-COVERAGE_FILE=.coverage.lab pytest -m lab --cov --cov-report= || failed=$?
-say "Tests without the lab"
-wait "$without_lab" || failed=$?
-without_lab=
-cat "$output"
-rm "$output"
-coverage combine --quiet .coverage.lab .coverage.without-lab
-coverage report
+pytest -m lab || failed=$?
+end "$WORKFLOWS" "$OTHERS" || failed=$?
 exit "$failed"

@@ -5,6 +5,7 @@ from drivers.protocols import CommandResult, HostAccess
 
 # Status of a change that came with a lower number than the host has seen, which is on its stdout.
 NUMBER_REFUSED = 77
+EPOCH_FILE = "/etc/hostler/epoch"
 
 
 def check(access: HostAccess, command: str, result: CommandResult) -> None:
@@ -34,19 +35,31 @@ def number(access: HostAccess, command: str, said: str) -> int:
     return int(said)
 
 
-def check_change(access: HostAccess, command: str, result: CommandResult, epoch: int) -> None:
-    """The same for a change under a lease's `epoch`; raises EpochRefused too."""
+def check_change(
+    access: HostAccess,
+    command: str,
+    result: CommandResult,
+    epoch: int,
+    *,
+    counter: str = EPOCH_FILE,
+) -> None:
+    """The same for a change under a lease's `epoch`; raises EpochRefused too. `counter`: where the
+    host keeps the highest epoch that such changes have come with."""
     if result.exit_status == NUMBER_REFUSED:
-        raise epoch_refused(access, own=epoch, held=number(access, command, result.stdout))
+        raise epoch_refused(
+            access, own=epoch, held=number(access, command, result.stdout), counter=counter
+        )
     check(access, command, result)
 
 
-def epoch_refused(access: HostAccess, *, own: int, held: int) -> EpochRefused:
+def epoch_refused(
+    access: HostAccess, *, own: int, held: int, counter: str = EPOCH_FILE
+) -> EpochRefused:
     """The host has seen a later epoch, `held`."""
     return EpochRefused(
         f"{access.name} was taken over by a later operation: it holds epoch {held}, this one has "
         f"{own}.",
         remedy="Only if Hostler's inventory was lost, or the host belonged to another Hostler: rm "
-        "/etc/hostler/epoch on the host, and start again.",
+        f"{counter} on the host, and start again.",
         details={"held": held, "own": own},
     )

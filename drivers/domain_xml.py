@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from contracts.vms import Vm, VmState
+from contracts.vms import GIVEN_BACK, Vm, VmState
 from drivers.errors import HypervisorFailed
 from drivers.protocols import MigrationProgress
 
@@ -38,7 +38,7 @@ _PAUSED_BY_MIGRATION = frozenset(
 )
 # In virsh's words. What runs or is shut off in good order needs none.
 _REASONS = {
-    VmState.RUNNING: {10: "post-copy", 11: "post-copy failed"},
+    VmState.RUNNING: {6: GIVEN_BACK, 10: "post-copy", 11: "post-copy failed"},
     VmState.PAUSED: {
         1: "user",
         2: "migrating",

@@ -3,6 +3,8 @@
 Unavailable
 ├── HostUnreachable         no TCP connection, or it broke
 │   └── ConnectionRefused   the machine answers: it refuses the connection, or hangs up at once
+│   └── LoginCutOff         it broke while passwords were tried
+├── HostBusy                the change would break migrations off, or another one is under way
 ├── CallTimedOut            the system took longer than the deadline
 ├── BmcUnreachable          no answer from the BMC's address
 ├── BmcUnidentified         the BMC did not tell its GUID, which is known; nothing else was asked
@@ -22,6 +24,7 @@ Failed
 ├── BmcCertificateRefused   the BMC's certificate is not one that is trusted
 ├── BmcCommandRejected      the BMC answered that it does not do this
 ├── PowerOutcomeUnknown     a BMC may have got a command, and has not answered
+├── TlsRefused              what answers by TLS is not the host
 ├── DiskInTheWay            a file is where a disk is to be copied to
 ├── DiskInUse               a process has the disk open that is to be removed or renamed
 └── FenceFailed             the fence is not in the state that was asked for
@@ -40,6 +43,24 @@ class HostUnreachable(Unavailable):
 
 class ConnectionRefused(HostUnreachable):
     """The machine is there; its sshd is not, or does not talk to us."""
+
+
+class LoginCutOff(HostUnreachable):
+    """The host may have refused passwords before: `details` has as many as it was shown (`tried`),
+    none of which it has taken."""
+
+    @property
+    def tried(self) -> int:
+        """As many."""
+        return int(str(self.details["tried"]))
+
+
+class HostBusy(Unavailable):
+    """The change was not begun; it can be when the migrations, or another change, have ended."""
+
+
+class RestartNeeded(Unavailable):
+    """The change was not begun: it takes a restart of libvirtd, which was not allowed."""
 
 
 class CallTimedOut(Unavailable):
@@ -76,6 +97,10 @@ class MigrationRefused(HypervisorFailed):
 
 class MigrationAborted(HypervisorFailed):
     """The migration's job was aborted; the VM runs on at the source."""
+
+
+class TlsRefused(Failed):
+    """Its certificate is not one that the CA has signed for that address, or has expired."""
 
 
 class HostKeyChanged(Failed):

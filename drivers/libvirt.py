@@ -6,9 +6,10 @@ a deadline. The sockets that the calls wait on are tunnels served by the event l
 made *on* the loop would wait for itself for ever. When a deadline passes, the tunnel is broken, and
 that ends the call, as an error, in its thread.
 
-**Migrations** are managed: this process carries the commands between two hosts that need not trust
-each other. Each has connections of its own at both ends, so that one that is stuck can be broken
-without hurting others. VIR_MIGRATE_UNSAFE is set only where the operator has declared the storage
+**Migrations** are managed, unless both hosts have certificates (see the end): this process carries
+the commands between two hosts that need not trust each other. Each has connections of its own at
+both ends, so that one that is stuck can be broken without hurting others. VIR_MIGRATE_UNSAFE is set
+only where the operator has declared the storage
 shared: what libvirt calls unsafe corrupts disks.
 
 **A client that dies** (measured with libvirt 9.0.0 and QEMU 7.2 by cutting both of its connections
@@ -49,6 +50,18 @@ meanwhile, at most what the guest works on, so `dirty_rate_mib_s` stays near the
 the same range as for memory, at the address of the migration's URI; managed migrations can do it.
 The file at the destination must be there before, and what an earlier copy has left in it does not
 matter (measured: tests/drivers/test_disks.py). The source keeps its file.
+
+**By TLS** (MigrationOptions.tls) migrations are peer-to-peer: the source's libvirtd is a client of
+the destination's (qemu+tls), and VIR_MIGRATE_TLS has both QEMUs encrypt memory and disks.
+
+- The client that asked for it is not needed any more: when it dies, or its connection breaks, the
+  job goes on. `follow_migration` watches it to its end; a cancel aborts it as any other.
+- The source's libvirtd gives up on a destination that does not answer its keepalives (qemu.conf:
+  5 times 5 s) and on one whose connection breaks.
+- It can't know either whether the VM runs there if that happens between Finish and its answer, and
+  lets it run on at the source (Confirm, cancelled). Nobody else can prevent that. So a VM that was
+  paused and given back (GIVEN_BACK) is only believed to be at its source alone when the destination
+  has said so.
 """
 
 import asyncio
@@ -57,7 +70,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -78,6 +91,7 @@ from drivers.errors import (
     HypervisorFailed,
     MigrationAborted,
     MigrationRefused,
+    TlsRefused,
     VmNotFound,
 )
 from drivers.pool import Pool, look_at
@@ -92,6 +106,7 @@ from drivers.protocols import (
     MigrationProgress,
     RemoteShell,
 )
+from drivers.tls import open_tls_tunnel
 
 T = TypeVar("T")
 Work = Callable[["libvirt.virConnect"], T]
@@ -148,7 +163,7 @@ class TunnellingShell(RemoteShell, Protocol):
 
 
 class LibvirtHypervisor:
-    """Hypervisor with libvirt's UNIX socket on the host, through SSH.
+    """Hypervisor with libvirt's UNIX socket on the host, through SSH, or by TLS.
 
     Args:
         shell: makes the tunnels. It stays the caller's to close.
@@ -158,6 +173,7 @@ class LibvirtHypervisor:
         keepalive_interval: seconds between libvirt's own keepalives, which notice a hung daemon.
         keepalive_count: how many of them may go unanswered.
         socket: libvirtd's socket on the hosts.
+        on_broken_tls: told when a host that is to be reached by TLS was reached by its socket.
     """
 
     def __init__(
@@ -170,6 +186,7 @@ class LibvirtHypervisor:
         keepalive_interval: int = 5,
         keepalive_count: int = 3,
         socket: str = "/run/libvirt/libvirt-sock",
+        on_broken_tls: Callable[[str, HostlerError], Awaitable[None]] | None = None,
     ) -> None:
         self._shell = shell
         self._migration_threads = migration_threads
@@ -177,6 +194,7 @@ class LibvirtHypervisor:
         self._abort_timeout = abort_timeout
         self._keepalive = (keepalive_interval, keepalive_count)
         self._socket = socket
+        self._on_broken_tls = on_broken_tls or _say_broken_tls
         self._threads: dict[str, _Threads] = {}
         self._links = Pool(self._open)
         self._migration_links: set[_Link] = set()
@@ -204,7 +222,12 @@ class LibvirtHypervisor:
         release = await self._shell.run(
             access, ["cat", "/etc/os-release"], timeout=self._call_timeout
         )
-        return facts.model_copy(update={"operating_system": domain_xml.pretty_name(release.stdout)})
+        return facts.model_copy(
+            update={
+                "operating_system": domain_xml.pretty_name(release.stdout),
+                "addresses": tuple(sorted((await self._network_links(access)).addresses)),
+            }
+        )
 
     async def capacity(self, access: HostAccess) -> Capacity:
         """Memory and CPUs, and what active domains take of them (their maxima)."""
@@ -265,11 +288,14 @@ class LibvirtHypervisor:
             )
 
         environment = await self._ask(access, "its environment", read)
-        links = domain_xml.read_links(
-            await self._output(access, ["ip", "-json", "-details", "address"])
-        )
+        links = await self._network_links(access)
         return environment.model_copy(
             update={"interfaces": links.devices, "addresses": links.addresses}
+        )
+
+    async def _network_links(self, access: HostAccess) -> domain_xml.Links:
+        return domain_xml.read_links(
+            await self._output(access, ["ip", "-json", "-details", "address"])
         )
 
     async def missing_files(self, access: HostAccess, paths: Collection[str]) -> frozenset[str]:
@@ -356,7 +382,7 @@ class LibvirtHypervisor:
         options: MigrationOptions,
         on_progress: Callable[[MigrationProgress], None],
     ) -> None:
-        """Live-migrate a domain (managed). A cancel aborts the job and waits for its end.
+        """Live-migrate a domain. A cancel aborts the job and waits for its end.
 
         A cancel that comes too late ends like one in time, with CancelledError: look where the VM
         is. Raises VmNotFound; MigrationAborted and MigrationRefused with the VM running at the
@@ -365,27 +391,23 @@ class LibvirtHypervisor:
         vm = await self.find_vm(source, uuid)
         if vm is None:
             raise VmNotFound(f"{source.name} has no VM {uuid}.")
+        if options.tls:
+            await self._migrate_by_tls(source, destination, vm, options, on_progress)
+            return
         parameters, flags = _migration(options)
         async with contextlib.AsyncExitStack() as stack:
             here = await self._open_for_migration(stack, source, self._keepalive)
             try:
                 there = await self._open_for_migration(stack, destination, None)
             except Unavailable as error:
-                raise MigrationRefused(
-                    f"{vm.name} could not go to {destination.name}: {error.message}",
-                    remedy=error.remedy,
-                ) from error
+                raise _no_destination(vm, destination, error) from error
             there.tunnel.at_end(here.tunnel.abort)
 
             def run() -> None:
                 domain = here.connection.lookupByUUIDString(uuid)
                 domain.migrate3(there.connection, parameters, flags)
 
-            what = f"Migrating {vm.name} from {source.name} to {destination.name}"
-            call = self._threads_of(source.name).migrations.submit(_translated, what, run)
-            here.call = there.call = call
-            job = asyncio.wrap_future(call)
-            job.add_done_callback(look_at)
+            job = self._begin_migration(source, destination, vm, run, here, there)
             watches = [
                 asyncio.create_task(self._watch(source, uuid, on_progress)),
                 asyncio.create_task(self._guard(destination, there)),
@@ -401,6 +423,19 @@ class LibvirtHypervisor:
             failure = job.exception()
             if failure is not None:
                 raise await self._failure(source, vm, failure) from failure
+
+    async def follow_migration(
+        self, source: HostAccess, uuid: str, on_progress: Callable[[MigrationProgress], None]
+    ) -> None:
+        """Watch a migration by TLS that runs already until it has ended, however."""
+        try:
+            while (progress := await self.migration_progress(source, uuid)) is not None:
+                on_progress(progress)
+                await asyncio.sleep(_PROGRESS_S)
+        except asyncio.CancelledError:
+            with contextlib.suppress(HostlerError):  # whoever looks next finds that it runs
+                await _to_the_end(self.abort_migration(source, uuid))
+            raise
 
     async def migration_progress(self, access: HostAccess, uuid: str) -> MigrationProgress | None:
         """Of the migration job that runs for the domain at this host, or None if none runs."""
@@ -476,6 +511,16 @@ class LibvirtHypervisor:
                 raise HypervisorFailed(f"The migration of {domain.name()} has just failed.")
 
         await self._ask(access, f"to pause {uuid}", suspend)
+
+    async def pause(self, access: HostAccess, uuid: str) -> None:
+        """Pause a domain that runs, whatever it does; any other stays as it is."""
+
+        def pause(connection: libvirt.virConnect) -> None:
+            domain = connection.lookupByUUIDString(uuid)
+            if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+                domain.suspend()
+
+        await self._ask(access, f"to pause {uuid}", pause)
 
     async def resume(self, access: HostAccess, uuid: str) -> None:
         """Let a paused domain run. Refuses (HypervisorFailed) one whose post-copy migration failed:
@@ -613,7 +658,7 @@ class LibvirtHypervisor:
         return await self._open_with(access, self._keepalive)
 
     async def _open_with(self, access: HostAccess, keepalive: tuple[int, int] | None) -> "_Link":
-        tunnel = await self._shell.open_unix_tunnel(access, self._socket)
+        tunnel = await self._tunnel(access)
         uri = f"qemu+unix:///system?socket={tunnel.path}"
 
         def connect() -> libvirt.virConnect:
@@ -628,6 +673,23 @@ class LibvirtHypervisor:
             await tunnel.close()
             raise
         return _Link(access.name, tunnel, connection, self._threads_of(access.name).control)
+
+    async def _tunnel(self, access: HostAccess) -> Tunnel:
+        """By TLS where that is wanted and works, else to the socket."""
+        if access.tls is not None:
+            try:
+                return await open_tls_tunnel(access, access.tls)
+            except (HostUnreachable, TlsRefused) as error:
+                # By SSH a broken certificate gets repaired.
+                broken = error
+        tunnel = await self._shell.open_unix_tunnel(access, self._socket)
+        if access.tls is not None:
+            try:
+                await self._on_broken_tls(access.name, broken)
+            except BaseException:
+                await tunnel.close()
+                raise
+        return tunnel
 
     async def _open_for_migration(
         self,
@@ -648,6 +710,61 @@ class LibvirtHypervisor:
                 migrations=ThreadPoolExecutor(self._migration_threads, f"migrations-{host}"),
             )
         return self._threads[host]
+
+    def _begin_migration(
+        self,
+        source: HostAccess,
+        destination: HostAccess,
+        vm: Vm,
+        run: Callable[[], None],
+        *links: "_Link",
+    ) -> "asyncio.Future[None]":
+        """`run`, which uses these links, in one of the source's threads."""
+        what = f"Migrating {vm.name} from {source.name} to {destination.name}"
+        call = self._threads_of(source.name).migrations.submit(_translated, what, run)
+        for link in links:
+            link.call = call
+        job = asyncio.wrap_future(call)
+        job.add_done_callback(look_at)
+        return job
+
+    async def _migrate_by_tls(
+        self,
+        source: HostAccess,
+        destination: HostAccess,
+        vm: Vm,
+        options: MigrationOptions,
+        on_progress: Callable[[MigrationProgress], None],
+    ) -> None:
+        try:
+            # libvirt waits without end for one that takes the connection and then says nothing.
+            await self._ask(destination, "whether it is there", lambda c: c.getLibVersion())
+        except Unavailable as error:
+            raise _no_destination(vm, destination, error) from error
+        parameters, flags = _migration(options)
+        uri = f"qemu+tls://{_bracketed(destination.address)}/system"
+        async with contextlib.AsyncExitStack() as stack:
+            here = await self._open_for_migration(stack, source, self._keepalive)
+
+            def run() -> None:
+                here.connection.lookupByUUIDString(vm.uuid).migrateToURI3(uri, parameters, flags)
+
+            job = self._begin_migration(source, destination, vm, run, here)
+            watch = asyncio.create_task(self._watch(source, vm.uuid, on_progress))
+            try:
+                await asyncio.wait([job])
+            except asyncio.CancelledError:
+                await _to_the_end(self._end_migration(source, vm.uuid, job, here))
+                raise
+            finally:
+                watch.cancel()
+        failure = job.exception()
+        if failure is None:
+            return
+        if isinstance(failure, Unavailable):
+            # Our connection, or that of the two hosts: with the former the job goes on.
+            await self.follow_migration(source, vm.uuid, on_progress)
+        raise await self._failure(source, vm, failure) from failure
 
     async def _watch(
         self, source: HostAccess, uuid: str, on_progress: Callable[[MigrationProgress], None]
@@ -684,9 +801,10 @@ class LibvirtHypervisor:
         source: HostAccess,
         uuid: str,
         job: "asyncio.Future[None]",
-        there: "_Link",
+        link: "_Link",
     ) -> None:
-        """Abort until the call returns; cut its connections if it does not in time."""
+        """Abort until the call returns; cut its connections, by that link, if it does not in
+        time."""
         deadline = time.monotonic() + self._abort_timeout
 
         def abort(connection: libvirt.virConnect) -> None:
@@ -698,7 +816,7 @@ class LibvirtHypervisor:
                 await self._ask(source, f"to abort the migration of {uuid}", abort)
             await asyncio.wait([job], timeout=_ABORT_AGAIN_S)
         if not job.done():
-            there.tunnel.abort()
+            link.tunnel.abort()
             await asyncio.wait([job], timeout=self._abort_timeout)
 
     async def _failure(self, source: HostAccess, vm: Vm, error: BaseException) -> BaseException:
@@ -888,10 +1006,22 @@ def _migration(options: MigrationOptions) -> tuple[dict[str, object], int]:
         flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
     if options.trust_shared_storage:
         flags |= libvirt.VIR_MIGRATE_UNSAFE
+    if options.tls:
+        flags |= libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_TLS
     if options.copy_disks:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(options.copy_disks)
     return parameters, flags
+
+
+async def _say_broken_tls(host: str, error: HostlerError) -> None:
+    _log.warning("%s is reached by its socket: %s", host, error)
+
+
+def _no_destination(vm: Vm, destination: HostAccess, error: Unavailable) -> MigrationRefused:
+    return MigrationRefused(
+        f"{vm.name} could not go to {destination.name}: {error.message}", remedy=error.remedy
+    )
 
 
 def _cpu_verdict(

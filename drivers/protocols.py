@@ -7,9 +7,29 @@ from typing import Protocol, runtime_checkable
 from contracts.evacuation import HostEnvironment
 from contracts.host_status import Reach
 from contracts.hosts import HostFacts, HostUsage
+from contracts.passwords import Proof
 from contracts.power import BmcPrivilege, PowerCommand, PowerState
 from contracts.preflight import HostReport
+from contracts.tls_check import TlsFacts
 from contracts.vms import Vm
+
+
+@dataclass(frozen=True)
+class ClientCertificate:
+    """A certificate to connect with, the CAs between it and the root behind it, and its key, in
+    PEM."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TlsLogin:
+    """How to be let in by a host's libvirtd: with that, if it shows what `authorities` (PEM) have
+    signed."""
+
+    client: ClientCertificate
+    authorities: str
 
 
 @dataclass(frozen=True)
@@ -22,6 +42,7 @@ class HostAccess:
         private_key: an OpenSSH private key in PEM, or None.
         own_key: that key is Hostler's own, which it takes off the host when it leaves.
         unprivileged: commands run as `user`, not as root by sudo.
+        tls: how its libvirtd is reached by TLS; None: by its socket, through SSH.
     """
 
     name: str
@@ -33,6 +54,7 @@ class HostAccess:
     private_key: str | None = field(default=None, repr=False)
     own_key: bool = False
     unprivileged: bool = False
+    tls: TlsLogin | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,19 @@ class RemoteShell(Protocol):
 
     async def close(self) -> None:
         """Close every connection."""
+
+
+class LoginShell(RemoteShell, Protocol):
+    """One that also proves credentials."""
+
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises what
+        `run` raises, and LoginCutOff."""
+
+    async def first_login(self, access: HostAccess, passwords: Sequence[str]) -> int | None:
+        """Which of these passwords, and nothing else of `access`, gets in first on a new
+        connection, closed at once; None: none does. Those before it were refused, those after it
+        not tried. Raises what `run` raises, but for LoginRefused, and LoginCutOff."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +159,8 @@ class MigrationOptions:
             the same disks, and hold them coherent. Only for a VM whose disks are all copied or on
             storage that the operator has declared shared: anything else corrupts them.
         copy_disks: targets ("vda") of disks to copy; each must have been prepared (LocalDisks).
+        tls: the source's libvirtd carries the commands (peer-to-peer), and they, the memory and the
+            disks go by TLS, for which both hosts need certificates. It goes on without its caller.
     """
 
     uri_address: str
@@ -131,6 +168,7 @@ class MigrationOptions:
     auto_converge: bool = False
     trust_shared_storage: bool = False
     copy_disks: tuple[str, ...] = ()
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,9 +246,18 @@ class Hypervisor(Protocol):
         options: MigrationOptions,
         on_progress: Callable[[MigrationProgress], None],
     ) -> None:
-        """Live-migrate a domain (managed), persistently defined at the destination afterwards and
-        no longer at the source. Cancelling the awaiting task aborts the job and waits until
-        libvirt has ended it. Raises VmNotFound, MigrationRefused, MigrationAborted."""
+        """Live-migrate a domain, persistently defined at the destination afterwards and no longer
+        at the source. Cancelling the awaiting task aborts the job and waits until libvirt has ended
+        it. Raises VmNotFound, MigrationRefused, MigrationAborted."""
+
+    async def follow_migration(
+        self,
+        source: HostAccess,
+        uuid: str,
+        on_progress: Callable[[MigrationProgress], None],
+    ) -> None:
+        """Watch a migration by TLS that runs already until it has ended, however: look where the
+        VM is. A cancel aborts it, and waits for its end."""
 
     async def migration_progress(self, access: HostAccess, uuid: str) -> MigrationProgress | None:
         """Of the migration job that runs for the domain at this host, or None if none runs."""
@@ -227,6 +274,9 @@ class Hypervisor(Protocol):
     async def suspend(self, access: HostAccess, uuid: str) -> None:
         """Pause a domain whose migration runs, so that it can finish: it runs on at the destination
         then, or at the source if the migration fails. Refuses (HypervisorFailed) any other."""
+
+    async def pause(self, access: HostAccess, uuid: str) -> None:
+        """Pause a domain that runs, whatever it does; any other stays as it is."""
 
     async def resume(self, access: HostAccess, uuid: str) -> None:
         """Let a paused domain run."""
@@ -328,6 +378,106 @@ class HostCleaner(Protocol):
     ) -> list[str]:
         """Remove Hostler's own key, which comes last; what was there. `user`: whom it lets in, if
         that is another one than logs in now."""
+
+
+@dataclass(frozen=True)
+class CertificateFiles:
+    """What lies beside a key, in PEM: its certificate with the CAs between it and the root, all CAs
+    that are trusted, their revocation lists."""
+
+    certificate: str
+    authorities: str
+    crls: str
+
+
+@dataclass(frozen=True)
+class TlsAnswer:
+    """How a host's libvirtd answers a client: the serial (hexadecimal) of its own certificate, and
+    whether it lets that client in."""
+
+    serial: str
+    lets_in: bool
+
+
+class HostCertificates(Protocol):
+    """Sets of keys and certificates on a host: libvirt's, and QEMU's. Every change carries the
+    epoch of the lease `trust` and may be called many times; it raises CommandFailed,
+    EpochRefused.
+
+    What may take a restart of libvirtd is told whether it may do that (`restart`). If not, it
+    raises RestartNeeded before it changes anything, unless libvirtd does not answer anyway.
+    """
+
+    async def prepare(
+        self, access: HostAccess, name: str, epoch: int, *, key_bits: int, restart: bool = True
+    ) -> tuple[str, str]:
+        """Make the keys of a new set, there; signing requests (PEM) of libvirt's and QEMU's. Puts
+        back first what an operation has switched that was ended before it was proven."""
+
+    async def place(
+        self,
+        access: HostAccess,
+        name: str,
+        epoch: int,
+        *,
+        libvirt: CertificateFiles,
+        qemu: CertificateFiles,
+    ) -> None:
+        """Write the certificates beside their keys, and check that they belong together."""
+
+    async def switch(
+        self,
+        access: HostAccess,
+        name: str,
+        epoch: int,
+        *,
+        allowed: Sequence[str],
+        restart: bool = True,
+    ) -> None:
+        """Have libvirt and QEMU go by the set from now on, libvirt by TLS for clients of these
+        names alone (`tls_allowed_dn_list`), and not by plain TCP. VMs run on. Raises
+        HostBusy while VMs migrate, which a restart of libvirtd would break off."""
+
+    async def restore(
+        self, access: HostAccess, name: str, epoch: int, *, restart: bool = True
+    ) -> bool:
+        """What counted before the switch counts again, and the set is deleted. True if libvirtd
+        listens by certificates of Hostler's again that it had left. Raises HostBusy while VMs
+        migrate, if libvirtd has to be restarted for that."""
+
+    async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
+        """The switch stays: delete what it has replaced."""
+
+    async def update_crls(self, access: HostAccess, epoch: int, crls: str) -> None:
+        """Have libvirt and QEMU go by these revocation lists (PEM) from now on. libvirtd is not
+        restarted, and what is connected stays so. If it does not take them, the former ones count.
+        """
+
+    async def update_trust(self, access: HostAccess, epoch: int, authorities: str) -> None:
+        """Have libvirt and QEMU trust these CAs (PEM) from now on, and no others; they have to
+        have signed the host's own certificates. libvirtd is not restarted. If it does not take
+        them, or the host itself any more, the former ones count."""
+
+    async def examine(self, access: HostAccess) -> TlsFacts:
+        """What is so of all that, and of libvirtd; changes nothing."""
+
+    async def look(self, access: HostAccess) -> list[str]:
+        """What of all that is there, one line each."""
+
+    async def remove(self, access: HostAccess) -> list[str]:
+        """Take all of it off; what was there. What others had put in its places is there again, and
+        libvirt listens as it did with that. Raises HostBusy while VMs migrate, if libvirtd has to
+        be restarted for that."""
+
+    async def secure(self, access: HostAccess, epoch: int, *, restart: bool = True) -> None:
+        """Have libvirt refuse migrations that are not by TLS, in and out. VMs run on. Raises
+        HostBusy while VMs migrate."""
+
+    async def ask(
+        self, access: HostAccess, authorities: str, client: ClientCertificate | None = None
+    ) -> TlsAnswer:
+        """Connect from here, without a certificate or with that, trusting `authorities` (PEM)
+        alone. Raises HostUnreachable; TlsRefused if what answers is not this host's."""
 
 
 class LocalDisks(Protocol):
@@ -438,6 +588,68 @@ class OwnKeys(Protocol):
 
     async def remove(self, access: HostAccess, epoch: int) -> None:
         """Let no own key in any more; all others stay as they are. Raises CommandFailed."""
+
+
+@dataclass(frozen=True)
+class AccountReport:
+    """What a host tells of an account before its password is changed.
+
+    Attributes:
+        problems: why it can't be changed there, or not to that one, in words; the host's own rules
+            are among them, where it has a program that tells them.
+        locked: nobody gets in with any password now.
+        hash: the method of the present one ("yescrypt", "sha512crypt", ...), or None.
+        compares: the host can say which password its hash is made of (HostAccounts.match).
+        proofs: what may prove a login, the best first, as the host's configuration tells it; where
+            it does not tell, all.
+        refused: logins that were refused lately, of which the host keeps count to lock the account.
+        matches: which of the passwords it was asked about the account has, as HostAccounts.match;
+            only where it compares.
+    """
+
+    problems: tuple[str, ...]
+    locked: bool
+    hash: str | None
+    compares: bool
+    proofs: tuple[Proof, ...]
+    refused: int
+    matches: int | None = None
+
+
+class HostAccounts(Protocol):
+    """Passwords of accounts on hosts. The way in is `access`'s key: a password login only proves
+    one. No error's text has a password in it.
+
+    Every method may raise what RemoteShell.run raises; passwords have no line breaks.
+    """
+
+    async def look(
+        self,
+        access: HostAccess,
+        account: str,
+        new_password: str,
+        passwords: Sequence[str] = (),
+    ) -> AccountReport:
+        """What is there, what the host's rules say to `new_password`, and which of `passwords` it
+        has; nothing changes. Raises CommandFailed."""
+
+    async def match(self, access: HostAccess, account: str, passwords: Sequence[str]) -> int | None:
+        """Which of them the account has, by the stored hash alone: no login, so nothing is counted
+        against the account. None: none of them. Raises CommandFailed."""
+
+    async def takes(self, access: HostAccess, account: str, password: str, proof: Proof) -> bool:
+        """Whether a new login gets in with it. A refused one counts against the account, but for
+        Proof.HASH. Raises CommandFailed, LoginCutOff."""
+
+    async def first_taken(
+        self, access: HostAccess, account: str, passwords: Sequence[str]
+    ) -> int | None:
+        """Which of them gets in first by Proof.SSH, tried one after another on one new connection;
+        None: none of them. Each one before it was refused, and counts against the account. Raises
+        LoginCutOff."""
+
+    async def set(self, access: HostAccess, account: str, password: str, epoch: int) -> None:
+        """Set it. Raises CommandFailed, with what the host said; EpochRefused."""
 
 
 @dataclass(frozen=True)
@@ -579,3 +791,15 @@ class NetworkBooter(Protocol):
         """Take back what `set_network_boot` has set, if the BMC still shows it; proven by reading
         it back. What else it is to boot from stays. May be called many times. Raises
         BmcCommandRejected as that does."""
+
+
+class KeyService(Protocol):
+    """Wraps master keys with a key that it keeps to itself. `origin` says which one it is."""
+
+    origin: str
+
+    async def wrap(self, secret: str) -> str:
+        """What `unwrap` makes `secret` of, in one word. Raises Unavailable, Failed."""
+
+    async def unwrap(self, wrapped: str) -> str:
+        """The secret. Raises Unavailable, Failed (made by another key, or refused)."""

@@ -1,4 +1,4 @@
-"""What Hostler has put on a host, and its removal, by the scripts hooks/clean and
+"""What Hostler has put on a host, and its removal, by the scripts hooks/clean, hooks/tls and
 hooks/own-key.
 
     /etc/libvirt/hooks/qemu.d/hostler   the fence's hook
@@ -6,6 +6,7 @@ hooks/own-key.
     /var/lib/hostler/jobs, hostler-job-*
                                         jobs: hooks of a maintenance that ran or run there
     /run/hostler-disks.lock             the lock of disks that are copied
+    /etc/pki, libvirtd.conf             links to certificates below /etc/hostler, who may come in
     ~USER/.ssh/authorized_keys          the line of Hostler's own key, comment `hostler:HOST`;
                                         USER is who logs in with it
 
@@ -17,7 +18,7 @@ import importlib.resources
 
 from drivers.commands import check, check_change
 from drivers.own_key import AuthorizedKeys
-from drivers.protocols import CommandResult, HostAccess, RemoteShell
+from drivers.protocols import CommandResult, HostAccess, HostCertificates, RemoteShell
 
 
 class ScriptCleaner:
@@ -25,11 +26,19 @@ class ScriptCleaner:
 
     Args:
         shell: runs it there.
+        certificates: their own side of it.
         command_timeout: seconds for one run, the end of running jobs included.
     """
 
-    def __init__(self, shell: RemoteShell, *, command_timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        shell: RemoteShell,
+        certificates: HostCertificates,
+        *,
+        command_timeout: float = 120.0,
+    ) -> None:
         self._shell = shell
+        self._certificates = certificates
         self._keys = AuthorizedKeys(shell)
         self._command_timeout = command_timeout
 
@@ -37,7 +46,11 @@ class ScriptCleaner:
         """What of Hostler's is there, one line each ("file /etc/hostler/fence")."""
         result = await self._run(access, "look")
         check(access, "clean look", result)
-        return [*result.stdout.splitlines(), *await self._keys.find(access, host)]
+        return [
+            *result.stdout.splitlines(),
+            *await self._certificates.look(access),
+            *await self._keys.find(access, host),
+        ]
 
     async def remove_files(
         self, access: HostAccess, epoch: int, *, spare_jobs: bool = False
@@ -46,7 +59,8 @@ class ScriptCleaner:
         spare = ["spare"] if spare_jobs else []
         result = await self._run(access, "files", str(epoch), *spare)
         check_change(access, "clean files", result, epoch)
-        return result.stdout.splitlines()
+        # Only now: a host that refuses the epoch is another Hostler's, and so are these.
+        return [*result.stdout.splitlines(), *await self._certificates.remove(access)]
 
     async def remove_key(
         self, access: HostAccess, host: str, epoch: int, *, user: str | None = None

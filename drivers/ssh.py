@@ -8,14 +8,12 @@ All that is done on a host is done as root: by sudo, where another user logs in.
 """
 
 import asyncio
+import dataclasses
 import importlib.resources
 import math
 import shlex
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncssh
 
@@ -25,11 +23,13 @@ from drivers.errors import (
     ConnectionRefused,
     HostKeyChanged,
     HostUnreachable,
+    LoginCutOff,
     LoginRefused,
     SudoRefused,
 )
 from drivers.pool import Pool
 from drivers.protocols import CommandResult, HostAccess, HostKey
+from drivers.tunnels import LocalTunnel
 
 # What is asked for first when a host shows its key. DSA and SHA-1 signatures stay out.
 _HOST_KEY_ALGORITHMS = (
@@ -40,7 +40,6 @@ _HOST_KEY_ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-_CHUNK = 256 * 1024
 # Commands at a time on one connection. sshd takes 10 sessions by default (MaxSessions), and may
 # still count one that was just closed when the next one comes.
 _SESSIONS = 5
@@ -49,88 +48,12 @@ _ROOT = "root"
 _SUDO = ("sudo", "-n", "-u", _ROOT, "--")
 # What sudo itself, or a shell that does not find it, ends with. Commands may do that too.
 _SUDO_FAILED = frozenset({1, 127})
+_TOO_MANY = "too many authentication failures"  # sshd's words, which has one code for all
 _NEW_KEY_REMEDY = (
     "Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on its "
     "console). If the host was re-installed on purpose, accept the new key; if not, somebody may "
     "be in between."
 )
-
-
-class UnixTunnel:
-    """One connection to a UNIX socket of a host, offered at a private local path.
-
-    The path takes exactly one connection and vanishes when it has come: nothing is left to find.
-    """
-
-    def __init__(self, connection: "_SshConnection", stack: AsyncExitStack) -> None:
-        self._connection = connection
-        self._stack = stack
-        self._directory = Path(tempfile.mkdtemp(prefix="hostler-"))  # mode 0700
-        self._server: asyncio.Server | None = None
-        self._remote: asyncssh.SSHWriter[bytes] | None = None
-        self._local: asyncio.StreamWriter | None = None
-        self._pumps: asyncio.Task[None] | None = None
-        self._closed = False
-        self._at_end: list[Callable[[], None]] = []
-
-    @property
-    def path(self) -> Path:
-        """Where to connect to."""
-        return self._directory / "socket"
-
-    @property
-    def dead(self) -> bool:
-        """True once either end has closed it."""
-        return self._closed or self._connection.dead
-
-    async def open(
-        self, reader: "asyncssh.SSHReader[bytes]", writer: "asyncssh.SSHWriter[bytes]"
-    ) -> None:
-        """Listen here for who is to be connected with that. Raises OSError."""
-        self._remote = writer
-
-        async def accept(local_in: asyncio.StreamReader, local_out: asyncio.StreamWriter) -> None:
-            if self._local is not None or self._closed:
-                local_out.transport.abort()
-                return
-            self._local = local_out
-            self._pumps = asyncio.current_task()
-            self._stop_listening()
-            try:
-                await _first_end(_pump(local_in, writer), _pump(reader, local_out))
-            finally:
-                await self.close()
-
-        self._server = await asyncio.start_unix_server(accept, self.path, limit=_CHUNK)
-
-    def at_end(self, action: Callable[[], None]) -> None:
-        """Do `action` when it breaks or is closed, before the local end gets to know."""
-        self._at_end.append(action)
-
-    def abort(self) -> None:
-        """Break it at once: whoever waits at the local end gets an end of file."""
-        if self._closed:
-            return
-        self._closed = True
-        for action in self._at_end:
-            action()
-        self._stop_listening()
-        if self._local is not None:
-            self._local.transport.abort()
-        if self._remote is not None:
-            self._remote.close()
-        if self._pumps is not None and self._pumps is not asyncio.current_task():
-            self._pumps.cancel()
-
-    async def close(self) -> None:
-        """Break it, and give the SSH connection back."""
-        self.abort()
-        await self._stack.aclose()
-
-    def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class AsyncSshShell:
@@ -152,7 +75,7 @@ class AsyncSshShell:
         self._connect_timeout = connect_timeout
         self._keepalive_interval = keepalive_interval
         self._keepalive_count = keepalive_count
-        self._connections = Pool(self._connect)
+        self._connections = Pool(self._open)
         self._relays: dict[str, _Relays] = {}
 
     async def scan_host_key(self, address: str, port: int) -> HostKey:
@@ -207,7 +130,7 @@ class AsyncSshShell:
                 f"The connection to {access.name} broke during {command[0]!r}: {_words(error)}."
             ) from error
 
-    async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> UnixTunnel:
+    async def open_unix_tunnel(self, access: HostAccess, remote_path: str) -> LocalTunnel:
         """A tunnel to a UNIX socket of the host, for one local connection. The caller closes it.
 
         For another user than root, who may not connect there, it is libvirtd's own socket alone.
@@ -216,10 +139,11 @@ class AsyncSshShell:
         """
         stack = AsyncExitStack()
         connection = await stack.enter_async_context(self._for_tunnel(access))
-        tunnel = UnixTunnel(connection, stack)
+        tunnel = LocalTunnel(lambda: connection.dead, stack)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await tunnel.open(*await _streams(access, connection.ssh, remote_path))
+                reader, writer = await _streams(access, connection.ssh, remote_path)
+                await tunnel.open(reader, writer, hang_up=writer.close)
         except TimeoutError as error:
             await tunnel.close()
             raise CallTimedOut(
@@ -235,6 +159,39 @@ class AsyncSshShell:
             await tunnel.close()
             raise
         return tunnel
+
+    async def log_in(self, access: HostAccess) -> None:
+        """A new connection with exactly that credential, of any user, closed at once. Raises
+        LoginRefused, HostUnreachable (LoginCutOff), HostKeyChanged."""
+        await self._log_in(access, _Client(_passwords(access)))
+
+    async def first_login(self, access: HostAccess, passwords: Sequence[str]) -> int | None:
+        """Which of these passwords, and nothing else of `access`, gets in first on a new
+        connection, closed at once; None: none does. Those before it were refused, those after it
+        not tried. Raises HostUnreachable (LoginCutOff), HostKeyChanged."""
+        without = dataclasses.replace(access, password=None, private_key=None, own_key=False)
+        begin = 0
+        while begin < len(passwords):
+            client = _Client(passwords[begin:])
+            try:
+                await self._log_in(without, client, refused=begin)
+                return begin + client.tried - 1
+            except LoginRefused:
+                if client.tried == 0:
+                    return None
+            # sshd ends a connection after so many refusals (MaxAuthTries).
+            begin += client.tried
+        return None
+
+    async def _log_in(self, access: HostAccess, client: "_Client", refused: int = 0) -> None:
+        try:
+            await (await self._connect(access, client)).close()
+        except HostUnreachable as error:
+            if refused + client.tried == 0:
+                raise
+            raise LoginCutOff(
+                error.message, remedy=error.remedy, details={"tried": refused + client.tried}
+            ) from error
 
     async def forget(self, host: str) -> None:
         """Close what is open to `host`, if anything."""
@@ -259,7 +216,7 @@ class AsyncSshShell:
             return
         relays = self._relays.setdefault(access.name, _Relays())
         async with relays.opening:
-            connection = await self._connect(access)
+            connection = await self._open(access)
         relays.connections.add(connection)
         try:
             yield connection
@@ -267,9 +224,11 @@ class AsyncSshShell:
             relays.connections.discard(connection)
             await connection.close()
 
-    async def _connect(self, access: HostAccess) -> "_SshConnection":
+    async def _open(self, access: HostAccess) -> "_SshConnection":
+        return await self._connect(access, _Client(_passwords(access)))
+
+    async def _connect(self, access: HostAccess, client: "_Client") -> "_SshConnection":
         pinned = _pinned_key(access)
-        client = _Client()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 ssh = await asyncssh.connect(
@@ -278,7 +237,6 @@ class AsyncSshShell:
                     client_factory=lambda: client,
                     username=access.user,
                     known_hosts=([pinned], [], []),
-                    password=access.password,
                     client_keys=_client_keys(access),
                     preferred_auth=["publickey"]
                     if access.private_key is not None
@@ -292,12 +250,7 @@ class AsyncSshShell:
                     keepalive_count_max=self._keepalive_count,
                 )
         except asyncssh.PermissionDenied as error:
-            raise LoginRefused(
-                f"{access.name} refuses the login of {access.user}: {_words(error)}.",
-                remedy="Check the stored credential, and whether sshd there lets "
-                f"{access.user} in with it.",
-                details={"user": access.user},
-            ) from error
+            raise _refused(access, error) from error
         except asyncssh.HostKeyNotVerifiable as error:
             raise _key_changed(access, pinned, client.shown) from error
         except (asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost, ConnectionResetError) as error:
@@ -309,6 +262,8 @@ class AsyncSshShell:
                 ) from error
             raise ConnectionRefused(f"{access.name} hung up: {_words(error)}.") from error
         except (OSError, asyncssh.Error) as error:
+            if isinstance(error, asyncssh.ProtocolError) and _TOO_MANY in error.reason.lower():
+                raise _refused(access, error) from error
             raise _unreachable(error)(
                 f"{access.name} ({access.address} port {access.port}) does not answer: "
                 f"{_words(error)}.",
@@ -342,15 +297,57 @@ class _Relays:
 
 
 class _Client(asyncssh.SSHClient):
-    """Remembers a key that is not the pinned one."""
+    """Has passwords, which are tried one after another, `tried` so far; remembers a host's key that
+    is not the pinned one."""
 
-    shown: asyncssh.SSHKey | None = None
+    def __init__(self, passwords: Sequence[str] = ()) -> None:
+        self._passwords = passwords
+        self.tried = 0
+        self._answered = False
+        self.shown: asyncssh.SSHKey | None = None
+
+    def password_auth_requested(self) -> str | None:
+        if self.tried == len(self._passwords):
+            return None
+        self.tried += 1
+        return self._passwords[self.tried - 1]
+
+    def kbdint_auth_requested(self) -> str | None:
+        self._answered = False
+        return "" if self.tried < len(self._passwords) else None
+
+    def kbdint_challenge_received(
+        self, name: str, instructions: str, lang: str, prompts: Sequence[tuple[str, bool]]
+    ) -> list[str] | None:
+        if not prompts:
+            return []
+        ((prompt, _), *more) = prompts
+        asks = not more and ("password" in prompt.lower() or "passcode" in prompt.lower())
+        # The next password belongs to the next dialogue: only its end is a refusal.
+        if not asks or self._answered:
+            return None
+        self._answered = True
+        password = self.password_auth_requested()
+        return None if password is None else [password]
 
     def validate_host_public_key(
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey
     ) -> bool:
         self.shown = key
         return False
+
+
+def _passwords(access: HostAccess) -> list[str]:
+    return [access.password] if access.password is not None else []
+
+
+def _refused(access: HostAccess, error: Exception) -> LoginRefused:
+    return LoginRefused(
+        f"{access.name} refuses the login of {access.user}: {_words(error)}.",
+        remedy="Check the stored credential, and whether sshd there lets "
+        f"{access.user} in with it.",
+        details={"user": access.user},
+    )
 
 
 def _key_changed(
@@ -461,27 +458,6 @@ async def _run(ssh: asyncssh.SSHClientConnection, line: str, stdin: str | None) 
     if status is None:
         raise ConnectionResetError("it closed before the command ended")
     return CommandResult(exit_status=status, stdout=str(stdout), stderr=str(stderr))
-
-
-async def _first_end(*pumps: Coroutine[None, None, None]) -> None:
-    """Run both directions until one of them ends."""
-    tasks = [asyncio.ensure_future(pump) for pump in pumps]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
-async def _pump(
-    source: "asyncio.StreamReader | asyncssh.SSHReader[bytes]",
-    sink: "asyncio.StreamWriter | asyncssh.SSHWriter[bytes]",
-) -> None:
-    with suppress(OSError, asyncssh.Error):
-        while data := await source.read(_CHUNK):
-            sink.write(data)
-            await sink.drain()
 
 
 def _unreachable(error: Exception) -> type[HostUnreachable]:

@@ -1,5 +1,8 @@
 """The connection to SQLite or PostgreSQL, its transactions, and its migrations."""
 
+import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,12 +16,14 @@ from sqlalchemy import URL, Connection, event, make_url, text
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import Failed, InvalidInput, Unavailable
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _BUSY_S = 5
+_AGAIN_S = 0.02
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number, as long as nothing else in the database takes an advisory lock of that number.
 _UPGRADE_LOCK = 4807_2633
@@ -83,7 +88,7 @@ class Database:
 
     async def check(self) -> None:
         """Raises Failed unless the tables are those of this version, Unavailable if it is away."""
-        found = await self._revision() if self._exists() else None
+        found = await self._revision() if self.exists() else None
         wanted = ScriptDirectory(str(_MIGRATIONS)).get_current_head()
         if found != wanted:
             raise Failed(
@@ -102,8 +107,8 @@ class Database:
         await self._readers.dispose()
         await self._writer.dispose()
 
-    def _exists(self) -> bool:
-        """Opening an SQLite file that is not there would make an empty one."""
+    def exists(self) -> bool:
+        """Of an SQLite file: opening one that is not there would make an empty one."""
         path = self._url.database
         return self._url.get_backend_name() != "sqlite" or not path or Path(path).exists()
 
@@ -131,8 +136,8 @@ def _prepare_sqlite(engine: AsyncEngine, *, writes: bool) -> None:
         # The driver's own BEGIN comes too late, at the first write: `begin` below does it.
         connection.isolation_level = None
         cursor = connection.cursor()
+        _use_wal(cursor)
         for pragma in (
-            "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
             f"query_only = {'OFF' if writes else 'ON'}",
@@ -143,6 +148,23 @@ def _prepare_sqlite(engine: AsyncEngine, *, writes: bool) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _use_wal(cursor: Any) -> None:
+    """Of a file that is not in that mode yet: SQLite gives up at once, whatever the time-out, when
+    two connections want that at the same moment."""
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode")
+            if cursor.fetchone()[0] != "wal":
+                cursor.execute("PRAGMA journal_mode = WAL")
+                cursor.fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        await_only(asyncio.sleep(_AGAIN_S))
 
 
 def _upgrade(connection: Connection) -> None:

@@ -7,7 +7,10 @@ Conflict
 Unavailable
 └── SlotsBusy          as many migrations run from or to the host as may
 Failed
-└── SecretUnreadable   the master key is not the one that the secret was encrypted with
+└── SecretUnreadable   a stored credential can't be decrypted, or none can be encrypted
+    ├── MasterKeyMissing   the master key that it takes is not here; trying again may help
+    ├── MasterKeyLost      the same, and somebody has given that key up
+    └── SecretDamaged      it was changed, cut off, or moved from another row
 """
 
 from contracts.errors import Conflict, Failed, Unavailable
@@ -30,4 +33,22 @@ class SlotsBusy(Unavailable):
 
 
 class SecretUnreadable(Failed):
-    """Wrong master key, or the row was tampered with."""
+    """Nothing was overwritten."""
+
+
+class MasterKeyMissing(SecretUnreadable):
+    """With the key `key_id`, all is well again: another process may have it."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, remedy: str, key_id: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.key_id = key_id
+
+
+class MasterKeyLost(SecretUnreadable):
+    """Nobody waits for that key any more."""
+
+
+class SecretDamaged(SecretUnreadable):
+    """Its key is here, and does not fit what is stored."""

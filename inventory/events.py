@@ -1,7 +1,7 @@
 """The audit trail."""
 
-from collections.abc import Collection
-from datetime import UTC, datetime
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func
 from sqlmodel import col, select
@@ -10,6 +10,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from contracts.hosts import Event
 from inventory.database import Database
 from inventory.models import EventRow
+
+_A_DAY = timedelta(days=1)
 
 
 def add_event(
@@ -121,6 +123,17 @@ class Events:
         query = select(EventRow).where(col(EventRow.id).in_(newest))
         async with self._database.reading() as session:
             return {row.subject: _event(row) for row in await session.exec(query)}
+
+    async def record_once_a_day(
+        self, kind: str, messages: Mapping[str, str], *, operation: str
+    ) -> None:
+        """A line of this kind for each subject that has had none within a day."""
+        since = datetime.now(UTC) - _A_DAY
+        told = await self.latest(messages, [kind])
+        for subject, message in messages.items():
+            last = told.get(subject)
+            if last is None or last.at <= since:
+                await self.record(kind, subject, message, operation=operation, actor=operation)
 
 
 def _event(row: EventRow) -> Event:

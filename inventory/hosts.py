@@ -13,10 +13,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.hosts import Host, HostFacts, HostUsage
 from contracts.leases import LeaseRef
+from contracts.settings import CA_ROOT_AUTH_STRICTNESS, SettingScope
 from contracts.states import (
     HOST_STATUS_TRANSITIONS,
     HostStatus,
     ResourceState,
+    TlsState,
     may_change_to,
 )
 from inventory.closings import untold
@@ -25,12 +27,18 @@ from inventory.events import add_change, add_event
 from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
 from inventory.models import (
+    CertificateUpkeepRow,
     ClusterRow,
+    HostPasswordRow,
     HostRow,
     HostTagRow,
     OobmRow,
+    PasswordAttemptRow,
+    PasswordCheckRow,
     PodRow,
+    RolloverOmissionRow,
     SecretVersionRow,
+    SettingRow,
     ZoneRow,
     now,
 )
@@ -129,15 +137,13 @@ class Hosts:
 
     async def login(self, name: str) -> "Login":
         """How to log in. Raises NotFound."""
-        row = await self._row(name)
-        return Login(
-            address=row.address,
-            port=row.ssh_port,
-            user=row.user,
-            host_key_line=row.host_key_line,
-            secret_id=row.secret_id,
-            password_secret_id=row.password_secret_id,
-        )
+        return _login(await self._row(name))
+
+    async def logins(self, names: Collection[str]) -> dict[str, "Login"]:
+        """The same of those hosts that are there; some hundreds at most."""
+        query = select(HostRow).where(col(HostRow.name).in_(names))
+        async with self._database.reading() as session:
+            return {row.name: _login(row) for row in await session.exec(query)}
 
     async def register(
         self,
@@ -218,13 +224,18 @@ class Hosts:
             row = await _find_row(session, name, lock=True)
             if row is None or row.resource_state != ResourceState.CREATING:
                 return
-            secret_ids: set[str | None] = {
-                *(row.secret_id, row.staged_key_id, row.password_secret_id)
-            }
+            secret_ids = await secret_ids_of(session, row)
             await session.exec(delete(HostTagRow).where(col(HostTagRow.host) == name))
+            for table in (
+                HostPasswordRow,
+                PasswordAttemptRow,
+                PasswordCheckRow,
+                CertificateUpkeepRow,
+                RolloverOmissionRow,
+            ):
+                await session.exec(delete(table).where(col(table.host) == name))
             bmc = await session.get(OobmRow, name)
             if bmc is not None:
-                secret_ids |= secrets_of(bmc)
                 await session.delete(bmc)
                 await session.flush()
             await session.delete(row)
@@ -344,6 +355,27 @@ class Hosts:
                 .values(fence=fence, fence_generation=generation, updated_at=now())
             )
 
+    async def set_tls(
+        self, name: str, tls: TlsState, *, reason: str, operation: str, actor: str, lease: LeaseRef
+    ) -> None:
+        """Record how its libvirt goes by TLS; a secured one that has got new certificates stays so.
+        May be called many times. Raises NotFound, LeaseLost."""
+        async with self._writing(lease) as session:
+            row = await host_row(session, name)
+            before = TlsState(row.tls)
+            if tls is before or (tls is TlsState.READY and before is TlsState.SECURED):
+                return
+            row.tls, row.updated_at = tls, now()
+            session.add(row)
+            add_event(
+                session,
+                "host.tls_changed",
+                f"host/{name}",
+                f"{before} -> {tls}: {reason}",
+                operation=operation,
+                actor=actor,
+            )
+
     @asynccontextmanager
     async def _writing(self, lease: LeaseRef | None) -> AsyncIterator[AsyncSession]:
         """A transaction during which `lease`, if given, is and stays held."""
@@ -374,6 +406,7 @@ async def change_state(
         return True
     current = ResourceState(row.resource_state)
     _check_transition(name, current, expected, target)
+    await _require_secured(session, row, current, target)
     written = await session.exec(
         update(HostRow)
         .where(
@@ -429,9 +462,33 @@ async def select_hosts(
     ]
 
 
+def _login(row: HostRow) -> "Login":
+    return Login(
+        address=row.address,
+        port=row.ssh_port,
+        user=row.user,
+        host_key_line=row.host_key_line,
+        secret_id=row.secret_id,
+        password_secret_id=row.password_secret_id,
+    )
+
+
 async def host_row(session: AsyncSession, name: str) -> HostRow:
     """The row, locked until the transaction ends. Raises NotFound."""
     return await _find_row(session, name, lock=True) or _missing(name)
+
+
+async def secret_ids_of(session: AsyncSession, row: HostRow) -> set[str]:
+    """Ids of all that is stored for the host: its login, its passwords, those of its BMC."""
+    ids = {row.secret_id, row.staged_key_id, row.password_secret_id}
+    passwords = select(HostPasswordRow).where(col(HostPasswordRow.host) == row.name)
+    for password in await session.exec(passwords):
+        ids |= {password.secret_id, password.former_secret_id}
+    attempts = select(PasswordAttemptRow.secret_id).where(col(PasswordAttemptRow.host) == row.name)
+    ids |= {*await session.exec(attempts)}
+    bmc = await session.get(OobmRow, row.name)
+    own = {secret_id for secret_id in ids if secret_id is not None}
+    return own | (secrets_of(bmc) if bmc is not None else set())
 
 
 async def _find_row(session: AsyncSession, name: str, *, lock: bool = False) -> HostRow | None:
@@ -465,6 +522,27 @@ def _missing(name: str) -> NoReturn:
     raise NotFound(
         f"There is no host {name!r}.", remedy="See `hostler host list` for those there are."
     )
+
+
+async def _require_secured(
+    session: AsyncSession, row: HostRow, current: ResourceState, target: ResourceState
+) -> None:
+    """Raises Conflict where only secured hosts are put into service. One that comes back from a
+    maintenance was in service before."""
+    if target is not ResourceState.ENABLED or row.tls == TlsState.SECURED:
+        return
+    if current not in (ResourceState.CREATING, ResourceState.DISABLED):
+        return
+    query = select(SettingRow.value).where(
+        col(SettingRow.name) == CA_ROOT_AUTH_STRICTNESS.name,
+        col(SettingRow.scope) == SettingScope.GLOBAL,
+    )
+    if (await session.exec(query)).first() is True:
+        raise Conflict(
+            f"{row.name} is not secured, and {CA_ROOT_AUTH_STRICTNESS.name} lets no such host into "
+            "service.",
+            remedy="hostler cert secure CLUSTER, then enable it.",
+        )
 
 
 def _check_transition(
@@ -533,7 +611,9 @@ def _host(
         capacity_cpus=row.capacity_cpus,
         reserved_memory_mib=row.reserved_memory_mib,
         tags=tags,
-        secured=row.secured,
+        secured=TlsState(row.tls) is TlsState.SECURED,
+        tls=TlsState(row.tls),
+        tls_again=TlsState(row.tls_again) if row.tls_again is not None else None,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import (
@@ -16,10 +17,13 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
 from contracts.access import Role
+from contracts.certificates import AuthorityOrigin, AuthorityState
 from contracts.leases import LeaseScope
 from contracts.oobm import DEFAULT_CIPHER_SUITE, DEFAULT_DRIVER, PowerProblem
+from contracts.operations import AcceptedState
+from contracts.passwords import PasswordState
 from contracts.power import BmcPrivilege, PowerState
-from contracts.states import AllocationState, HostStatus, ResourceState
+from contracts.states import AllocationState, HostStatus, ResourceState, TlsState
 from contracts.vms import MigrationState
 
 
@@ -67,7 +71,8 @@ class PodRow(SQLModel, table=True):
 
 
 class ClusterRow(SQLModel, table=True):
-    """Hosts between which VMs can live-migrate."""
+    """Hosts between which VMs can live-migrate. `certificate_id`: what its hosts' certificates call
+    it; no later cluster gets it, as it may get a name, or on SQLite the id of a row."""
 
     __tablename__ = "cluster"
 
@@ -76,19 +81,97 @@ class ClusterRow(SQLModel, table=True):
     pod_id: int = Field(foreign_key="pod.id", index=True)
     allocation_state: str = AllocationState.DISABLED
     oobm_enabled: bool = True
+    certificate_id: str = Field(default_factory=lambda: token_hex(8))
+
+
+class KeyringRow(SQLModel, table=True):
+    """The one row that says which master key encrypts. `known`: ids of all that ever did: what
+    names another one is damaged. `given_up`: ids of keys that are lost."""
+
+    __tablename__ = "keyring"
+
+    id: int = Field(default=1, primary_key=True)
+    key_id: str
+    known: list[str] = Field(default_factory=list, sa_type=JSON)
+    given_up: list[str] = Field(default_factory=list, sa_type=JSON)
+    since: datetime = Field(sa_type=UtcDateTime, default_factory=now)
 
 
 class SecretVersionRow(SQLModel, table=True):
-    """One version of a credential, encrypted. `key_id` names the master key."""
+    """One version of a credential. `ciphertext` names its master key: inventory/secret_box.py."""
 
     __tablename__ = "secret_version"
 
     id: str = Field(primary_key=True)
     kind: str
-    key_id: str
-    nonce: bytes
     ciphertext: bytes
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class ClusterPasswordRow(SQLModel, table=True):
+    """A version of the password that an account has on all hosts of a cluster. `operation`: whose
+    it is while it is staged. `abandoned`: it never became current. `secret_id`: None once it is
+    retired."""
+
+    __tablename__ = "cluster_password"
+    __table_args__ = (UniqueConstraint("cluster_id", "account", "operation"),)
+
+    cluster_id: int = Field(primary_key=True, foreign_key="cluster.id")
+    account: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    state: str
+    operation: str | None = None
+    abandoned: bool = False
+    secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    changed_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class HostPasswordRow(SQLModel, table=True):
+    """Which password of an account a host has: proven by a login, at `proven_at`.
+    `former_secret_id`: the one before, until the new one is promoted."""
+
+    __tablename__ = "host_password"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    secret_id: str = Field(foreign_key="secret_version.id", index=True)
+    former_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    proven_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class PasswordAttemptRow(SQLModel, table=True):
+    """A password that somebody began to give to an account of a host: it may have it, until a login
+    has proven which one it has. Committed before the host is told."""
+
+    __tablename__ = "password_attempt"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    secret_id: str = Field(primary_key=True, foreign_key="secret_version.id")
+    at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class PasswordCheckRow(SQLModel, table=True):
+    """What was last seen of a password of an account on a host, as HostPasswordReport.
+
+    `proof`: what proves a login there. `tried_at`: when it was last to be brought up to date, in
+    vain. `refused`: logins in a row that the host has refused, the last one at `refused_at`: so
+    many may be tried until it locks the account.
+    """
+
+    __tablename__ = "password_check"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    account: str = Field(primary_key=True)
+    state: str = PasswordState.UNKNOWN
+    version: int | None = None
+    proof: str | None = None
+    reason: str = ""
+    checked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    refused: int = 0
+    refused_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class HostRow(SQLModel, table=True):
@@ -101,7 +184,8 @@ class HostRow(SQLModel, table=True):
     own fence lets no new VM start, as far as Hostler has told it; None: nobody knows what it was
     told last. `read_at`: when it was last read in full. `peers_reach`: whether other hosts of its
     cluster reached its SSH port while it was Up; None: none of them was able to tell.
-    `environment`: what it offered to VMs before the re-installation that it is in.
+    `environment`, `tls_again`: what it offered to VMs, and its `tls`, before the re-installation
+    that it is in.
     """
 
     __tablename__ = "host"
@@ -138,7 +222,8 @@ class HostRow(SQLModel, table=True):
     capacity_memory_mib: int | None = None
     capacity_cpus: int | None = None
     reserved_memory_mib: int = 0
-    secured: bool = False
+    tls: str = TlsState.NONE
+    tls_again: str | None = None
     environment: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
     updated_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
@@ -272,6 +357,27 @@ class EventRow(SQLModel, table=True):
     actor: str
 
 
+class OperationRow(SQLModel, table=True):
+    """A request for an operation: see inventory/accepted_operations.py. `request`: the workflow's
+    input, in which secrets are ids. `digest_secret_id`: of all that was asked, encrypted; with a
+    key alone."""
+
+    __tablename__ = "operation"
+    __table_args__ = (UniqueConstraint("caller", "idempotency_key"),)
+
+    id: str = Field(primary_key=True)
+    kind: str
+    subject: str
+    request: dict[str, Any] = Field(sa_type=JSON)
+    caller: str
+    idempotency_key: str | None = None
+    digest_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    state: str = AcceptedState.ACCEPTED
+    run_id: str | None = None
+    reason: str = ""
+    accepted_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
 class LeaseRow(SQLModel, table=True):
     """Who holds (host, scope). The row outlives its holders and the host: `epoch` never falls.
 
@@ -325,6 +431,7 @@ class VmMigrationRow(SQLModel, table=True):
     vm: str = Field(primary_key=True)
     source: str
     destination: str
+    tls: bool = False
     state: str = MigrationState.MIGRATING
     percent: int = 0
     rate_mib_s: float = 0
@@ -439,3 +546,118 @@ class ApiTokenRow(SQLModel, table=True):
     sha256: str = Field(unique=True)
     role: str = Role.VIEWER
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class CertificateAuthorityRow(SQLModel, table=True):
+    """An issuing certificate of a provider, with its chain; of its generations, the one in the
+    `state` `current` issues.
+
+    `chain`: PEM, the issuing certificate first. `key_secret_id`: its private key, None if Hostler
+    has it not. `crl_counter`: the highest number that a list was begun with. `crl*`: the newest
+    list (DER) that was stored, its number (of up to 20 octets, so in decimal digits), its times,
+    and how many entries it has.
+    """
+
+    __tablename__ = "certificate_authority"
+
+    provider: str = Field(primary_key=True)
+    generation: int = Field(primary_key=True)
+    state: str = AuthorityState.CURRENT
+    origin: str = AuthorityOrigin.GENERATED
+    subject: str
+    sha256: str
+    not_before: datetime = Field(sa_type=UtcDateTime)
+    not_after: datetime = Field(sa_type=UtcDateTime)
+    chain: list[str] = Field(sa_type=JSON)
+    key_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    crl_counter: int = 0
+    crl: bytes | None = None
+    crl_number: str | None = None
+    crl_this_update: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crl_next_update: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crl_entries: int = 0
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+
+
+class CertificateRow(SQLModel, table=True):
+    """A certificate that was issued; it outlives its host, whose name it has.
+
+    `request` is that of the step that asked for it: a repetition finds it. `serial`: hexadecimal,
+    in small letters. `key_sha256`: of its SubjectPublicKeyInfo. `key_secret_id`: its private key,
+    where Hostler itself has that.
+    """
+
+    __tablename__ = "certificate"
+    __table_args__ = (
+        UniqueConstraint("provider", "generation", "serial"),
+        ForeignKeyConstraint(
+            ["provider", "generation"],
+            ["certificate_authority.provider", "certificate_authority.generation"],
+        ),
+    )
+
+    request: str = Field(primary_key=True)
+    provider: str
+    generation: int
+    serial: str = Field(index=True)
+    host: str | None = Field(default=None, index=True)
+    role: str
+    subject: str
+    dns_names: list[str] = Field(sa_type=JSON)
+    ip_addresses: list[str] = Field(sa_type=JSON)
+    key_sha256: str = Field(index=True)
+    not_before: datetime = Field(sa_type=UtcDateTime)
+    not_after: datetime = Field(sa_type=UtcDateTime, index=True)
+    issued_at: datetime = Field(sa_type=UtcDateTime, default_factory=now)
+    issued_by: str
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revocation_reason: str | None = None
+    installed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    key_secret_id: str | None = Field(default=None, foreign_key="secret_version.id")
+    pem: str
+
+
+class CertificateUpkeepRow(SQLModel, table=True):
+    """What a host has beside its certificates, and what is done for them by itself.
+
+    `crls`: numbers of the revocation lists that it goes by, by authority ("root/1"), got at
+    `crls_at`. `crls_tried`: those that it was last to get in vain, at `crls_tried_at`.
+    `trusts`: the authorities that it trusts ("root/1"), got at `trusts_at`; `trusts_tried`: as
+    `crls_tried`. `renewal_tried_at`, `renewal_problem`: of the last renewal, if that did not
+    succeed.
+    """
+
+    __tablename__ = "certificate_upkeep"
+
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    crls: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
+    crls_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crls_tried: dict[str, int] = Field(default_factory=dict, sa_type=JSON)
+    crls_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    crls_problem: str = ""
+    trusts: list[str] = Field(default_factory=list, sa_type=JSON)
+    trusts_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    trusts_tried: list[str] = Field(default_factory=list, sa_type=JSON)
+    trusts_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    trusts_problem: str = ""
+    renewal_tried_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    renewal_problem: str = ""
+
+
+class RolloverOmissionRow(SQLModel, table=True):
+    """A host that the rollover to an authority does not wait for, and why. One of an earlier host
+    of its name does not count."""
+
+    __tablename__ = "rollover_omission"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["provider", "generation"],
+            ["certificate_authority.provider", "certificate_authority.generation"],
+        ),
+    )
+
+    provider: str = Field(primary_key=True)
+    generation: int = Field(primary_key=True)
+    host: str = Field(primary_key=True, foreign_key="host.name")
+    reason: str
+    at: datetime = Field(sa_type=UtcDateTime, default_factory=now)

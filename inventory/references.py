@@ -15,6 +15,7 @@ from inventory.events import add_event
 from inventory.models import (
     AffinityGroupRow,
     AffinityMemberRow,
+    ClusterPasswordRow,
     ClusterRow,
     HostRow,
     LeaseRow,
@@ -92,6 +93,10 @@ async def delete_references(session: AsyncSession, place: Place, actor: str) -> 
         return
     if isinstance(place, ClusterRow):
         await _take_out(session, place.name)
+        # Their secrets are unclaimed then, but for those of tombstones.
+        await session.exec(
+            delete(ClusterPasswordRow).where(col(ClusterPasswordRow.cluster_id) == place.id)
+        )
         await session.exec(
             delete(MaintenanceTicketRow).where(col(MaintenanceTicketRow.cluster) == place.name)
         )

@@ -10,20 +10,29 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, delete
+from sqlmodel import col, delete, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from contracts.errors import AlreadyExists, Conflict, NotFound
 from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host, HostFacts
 from contracts.leases import LeaseRef
-from contracts.states import HostStatus, ResourceState
+from contracts.states import HostStatus, ResourceState, TlsState
 from inventory.database import Database
 from inventory.events import add_event
 from inventory.host_keys import in_reinstallation, is_revoked, key_of, new, revoked
-from inventory.hosts import Hosts, change_state, host_row
+from inventory.hosts import Hosts, change_state, host_row, secret_ids_of
 from inventory.leases import verify_lease
-from inventory.models import HostRow, MaintenanceTicketRow, SecretVersionRow, now
+from inventory.models import (
+    CertificateRow,
+    CertificateUpkeepRow,
+    HostPasswordRow,
+    HostRow,
+    MaintenanceTicketRow,
+    PasswordAttemptRow,
+    SecretVersionRow,
+    now,
+)
 from inventory.secrets import unclaimed
 
 _AWAY = "is being re-installed"
@@ -37,6 +46,7 @@ class FormerTrust:
     pinned_sha256: str | None
     secret_id: str
     environment: HostEnvironment | None
+    tls_again: TlsState
 
 
 class Reinstallations:
@@ -55,7 +65,7 @@ class Reinstallations:
             if not in_reinstallation(row.host_key_line):
                 if row.resource_state != ResourceState.MAINTENANCE:
                     raise Conflict(f"{row.name} is {row.resource_state}: it is not re-installed.")
-                row.host_key_line = revoked(row.host_key_line)
+                row.host_key_line, row.tls_again = revoked(row.host_key_line), row.tls
                 row.environment = (
                     environment.model_dump(mode="json") if environment is not None else None
                 )
@@ -75,6 +85,7 @@ class Reinstallations:
                 environment=HostEnvironment.model_validate(row.environment)
                 if row.environment is not None
                 else None,
+                tls_again=TlsState(row.tls_again or row.tls),
             )
 
     async def settle_credential(self, lease: LeaseRef, secret_id: str | None) -> str:
@@ -89,7 +100,10 @@ class Reinstallations:
                     f"There is no secret {secret_id!r} any more.",
                     remedy="One that no host took over is deleted after a day: give it again.",
                 )
-            former = {row.secret_id, row.password_secret_id, row.staged_key_id} - {chosen, None}
+            # The BMC's stay: it is the same one.
+            former = await secret_ids_of(session, row) - {chosen}
+            for table in (HostPasswordRow, PasswordAttemptRow):
+                await session.exec(delete(table).where(col(table.host) == row.name))
             row.secret_id, row.password_secret_id, row.staged_key_id = chosen, None, None
             session.add(row)
             await session.flush()
@@ -100,7 +114,7 @@ class Reinstallations:
 
     async def pin(self, lease: LeaseRef, *, host_key_line: str, host_key_sha256: str) -> None:
         """The host is known by this key from now on. Its new installation was told nothing of its
-        closing yet. Raises Conflict if it is not being re-installed."""
+        closing yet, and has no certificates. Raises Conflict if it is not being re-installed."""
         async with self._changing(lease) as (session, row):
             if row.host_key_line == new(host_key_line):
                 return
@@ -108,7 +122,23 @@ class Reinstallations:
             before = row.host_key_sha256
             row.host_key_line, row.host_key_sha256 = new(host_key_line), host_key_sha256
             row.closed, row.updated_at = None, now()
+            if row.tls != TlsState.NONE:
+                _tell(
+                    session,
+                    lease,
+                    "host.tls_changed",
+                    f"{row.tls} -> {TlsState.NONE}: the new installation has no certificates",
+                )
+                row.tls = TlsState.NONE
             session.add(row)
+            await session.exec(
+                update(CertificateRow)
+                .where(col(CertificateRow.host) == row.name)
+                .values(installed_at=None)
+            )
+            await session.exec(
+                delete(CertificateUpkeepRow).where(col(CertificateUpkeepRow.host) == row.name)
+            )
             _tell(
                 session, lease, "host.trusted", f"the host key {before} -> {host_key_sha256}: new"
             )
@@ -126,7 +156,7 @@ class Reinstallations:
                     _take_facts(session, lease, row, facts)
                     _note_up(session, lease, row)
                     row.host_key_line = key_of(row.host_key_line)
-                    row.environment = None
+                    row.environment = row.tls_again = None
                     target = row.state_before_maintenance or ResourceState.ENABLED
                     session.add(row)
                     await session.flush()

@@ -17,22 +17,26 @@ from contracts.states import HostStatus, ResourceState
 from inventory.database import Database
 from inventory.events import add_change, add_event
 from inventory.host_keys import key_of
-from inventory.hosts import Login
+from inventory.hosts import Login, secret_ids_of
 from inventory.leases import verify_lease
 from inventory.models import (
+    CertificateUpkeepRow,
     ClusterRow,
     EventRow,
+    HostPasswordRow,
     HostRow,
     HostTagRow,
     MaintenanceTicketRow,
     OobmRow,
+    PasswordAttemptRow,
+    PasswordCheckRow,
     PowerCommandRow,
     RemovedHostRow,
     ReservationRow,
+    RolloverOmissionRow,
     SecretVersionRow,
     now,
 )
-from inventory.oobm import secrets_of
 from inventory.own_keys import is_leaving
 from inventory.secrets import unclaimed
 
@@ -84,7 +88,7 @@ class RemovedHosts:
             row = await _host(session, name) or _missing(name)
             return Possessions(
                 belongings=await _belongings(session, name),
-                secrets=len(await _secret_ids(session, row)),
+                secrets=len(await secret_ids_of(session, row)),
             )
 
     async def remove(
@@ -129,7 +133,7 @@ class RemovedHosts:
                 cleaning_problem=problem[:_MAX_PROBLEM_CHARS],
             )
             session.add(tombstone)
-            secret_ids = await _secret_ids(session, row)
+            secret_ids = await secret_ids_of(session, row)
             if cleaned:
                 secret_ids |= await _settle_earlier(session, row)
             elif await is_leaving(session, row.name):
@@ -348,6 +352,15 @@ _BELONGINGS = (
         ),
     ),
     _Belongings("tags", HostTagRow, (col(HostTagRow.host),)),
+    _Belongings("notes of its password", HostPasswordRow, (col(HostPasswordRow.host),)),
+    _Belongings("passwords it may have", PasswordAttemptRow, (col(PasswordAttemptRow.host),)),
+    _Belongings("checks of its password", PasswordCheckRow, (col(PasswordCheckRow.host),)),
+    _Belongings(
+        "notes of its certificates", CertificateUpkeepRow, (col(CertificateUpkeepRow.host),)
+    ),
+    _Belongings(
+        "places outside of a rollover", RolloverOmissionRow, (col(RolloverOmissionRow.host),)
+    ),
     _Belongings(
         "places in the queue for maintenance",
         MaintenanceTicketRow,
@@ -369,15 +382,6 @@ async def _belongings(session: AsyncSession, host: str) -> tuple[str, ...]:
     if row is not None and row.fence is not None:
         told.append(f"the wish for a fence, of {row.fence}")
     return tuple(told)
-
-
-async def _secret_ids(session: AsyncSession, row: HostRow) -> set[str]:
-    """Of the host itself and of its BMC."""
-    ids = {row.secret_id, row.staged_key_id, row.password_secret_id}
-    bmc = await session.get(OobmRow, row.name)
-    return {secret_id for secret_id in ids if secret_id is not None} | (
-        secrets_of(bmc) if bmc is not None else set()
-    )
 
 
 async def _discard(session: AsyncSession, secret_ids: set[str]) -> None:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, func, or_
 from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
 from contracts.errors import NotFound
-from contracts.leases import LeaseRef
+from contracts.leases import LeaseRef, LeaseScope
 from contracts.states import AllocationState, HostStatus, ResourceState
 from inventory.database import Database
 from inventory.errors import DestinationFull, DestinationUnfit, SlotsBusy
 from inventory.leases import verify_lease
-from inventory.models import ClusterRow, HostRow, PodRow, ReservationRow, ZoneRow
+from inventory.models import ClusterRow, HostRow, LeaseRow, PodRow, ReservationRow, ZoneRow
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,21 @@ class Reservations:
 
         What was planned for the VM elsewhere is given back. `memory_free_mib` and `cpus_free` are
         what the destination has before reservations, with the VMs in `counted` (UUIDs) taken off.
-        Raises DestinationUnfit (it takes no VM now), DestinationFull, SlotsBusy, NotFound,
-        LeaseLost.
+        Raises DestinationUnfit (it takes no VM now), DestinationFull, SlotsBusy (also while a
+        libvirtd of the two is restarted), NotFound, LeaseLost.
         """
         async with self._database.writing() as session:
             await verify_lease(session, lease, hold=True)
             await _lock_hosts(session, destination, source)
             await check_fit(session, destination)
-            others = [
-                row
-                for row in await session.exec(
-                    select(ReservationRow).where(
-                        or_(
-                            col(ReservationRow.destination).in_((destination, source)),
-                            col(ReservationRow.source).in_((destination, source)),
-                        )
-                    )
-                )
-                if row.vm_uuid != vm_uuid
-            ]
+            rows = (await session.exec(_touching(destination, source))).all()
+            # What an earlier attempt has begun goes on: a restart waits for its end.
+            if not any(
+                row.migrating and (row.vm_uuid, row.destination) == (vm_uuid, destination)
+                for row in rows
+            ):
+                await _check_restarts(session, destination, source)
+            others = [row for row in rows if row.vm_uuid != vm_uuid]
             _check_slots(others, (source, destination), max_parallel_per_host)
             coming = [
                 row
@@ -144,6 +141,14 @@ class Reservations:
             (col(ReservationRow.destination) == host) & col(ReservationRow.migrating)
         )
 
+    async def migrating(self, host: str) -> list[str]:
+        """VMs on their way from or to the host, by name; those whose reservation is being written
+        are waited for. Whoever holds the host's lease `libvirtd` finds all: no other one begins."""
+        async with self._database.writing() as session:
+            await _lock_hosts(session, host)
+            rows = (await session.exec(_touching(host))).all()
+            return sorted(row.vm for row in rows if row.migrating)
+
     async def touching(self, host: str) -> list[Reservation]:
         """Everything that is reserved at the host, or for VMs from it."""
         return await self._select(
@@ -192,6 +197,24 @@ class Reservations:
 
 def _owned_by(host: str, epoch: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return col(ReservationRow.lease_host) == host, col(ReservationRow.epoch) == epoch
+
+
+def _touching(*hosts: str) -> SelectOfScalar[ReservationRow]:
+    return select(ReservationRow).where(
+        or_(col(ReservationRow.destination).in_(hosts), col(ReservationRow.source).in_(hosts))
+    )
+
+
+async def _check_restarts(session: AsyncSession, *hosts: str) -> None:
+    """Raises SlotsBusy while one of these may be restarting its libvirtd."""
+    query = select(LeaseRow).where(
+        col(LeaseRow.host).in_(hosts),
+        col(LeaseRow.scope) == LeaseScope.LIBVIRTD,
+        col(LeaseRow.workflow_id).is_not(None),
+    )
+    restarting = (await session.exec(query)).first()
+    if restarting is not None:
+        raise SlotsBusy(f"libvirtd of {restarting.host} is restarted by {restarting.workflow_id}.")
 
 
 async def _lock_hosts(session: AsyncSession, *names: str) -> None:

@@ -1,79 +1,59 @@
-"""Credentials, encrypted with AES-256-GCM (NIST SP 800-38D) under a master key.
+"""Credentials, encrypted by a SecretBox: workflows and histories carry their ids alone."""
 
-The row's identity is associated data: a ciphertext that was moved to another row does not decrypt.
-"""
-
-import base64
-import binascii
-import hashlib
-import os
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import ColumnElement, and_, not_
-from sqlmodel import col, delete, select
+from sqlmodel import col, delete, or_, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.errors import Failed, NotFound
+from contracts.errors import Conflict, NotFound
+from contracts.secrets import CA_KEY, TLS_KEY
 from inventory.database import Database
-from inventory.errors import SecretUnreadable
+from inventory.errors import MasterKeyLost, MasterKeyMissing, SecretDamaged, SecretUnreadable
 from inventory.events import add_event
-from inventory.models import HostRow, OobmRow, RemovedHostRow, SecretVersionRow, now
+from inventory.models import (
+    CertificateAuthorityRow,
+    CertificateRow,
+    ClusterPasswordRow,
+    ClusterRow,
+    HostPasswordRow,
+    HostRow,
+    KeyringRow,
+    OobmRow,
+    OperationRow,
+    PasswordAttemptRow,
+    RemovedHostRow,
+    SecretVersionRow,
+    now,
+)
+from inventory.secret_box import SecretBox, key_id_of
+from inventory.upsert import insert_if_absent
 
-_KEY_BYTES = 32
-_NONCE_BYTES = 12  # random ones: good for 2^32 messages under one key
-# A secret that no host refers to by then belongs to an operation that never got to its host.
+# A secret that nothing refers to by then belongs to an operation that never got to its host.
 _UNCLAIMED_AFTER = timedelta(days=1)
+_SHOWN_TO_NOBODY = {CA_KEY: "a certificate authority", TLS_KEY: "Hostler's own certificate"}
 _AT_A_TIME = 500  # of ids in one statement
 
 
 @dataclass(frozen=True)
 class Credential:
     """`kind` is "password", "private_key" (OpenSSH's PEM), "own_key", the same, made by Hostler
-    for that host, or "bmc_password"."""
+    for that host, "bmc_password", "ca_key", an authority's private key (PKCS #8 in PEM),
+    "request_digest", of what a caller has asked for, or "tls_key", that of Hostler's own
+    certificate."""
 
     kind: str
     plaintext: str = field(repr=False)
 
 
-class SecretBox:
-    """Encrypts and decrypts with one master key: 32 bytes in base64. Raises Failed for another."""
-
-    def __init__(self, key: str) -> None:
-        try:
-            raw = base64.b64decode(key, validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if len(raw) != _KEY_BYTES:
-            raise Failed(
-                f"The master key is not {_KEY_BYTES} bytes in base64.",
-                remedy="Put it back from your backup, or make one with `hostler key create`.",
-            )
-        self._cipher = AESGCM(raw)
-        self.key_id = hashlib.sha256(b"hostler key id" + raw).hexdigest()[:16]
-
-    @staticmethod
-    def new_key() -> str:
-        """A random key."""
-        return base64.b64encode(AESGCM.generate_key(8 * _KEY_BYTES)).decode()
-
-    def encrypt(self, plaintext: str, identity: str) -> tuple[bytes, bytes]:
-        """Nonce and ciphertext."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce, self._cipher.encrypt(nonce, plaintext.encode(), identity.encode())
-
-    def decrypt(self, nonce: bytes, ciphertext: bytes, identity: str) -> str:
-        """Raises InvalidTag."""
-        return self._cipher.decrypt(nonce, ciphertext, identity.encode()).decode()
-
-
 class Secrets:
-    """Secret versions: workflows and histories carry their ids alone."""
+    """Stores and reveals secret versions. What takes a master key raises MasterKeyMissing if that
+    is not here."""
 
     def __init__(self, database: Database, box: SecretBox) -> None:
         self._database = database
@@ -84,39 +64,61 @@ class Secrets:
         (secret_id,) = await self.store_all([(kind, plaintext)], actor=actor)
         return secret_id
 
+    async def store_as(self, secret_id: str, kind: str, plaintext: str, *, actor: str) -> None:
+        """A new version under an id of the caller's. What is stored under it already stays as it
+        is, and `plaintext` is forgotten: whoever repeats a step has what it had before."""
+
+        async def work() -> None:
+            async with self._database.writing() as session:
+                if await session.get(SecretVersionRow, secret_id) is None:
+                    await add_secret(session, self._box, secret_id, kind, plaintext, actor=actor)
+
+        await self._box.reloading(work)
+
     async def store_all(self, credentials: Sequence[tuple[str, str]], *, actor: str) -> list[str]:
         """New versions, of kind and plaintext each: all or none. Their ids."""
-        rows = [self._row(kind, plaintext) for kind, plaintext in credentials]
-        secret_ids = [row.id for row in rows]
-        async with self._database.writing() as session:
-            await session.exec(
-                delete(SecretVersionRow).where(
-                    col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER, unclaimed()
+
+        async def work() -> list[str]:
+            async with self._database.writing() as session:
+                await session.exec(
+                    delete(SecretVersionRow).where(
+                        col(SecretVersionRow.created_at) < now() - _UNCLAIMED_AFTER, unclaimed()
+                    )
                 )
-            )
-            for row in rows:
-                session.add(row)
-                add_event(session, "secret.stored", f"secret/{row.id}", row.kind, actor=actor)
-        return secret_ids
+                return await add_secrets(session, self._box, credentials, actor=actor)
+
+        return await self._box.reloading(work)
 
     async def reveal(self, secret_id: str) -> Credential:
         """Raises NotFound, SecretUnreadable."""
-        async with self._database.reading() as session:
-            row = await session.get(SecretVersionRow, secret_id)
-        if row is None:
-            raise NotFound(
-                f"There is no secret {secret_id!r}.",
-                remedy="One that no host took over is deleted after a day: add the host again.",
-            )
-        try:
-            plaintext = self._box.decrypt(row.nonce, row.ciphertext, _identity(row.id, row.kind))
-        except InvalidTag:
-            raise SecretUnreadable(
-                f"The secret {secret_id} does not decrypt with the master key {self._box.key_id}; "
-                f"it was encrypted with {row.key_id}.",
-                remedy="Put that key back (HOSTLER_MASTER_KEY_FILE).",
-            ) from None
-        return Credential(kind=row.kind, plaintext=plaintext)
+
+        async def work() -> Credential:
+            async with self._database.reading() as session:
+                return self._open(await _secret_row(session, secret_id))
+
+        return await self._reveal(secret_id, work)
+
+    async def disclose(self, secret_id: str, *, reason: str, actor: str) -> Credential:
+        """The same for a person: only with an event for the secret, and one for what has it, that
+        say who wanted it and why. Raises NotFound, Conflict (an authority's key is shown to
+        nobody), SecretUnreadable."""
+
+        async def work() -> Credential:
+            async with self._database.writing() as session:
+                row = await _secret_row(session, secret_id)
+                if row.kind in _SHOWN_TO_NOBODY:
+                    raise Conflict(
+                        f"The secret {secret_id} is the private key of {_SHOWN_TO_NOBODY[row.kind]}"
+                        ", which is shown to nobody.",
+                        remedy="Have the authority sign what is needed: hostler cert sign.",
+                    )
+                credential = self._open(row)
+                for subject in (f"secret/{secret_id}", *await _owners(session, secret_id)):
+                    message = f"{credential.kind} {secret_id} was shown: {reason}"
+                    add_event(session, "secret.disclosed", subject, message, actor=actor)
+                return credential
+
+        return await self._reveal(secret_id, work)
 
     async def reveal_all(self, secret_ids: Collection[str]) -> dict[str, Credential]:
         """Those that are there and decrypt, by id."""
@@ -126,19 +128,15 @@ class Secrets:
             for start in range(0, len(wanted), _AT_A_TIME):
                 some = wanted[start : start + _AT_A_TIME]
                 query = select(
-                    SecretVersionRow.id,
-                    SecretVersionRow.kind,
-                    SecretVersionRow.nonce,
-                    SecretVersionRow.ciphertext,
+                    SecretVersionRow.id, SecretVersionRow.kind, SecretVersionRow.ciphertext
                 )
                 rows += await session.exec(query.where(col(SecretVersionRow.id).in_(some)))
+        for key_id in {key_id_of(row.ciphertext) for row in rows} - {None, *self._box.key_ids}:
+            await self._box.has(str(key_id))
         revealed = {}
         for row in rows:
-            with suppress(InvalidTag):
-                plaintext = self._box.decrypt(
-                    row.nonce, row.ciphertext, _identity(row.id, row.kind)
-                )
-                revealed[row.id] = Credential(kind=row.kind, plaintext=plaintext)
+            with suppress(SecretUnreadable):
+                revealed[row.id] = self._open(row)
         return revealed
 
     async def is_claimed(self, secret_id: str) -> bool:
@@ -150,7 +148,7 @@ class Secrets:
             return (await session.exec(query)).first() is not None
 
     async def discard(self, secret_id: str) -> None:
-        """Delete a version that no host refers to; no effect if there is none."""
+        """Delete a version that nothing refers to; no effect if there is none."""
         await self.discard_all([secret_id])
 
     async def discard_all(self, secret_ids: Sequence[str]) -> None:
@@ -162,20 +160,101 @@ class Secrets:
                     delete(SecretVersionRow).where(col(SecretVersionRow.id).in_(some), unclaimed())
                 )
 
-    def _row(self, kind: str, plaintext: str) -> SecretVersionRow:
+    async def _reveal(
+        self, secret_id: str, work: Callable[[], Awaitable[Credential]]
+    ) -> Credential:
+        """`work`, which opens that secret; a key that nobody will bring is told as such."""
+        try:
+            return await self._box.reloading(work)
+        except MasterKeyMissing as missing:
+            async with self._database.reading() as session:
+                keyring = (await session.exec(select(KeyringRow))).first()
+            if keyring is not None and missing.key_id in keyring.given_up:
+                raise MasterKeyLost(
+                    f"The secret {secret_id} is encrypted with the master key {missing.key_id}, "
+                    "which was given up.",
+                    remedy="Store the credential anew, or put that key back if it is found.",
+                ) from None
+            if keyring is not None and missing.key_id not in keyring.known:
+                raise SecretDamaged(
+                    f"The secret {secret_id} is damaged: it names the master key {missing.key_id}, "
+                    "which has encrypted nothing here.",
+                    remedy="Restore the inventory from a backup, or store the credential anew.",
+                ) from None
+            raise
+
+    def _open(self, row: Any) -> Credential:
+        """`row`: its columns id, kind and ciphertext."""
+        return Credential(kind=row.kind, plaintext=_plaintext(self._box, row))
+
+
+async def open_secret(session: AsyncSession, box: SecretBox, secret_id: str) -> str:
+    """The plaintext, in a transaction. Raises NotFound, MasterKeyMissing, SecretDamaged."""
+    return _plaintext(box, await _secret_row(session, secret_id))
+
+
+def _plaintext(box: SecretBox, row: Any) -> str:
+    return box.open(row.ciphertext, identity(row.id, row.kind), name=row.id)
+
+
+async def add_secrets(
+    session: AsyncSession, box: SecretBox, credentials: Sequence[tuple[str, str]], *, actor: str
+) -> list[str]:
+    """New versions, of kind and plaintext each, in a transaction; their ids. Raises
+    MasterKeyMissing."""
+    key_id = await encrypting_key(session, box)
+    secret_ids = []
+    for kind, plaintext in credentials:
         secret_id = str(uuid.uuid4())
-        nonce, ciphertext = self._box.encrypt(plaintext, _identity(secret_id, kind))
-        return SecretVersionRow(
-            id=secret_id,
-            kind=kind,
-            key_id=self._box.key_id,
-            nonce=nonce,
-            ciphertext=ciphertext,
-        )
+        _add(session, box, secret_id, kind, plaintext, key_id=key_id, actor=actor)
+        secret_ids.append(secret_id)
+    await session.flush()
+    return secret_ids
+
+
+async def add_secret(
+    session: AsyncSession, box: SecretBox, secret_id: str, kind: str, plaintext: str, *, actor: str
+) -> None:
+    """The same of one, under an id that is not in use."""
+    key_id = await encrypting_key(session, box)
+    _add(session, box, secret_id, kind, plaintext, key_id=key_id, actor=actor)
+    await session.flush()
+
+
+def _add(
+    session: AsyncSession,
+    box: SecretBox,
+    secret_id: str,
+    kind: str,
+    plaintext: str,
+    *,
+    key_id: str,
+    actor: str,
+) -> None:
+    ciphertext = box.seal(plaintext, identity(secret_id, kind), key_id=key_id)
+    session.add(SecretVersionRow(id=secret_id, kind=kind, ciphertext=ciphertext))
+    add_event(session, "secret.stored", f"secret/{secret_id}", kind, actor=actor)
+
+
+async def encrypting_key(session: AsyncSession, box: SecretBox) -> str:
+    """Id of the master key that the inventory encrypts with; it stays so until the transaction
+    ends. In a new inventory, the first one of the box."""
+    query = select(KeyringRow).with_for_update(read=True)
+    row = (await session.exec(query)).first()
+    if row is None:
+        await insert_if_absent(session, new_keyring(box))
+        row = (await session.exec(query)).one()
+    return row.key_id
+
+
+def new_keyring(box: SecretBox) -> KeyringRow:
+    """Of an inventory that has encrypted nothing yet."""
+    return KeyringRow(key_id=box.key_ids[0], known=[box.key_ids[0]])
 
 
 def unclaimed() -> ColumnElement[bool]:
-    """Of a secret version: no host, present or removed, refers to it."""
+    """Of a secret version: no host, present or removed, no cluster, no authority, no request refers
+    to it."""
     claims = (
         HostRow.secret_id,
         HostRow.staged_key_id,
@@ -183,6 +262,13 @@ def unclaimed() -> ColumnElement[bool]:
         RemovedHostRow.secret_id,
         OobmRow.secret_id,
         OobmRow.staged_secret_id,
+        ClusterPasswordRow.secret_id,
+        HostPasswordRow.secret_id,
+        HostPasswordRow.former_secret_id,
+        PasswordAttemptRow.secret_id,
+        CertificateAuthorityRow.key_secret_id,
+        OperationRow.digest_secret_id,
+        CertificateRow.key_secret_id,
     )
     return and_(
         *(
@@ -192,11 +278,47 @@ def unclaimed() -> ColumnElement[bool]:
     )
 
 
-async def any_secret(database: Database) -> bool:
-    """Whether anything is stored that only its master key can read."""
-    async with database.reading() as session:
-        return (await session.exec(select(SecretVersionRow.id).limit(1))).first() is not None
-
-
-def _identity(secret_id: str, kind: str) -> str:
+def identity(secret_id: str, kind: str) -> str:
+    """Of a row, which its ciphertext is bound to."""
     return f"secret_version/{secret_id}/{kind}"
+
+
+async def _secret_row(session: AsyncSession, secret_id: str) -> SecretVersionRow:
+    row = await session.get(SecretVersionRow, secret_id)
+    if row is None:
+        raise NotFound(
+            f"There is no secret {secret_id!r}.",
+            remedy="One that no host took over is deleted after a day: add the host again.",
+        )
+    return row
+
+
+async def _owners(session: AsyncSession, secret_id: str) -> list[str]:
+    """Subjects of events: the cluster whose password it is, and the hosts that have it, or may."""
+    cluster = (
+        select(ClusterRow.name)
+        .join(ClusterPasswordRow)
+        .where(col(ClusterPasswordRow.secret_id) == secret_id)
+    )
+    present = select(HostRow.name).where(
+        or_(
+            col(HostRow.secret_id) == secret_id,
+            col(HostRow.staged_key_id) == secret_id,
+            col(HostRow.password_secret_id) == secret_id,
+        )
+    )
+    passwords = select(HostPasswordRow.host).where(
+        or_(
+            col(HostPasswordRow.secret_id) == secret_id,
+            col(HostPasswordRow.former_secret_id) == secret_id,
+        )
+    )
+    attempts = select(PasswordAttemptRow.host).where(col(PasswordAttemptRow.secret_id) == secret_id)
+    bmcs = select(OobmRow.host).where(
+        or_(col(OobmRow.secret_id) == secret_id, col(OobmRow.staged_secret_id) == secret_id)
+    )
+    removed = select(RemovedHostRow.name).where(col(RemovedHostRow.secret_id) == secret_id)
+    hosts = (present, passwords, attempts, bmcs, removed)
+    names = {name for query in hosts for name in await session.exec(query)}
+    clusters = [f"cluster/{name}" for name in await session.exec(cluster)]
+    return [*clusters, *(f"host/{name}" for name in sorted(names))]

@@ -10,8 +10,10 @@ from sqlalchemy import tuple_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.errors import InvalidInput
+from contracts.errors import Conflict, InvalidInput
 from contracts.settings import (
+    CA_ROOT_AUTH_STRICTNESS,
+    NO_SETTINGS,
     SETTINGS,
     ResolvedSettings,
     Setting,
@@ -19,14 +21,17 @@ from contracts.settings import (
     SettingValue,
     contradiction,
 )
+from contracts.states import ResourceState, TlsState
 from contracts.validation import invalid_input
 from inventory.database import Database
 from inventory.events import add_event
-from inventory.models import PodRow, SettingRow, ZoneRow
+from inventory.models import HostRow, PodRow, SettingRow, ZoneRow
 from inventory.topology import cluster_row, zone_row
 from inventory.upsert import insert_or_replace
 
 _DEFAULT = "default"
+_MOST_NAMED = 50
+_NOT_IN_SERVICE = (ResourceState.CREATING, ResourceState.DISABLED, ResourceState.ERROR)
 
 
 class UnknownSetting(InvalidInput):
@@ -90,7 +95,8 @@ class OperatorSettings:
     ) -> SettingValue:
         """Set it there; no effect if it is so already.
 
-        Raises UnknownSetting, InvalidInput (the value, or a scope that the setting does not have).
+        Raises UnknownSetting, InvalidInput (the value, or a scope that the setting does not have);
+        Conflict, if hosts are not as it asks for.
         """
         setting = _known(name)
         new = _validated(setting, value)
@@ -103,6 +109,8 @@ class OperatorSettings:
                 row = SettingRow(
                     scope=place.scope, scope_name=place.name, name=name, value=new, updated_by=actor
                 )
+                if setting is CA_ROOT_AUTH_STRICTNESS and new:
+                    await _require_all_secured(session)
                 await insert_or_replace(session, row)
                 await _require_consistent(session, places, setting)
                 change = f"{_say(setting, rows, place)} -> {_json(new)}"
@@ -139,6 +147,8 @@ class OperatorSettings:
 def _known(name: str) -> Setting[Any]:
     if name in SETTINGS:
         return SETTINGS[name]
+    if name in NO_SETTINGS:
+        raise UnknownSetting(f"{name} is not a setting.", remedy=NO_SETTINGS[name])
     alike = get_close_matches(name, SETTINGS, n=3)
     guess = f"Is {' or '.join(alike)} meant? " if alike else ""
     raise UnknownSetting(
@@ -205,6 +215,27 @@ async def _rows(
         if row.name in SETTINGS and row.scope in SETTINGS[row.name].scopes
     ]
     return sorted(rows, key=lambda row: places.index(_place(row)))
+
+
+async def _require_all_secured(session: AsyncSession) -> None:
+    """Raises Conflict, which lists the hosts that are not."""
+    query = (
+        select(HostRow.name)
+        .where(
+            col(HostRow.tls) != TlsState.SECURED,
+            col(HostRow.resource_state).not_in(_NOT_IN_SERVICE),
+        )
+        .order_by(col(HostRow.name))
+    )
+    names = (await session.exec(query)).all()
+    if names:
+        more = len(names) - _MOST_NAMED
+        raise Conflict(
+            f"{len(names)} hosts in service are not secured: {', '.join(names[:_MOST_NAMED])}"
+            f"{f' and {more} more' if more > 0 else ''}.",
+            remedy="hostler cert secure CLUSTER, for each cluster of theirs.",
+            details={"hosts": list(names[:_MOST_NAMED])},
+        )
 
 
 async def _require_consistent(

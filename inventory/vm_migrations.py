@@ -33,7 +33,14 @@ class VmMigrations:
         self._database = database
 
     async def start(
-        self, operation: str, vm: str, source: str, destination: str, attempt: int
+        self,
+        operation: str,
+        vm: str,
+        source: str,
+        destination: str,
+        attempt: int,
+        *,
+        tls: bool = False,
     ) -> None:
         """A migration begins: the row starts anew."""
         async with self._database.writing() as session:
@@ -45,6 +52,7 @@ class VmMigrations:
                     source=source,
                     destination=destination,
                     attempt=attempt,
+                    tls=tls,
                 ),
             )
 
@@ -136,6 +144,17 @@ class VmMigrations:
         query = select(VmMigrationRow.operation, VmMigrationRow.destination).where(
             col(VmMigrationRow.source) == source,
             col(VmMigrationRow.vm) == vm,
+            col(VmMigrationRow.finished_at).is_(None),
+        )
+        async with self._database.reading() as session:
+            return dict((await session.exec(query)).all())
+
+    async def unfinished_by_tls(self, source: str, vm: str) -> dict[str, str]:
+        """Those of them by TLS, which may go on without Hostler."""
+        query = select(VmMigrationRow.operation, VmMigrationRow.destination).where(
+            col(VmMigrationRow.source) == source,
+            col(VmMigrationRow.vm) == vm,
+            col(VmMigrationRow.tls).is_(True),
             col(VmMigrationRow.finished_at).is_(None),
         )
         async with self._database.reading() as session:

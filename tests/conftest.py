@@ -1,13 +1,16 @@
 """What is real and made once: the lab, and a PostgreSQL server."""
 
 import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab
+from tests.openbao import OpenBao, openbao
 from tests.postgres import postgresql
+from tests.seed import seed_of_the_day
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run all cells of the fault matrix, and write docs/fault-matrix.md",
     )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """For tests with `some_a_day`: which."""
+    for marker in metafunc.definition.iter_markers("some_a_day"):
+        names, values = marker.args
+        if not metafunc.config.getoption("--matrix"):
+            chance = random.Random(f"{seed_of_the_day()} {metafunc.definition.nodeid}")  # noqa: S311 - no secret
+            values = chance.sample([*values], marker.kwargs.get("number", 1))
+        metafunc.parametrize(names, values)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,3 +57,10 @@ def postgresql_server() -> Iterator[str]:
     """The URL of its superuser, without a database name."""
     with postgresql() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def key_service() -> Iterator[OpenBao]:
+    """A test that changes it puts it back."""
+    with openbao() as server:
+        yield server

@@ -14,6 +14,7 @@ from typing import Any
 from drivers.protocols import HostAccess
 
 ROOT = Path(__file__).resolve().parent.parent
+BRIDGE = "hostler0"
 _PROGRAM = ROOT / "deploy/lab/lab"
 _CONSOLES = ROOT / "deploy/lab/.state/consoles"
 # Not below /home: nobody is to assume that.
@@ -25,6 +26,21 @@ chpasswd
 printf '%s\\n' "$2" >"/etc/sudoers.d/$1"
 """
 _REMOVE_USER = 'rm -f "/etc/sudoers.d/$1"; pkill -KILL -u "$1"; userdel --force --remove "$1"'
+# What Hostler leaves on a host it works on, certificates among it.
+_BARE = """
+rm -rf /etc/hostler /etc/libvirt/hooks/qemu.d/hostler
+there=$(find /etc/pki/libvirt* /etc/pki/qemu /etc/pki/CA ! -type d 2>/dev/null)
+configuration='/etc/libvirt/libvirtd.conf /etc/libvirt/qemu.conf'
+if [ -n "$there" ] || grep -qs '^# begin hostler$' $configuration; then
+    systemctl disable -q --now libvirtd-tls.socket libvirtd-tcp.socket 2>/dev/null
+    rm -rf /etc/pki/libvirt* /etc/pki/qemu /etc/pki/CA
+    sed -i '/^# begin hostler$/,/^# end hostler$/d' $configuration
+    units='libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service'
+    systemctl reset-failed $units 2>/dev/null
+    systemctl stop -q libvirtd.service 2>/dev/null
+    systemctl start $units
+fi
+"""
 _TICK = re.compile(rb"^tick (\d+)\r?$", re.MULTILINE)
 
 
@@ -74,6 +90,10 @@ class Lab:
         """virsh in a host."""
         command = ("virsh", "-q", "-c", "qemu:///system", *arguments)
         return await self.exec(host, *command, stdin=stdin, check=check)
+
+    async def make_bare(self, host: str) -> None:
+        """No trace of Hostler is left on a host; its VMs run on."""
+        await self.exec(host, "sh", "-c", _BARE)
 
     async def start_guest(
         self,

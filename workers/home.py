@@ -4,9 +4,10 @@ import errno
 import fcntl
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from contracts.errors import Conflict, Failed
@@ -14,6 +15,7 @@ from contracts.errors import Conflict, Failed
 # A predecessor that was killed may still be on its way out.
 _PATIENCE_S = 3.0
 _PAUSE_S = 0.1
+_NEW = ".new"
 
 
 @contextmanager
@@ -52,23 +54,69 @@ def make_private_directory(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; it is there whole or not at all. Raises Failed."""
-    new = path.with_name(f".{path.name}.new")
+    """Write a file that only its owner may read; it is there whole or not at all, and stays so when
+    the power fails. A link is followed. Raises Failed."""
+    path = path.resolve()
     try:
-        with suppress(FileNotFoundError):
-            new.unlink()
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        new.replace(path)
+        descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=_new(path), suffix=_NEW)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            Path(new).replace(path)
+        except BaseException:
+            Path(new).unlink()
+            raise
+        with _opened(path.parent) as directory:
+            os.fsync(directory)
     except OSError as error:
         raise Failed(
             f"{path} can't be written: {error.strerror}.",
             remedy="Choose a place that the account of Hostler may write: HOSTLER_HOME, or "
             "HOSTLER_MASTER_KEY_FILE for the key.",
         ) from error
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Nobody else changes that file meanwhile, and what killed writers of it have left is gone.
+    Raises Conflict, Failed.
+
+    The lock is its directory's, so that it takes no other file, and goes with the process.
+    """
+    path = path.resolve()
+    with _opened(path.parent) as directory:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"Another command works on {path} at this moment.",
+                remedy="Let it end, then try again.",
+            ) from None
+        try:
+            for left in path.parent.glob(f"{_new(path)}*{_NEW}"):
+                left.unlink()
+        except OSError as error:
+            raise _unusable(path.parent, error) from error
+        yield
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _new(path: Path) -> str:
+    """What the names of files begin with that are to become this one."""
+    return f".{path.name}."
 
 
 def listen(host: str, port: int, purpose: str, variable: str) -> socket.socket:

@@ -19,9 +19,12 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from contracts.certificate_renewal import CERTIFICATE_RENEWAL, CERTIFICATE_RENEWAL_SCHEDULE
+from contracts.certificates import AUTHORITY_UPKEEP, AUTHORITY_UPKEEP_SCHEDULE
 from contracts.errors import HostlerError, InvalidInput
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HOUSEKEEPING, HOUSEKEEPING_ID
 from contracts.operations import kind_of
+from contracts.passwords import PASSWORD_VERIFICATION, PASSWORD_VERIFICATION_SCHEDULE
 from contracts.power_actions import (
     BMC_TEST,
     POWER_PROBE,
@@ -30,16 +33,21 @@ from contracts.power_actions import (
     POWER_SYNC_SCHEDULE,
 )
 from contracts.steps import MigrateVmResult
+from contracts.tls_check import TLS_CHECK
 from workers.converter import application_error
 from workers.logs import host_of_log
 
 # Workflows that are no operations of anybody's, as metrics name them.
 _NO_OPERATIONS = {
+    AUTHORITY_UPKEEP: AUTHORITY_UPKEEP_SCHEDULE,
     BMC_TEST: "bmc-test",
+    CERTIFICATE_RENEWAL: CERTIFICATE_RENEWAL_SCHEDULE,
     HOST_CHECK: HOST_CHECK_SCHEDULE,
     HOUSEKEEPING: HOUSEKEEPING_ID,
     POWER_PROBE: POWER_PROBE_ID,
+    PASSWORD_VERIFICATION: PASSWORD_VERIFICATION_SCHEDULE,
     POWER_SYNC: POWER_SYNC_SCHEDULE,
+    TLS_CHECK: "tls-check",
 }
 
 

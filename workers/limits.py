@@ -1,5 +1,6 @@
-"""How many files a worker may have open: it keeps connections to every host."""
+"""What the system allows a process: open files for connections to every host, and no core dump."""
 
+import ctypes
 import logging
 import resource
 
@@ -10,6 +11,19 @@ logger = logging.getLogger(__name__)
 _PER_HOST = 8
 # Temporal, the database, logs, and what `hostler up` has besides.
 _BESIDES = 256
+
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+
+
+def keep_memory_private() -> None:
+    """No core dump of this process, which would have master keys and passwords in it, and no look
+    into its memory or its environment by others of the same account: root alone may (prctl(2)).
+    Programs that it starts leave no core either."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
 def allow_open_files(hosts: int) -> None:

@@ -13,6 +13,7 @@ from inventory import Inventory
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free
 from workers.limits import allow_open_files
+from workers.master_keys import master_key_place
 from workers.parts import Part, first_end, running_api, running_worker, until_signalled
 from workers.schedules import ensure_schedules
 from workers.settings import Settings
@@ -135,6 +136,9 @@ def _addresses(settings: Settings) -> str:
             f"  API          {settings.api_url} (OpenAPI at {settings.api_url}/openapi.json)",
             f"  Temporal     {settings.temporal_address}",
             f"  Temporal UI  {settings.temporal_ui_url}",
+            f"  Master key   {master_key_place(settings)}",
+            "               Back it up, apart from the inventory: who loses it loses every stored "
+            "credential.",
             f"  Admin token  {settings.admin_token_path}",
         )
     )

@@ -18,10 +18,31 @@ from temporalio.client import (
 from temporalio.service import RPCError
 
 from contracts.base import Contract
+from contracts.certificate_renewal import (
+    CERTIFICATE_RENEWAL,
+    CERTIFICATE_RENEWAL_SCHEDULE,
+    CertificateRenewalInput,
+)
+from contracts.certificates import (
+    AUTHORITY_UPKEEP,
+    AUTHORITY_UPKEEP_SCHEDULE,
+    AuthorityUpkeepInput,
+)
 from contracts.errors import Unavailable
 from contracts.host_checks import HOST_CHECK, HOST_CHECK_SCHEDULE, HostCheckInput
+from contracts.passwords import (
+    PASSWORD_VERIFICATION,
+    PASSWORD_VERIFICATION_SCHEDULE,
+    PasswordVerificationInput,
+)
 from contracts.power_actions import POWER_SYNC, POWER_SYNC_SCHEDULE, PowerSyncInput
-from contracts.settings import HOST_CHECK_INTERVAL, OOBM_SYNC_INTERVAL, Setting
+from contracts.settings import (
+    CA_TASK_DELAY,
+    HOST_CHECK_INTERVAL,
+    OOBM_SYNC_INTERVAL,
+    PASSWORD_VERIFICATION_INTERVAL,
+    Setting,
+)
 from inventory import Inventory
 
 # Rounds that were missed while Temporal was away are not made up for.
@@ -53,6 +74,27 @@ _PERIODIC = (
         PowerSyncInput(),
         OOBM_SYNC_INTERVAL,
         "Asks every BMC how the power is",
+    ),
+    _Periodic(
+        PASSWORD_VERIFICATION_SCHEDULE,
+        PASSWORD_VERIFICATION,
+        PasswordVerificationInput(),
+        PASSWORD_VERIFICATION_INTERVAL,
+        "Looks whether hosts have the passwords of their clusters",
+    ),
+    _Periodic(
+        AUTHORITY_UPKEEP_SCHEDULE,
+        AUTHORITY_UPKEEP,
+        AuthorityUpkeepInput(),
+        CA_TASK_DELAY,
+        "Looks after the certificate authorities",
+    ),
+    _Periodic(
+        CERTIFICATE_RENEWAL_SCHEDULE,
+        CERTIFICATE_RENEWAL,
+        CertificateRenewalInput(),
+        CA_TASK_DELAY,
+        "Renews certificates that expire, and tells of those",
     ),
 )
 

@@ -7,6 +7,7 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,6 +21,8 @@ PREFIX = "HOSTLER_"
 CLIENT_VARIABLES = frozenset({"HOSTLER_TOKEN", "HOSTLER_API_URL"})
 
 _HIGHEST_PORT = 65535
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MAY_BE_SECRET = ("database_url", "master_keys", "key_service_url")
 Port = Annotated[int, Field(ge=1, le=_HIGHEST_PORT)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -51,8 +54,32 @@ class Settings(BaseSettings):
     )
     master_key_file: Path | None = Field(
         default=None,
-        description="File with the key that encrypts stored credentials. "
+        description="File with the keys that encrypt stored credentials, one a line. "
         "Default: master-key in the home.",
+    )
+    master_keys: SecretStr | None = Field(
+        default=None,
+        description="These keys, separated by blanks, in the place of the file.",
+    )
+    key_service_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/@?#]+/?$",
+        description="OpenBao or Vault, whose transit engine wraps new master keys, and unwraps "
+        "those that it has wrapped.",
+    )
+    key_service_mount: str = Field(
+        default="transit", pattern=r"^[\w./-]+$", description="Where the engine is mounted there."
+    )
+    key_service_key: str = Field(
+        default="hostler", pattern=r"^[\w.-]+$", description="The engine's key."
+    )
+    key_service_token_file: FilePath | None = Field(
+        default=None,
+        validate_default=True,
+        description="File with the token for it; read anew for each use.",
+    )
+    key_service_ca_file: FilePath | None = Field(
+        default=None, description="CA certificates (PEM) of it. Default: the system's."
     )
 
     temporal_address: str = Field(
@@ -115,6 +142,20 @@ class Settings(BaseSettings):
         default=8, ge=1, le=128, description="Threads per host for its migrations; more wait."
     )
 
+    ca_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[!-~]+$",
+        description="Where the external CA is, for the provider `vault`: OpenBao or Vault.",
+    )
+    ca_token_file: Path | None = Field(
+        default=None,
+        description="File with the token that workers show it, as its agent keeps it: read anew "
+        "each time.",
+    )
+    ca_trust_file: FilePath | None = Field(
+        default=None, description="CA certificate (PEM) of its HTTPS. Default: the machine's."
+    )
+
     max_concurrent_activities: int = Field(
         default=200, ge=1, le=10_000, description="Activities at a time in one worker."
     )
@@ -122,7 +163,7 @@ class Settings(BaseSettings):
         default=15, description="How long a stopping worker waits for its activities."
     )
 
-    @field_validator("home", "master_key_file", mode="after")
+    @field_validator("home", "master_key_file", "ca_token_file", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None
@@ -134,6 +175,20 @@ class Settings(BaseSettings):
             raise ValueError("needs HOSTLER_TEMPORAL_TLS_CERT_FILE as well")
         if not path and info.data.get("temporal_tls_cert_file"):
             raise ValueError("is needed beside HOSTLER_TEMPORAL_TLS_CERT_FILE")
+        return path
+
+    @field_validator("key_service_url", mode="after")
+    @classmethod
+    def _encrypted(cls, url: str | None) -> str | None:
+        if url and url.startswith("http:") and (urlsplit(url).hostname not in _LOOPBACK):
+            raise ValueError("must be https, except on this machine: the token would go in clear")
+        return url
+
+    @field_validator("key_service_token_file", mode="after")
+    @classmethod
+    def _token_of_service(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if not path and info.data.get("key_service_url"):
+            raise ValueError("is needed beside HOSTLER_KEY_SERVICE_URL")
         return path
 
     @field_validator("temporal_address", mode="after")
@@ -203,6 +258,6 @@ def _alike(variable: str) -> str:
 def _say(name: str, message: str) -> str:
     variable = f"{PREFIX}{name.upper()}"
     message = message.removeprefix("Value error, ")
-    # The one value that may hold a password is not repeated.
-    shown = "" if name == "database_url" else f" (it is {os.environ.get(variable, '')!r})"
+    # Values that may hold a secret are not repeated.
+    shown = "" if name in _MAY_BE_SECRET else f" (it is {os.environ.get(variable, '')!r})"
     return f"{variable}: {message[:1].lower()}{message[1:]}{shown}"

@@ -18,7 +18,6 @@ with workflow.unsafe.imports_passed_through():
     from activities.power import PowerActivities
     from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
     from contracts.power_actions import (
-        AwaitLeaseInput,
         BmcPasswordChangeInput,
         BmcPasswordChangeResult,
         BmcPasswordProven,
@@ -28,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
         StageBmcPasswordInput,
     )
     from contracts.states import Phase
-    from contracts.steps import AcquireLeaseInput, HostRef
+    from contracts.steps import AcquireLeaseInput, AwaitLeaseInput, HostRef
     from workflows import policies
     from workflows.failures import as_application_error
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE

@@ -125,7 +125,13 @@ class _Leaver:
     """
 
     def __init__(
-        self, vm: Vm, *, tags: frozenset[str], secured: bool, refused: frozenset[str]
+        self,
+        vm: Vm,
+        *,
+        tags: frozenset[str],
+        secured: bool,
+        certified: bool,
+        refused: frozenset[str],
     ) -> None:
         self.vm = vm
         self.refused = refused
@@ -133,6 +139,7 @@ class _Leaver:
         self.together: list[_Leaver] = [self]
         self._tags = tags
         self._secured = secured
+        self._certified = secured or certified
         self._groups: list[tuple[AffinityGroup, dict[str, list[str]]]] = []
 
     def join(self, group: AffinityGroup, present: Mapping[str, list[str]]) -> None:
@@ -155,10 +162,10 @@ class _Leaver:
         incompatible = candidate.incompatible.get(self.vm.name)
         if incompatible is not None:
             return incompatible.message
-        if candidate.secured and not self._secured:
-            return "is secured, its own host is not"
-        if self._secured and not candidate.secured:
-            return "is not secured, its own host is"
+        if candidate.secured and not self._certified:
+            return "is secured, its own host has no certificates"
+        if self._secured and not (candidate.secured or candidate.certified):
+            return "has no certificates, its own host is secured"
         if not self._tags <= candidate.tags:
             return f"lacks the tags {', '.join(sorted(self._tags - candidate.tags))}"
         for group, others in self._groups:
@@ -239,6 +246,7 @@ class _Task:
                 vm,
                 tags=tags.get(vm.name, frozenset()),
                 secured=survey.secured,
+                certified=survey.certified,
                 refused=excluded.get(vm.name, frozenset()),
             )
             for vm in sorted(leaving, key=lambda vm: (-vm.memory_mib, vm.name))

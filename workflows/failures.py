@@ -1,5 +1,7 @@
 """From what Temporal raises in a workflow to what an operator should read."""
 
+from collections.abc import Sequence
+
 from temporalio import exceptions
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
@@ -23,6 +25,16 @@ def as_application_error(error: ActivityError) -> ApplicationError:
         )
     return ApplicationError(
         f"{error.activity_type} failed: {cause or error}", type="Failed", non_retryable=True
+    )
+
+
+def all_of(problems: Sequence[BaseException]) -> BaseException:
+    """One error for what several branches have raised; of a cancel among them, that."""
+    for one in problems:
+        if len(problems) == 1 or not isinstance(one, ApplicationError):
+            return one
+    return ApplicationError(
+        " ".join(str(one) for one in problems), type="Failed", non_retryable=True
     )
 
 

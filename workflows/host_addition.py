@@ -1,8 +1,8 @@
 """HostAddition: bring a host into the inventory, its key pinned, its fence proven.
 
 connect -> accept the host key -> preflight -> register -> install packages, if asked to ->
-read facts -> install the fence -> log in with a key of our own -> in service, closed if it is in
-something that is Disabled
+read facts -> install the fence -> log in with a key of our own -> certificates, if others of its
+cluster have some; secured, if they are -> in service, closed if it is in something that is Disabled
 """
 
 import asyncio
@@ -23,16 +23,19 @@ with workflow.unsafe.imports_passed_through():
         HostAdditionResult,
         HostAdditionStatus,
     )
+    from contracts.certificates import RevocationReason
     from contracts.hosts import Host, HostFacts
-    from contracts.leases import Lease, LeaseRef, Owner
+    from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
     from contracts.preflight import Finding, Findings, errors_among, summary
     from contracts.preflight_rules import error, warning
-    from contracts.states import HostStatus, Phase, ResourceState
+    from contracts.states import HostStatus, Phase, ResourceState, TlsState
     from contracts.steps import (
         AcquireLeaseInput,
+        AwaitLeaseInput,
         ChangeStateInput,
         FormerKeysInput,
         HostKeyResult,
+        HostRef,
         PreflightInput,
         RegisteredHost,
         RegisterHostInput,
@@ -42,11 +45,19 @@ with workflow.unsafe.imports_passed_through():
         TakeBackResult,
         TombstonesClosed,
     )
-    from workflows import policies, provisioning
+    from workflows import certification, policies, provisioning
     from workflows.failures import as_application_error, explain, is_absence
     from workflows.search_attributes import HOST_CLUSTER, HOST_NAME, HOST_ZONE, PHASE
 
 _ACCEPT_WITHIN = timedelta(hours=1)
+_TRUST_WITHIN_S = 900
+_TO_GET = {
+    TlsState.NONE: "",
+    TlsState.READY: "Before it is put into service it gets certificates, as others of its cluster "
+    "have some. ",
+    TlsState.SECURED: "Before it is put into service it gets certificates, and is secured, as all "
+    "others are. ",
+}
 
 
 @workflow.defn(name="HostAddition")
@@ -61,6 +72,8 @@ class HostAddition:
         self._key: HostKeyResult | None = None
         self._accepted: str | None = None
         self._findings: tuple[Finding, ...] = ()
+        self._tls = TlsState.NONE
+        self._trust: LeaseRef | None = None
         self._registered = False
         self._packages_begun = False
         self._fence_begun = False
@@ -112,7 +125,10 @@ class HostAddition:
             )
         await self._preflight(findings)
         await self._discard_secret()
-        self._enter(Phase.DONE, f"A dry run: {summary(self._findings)}. Nothing was changed")
+        self._enter(
+            Phase.DONE,
+            f"A dry run: {summary(self._findings)}. {_TO_GET[self._tls]}Nothing was changed",
+        )
         return self._result()
 
     async def _add(self) -> HostAdditionResult:
@@ -130,8 +146,12 @@ class HostAddition:
         facts = await self._read_facts()
         await self._install_fence()
         await self._change_to_own_key()
+        if self._tls.can and workflow.patched("certificates-of-new-hosts"):
+            await self._certify()
         host = await self._put_into_service(host)
         await self._tell_allocation(host)
+        if workflow.patched("password-of-new-hosts"):
+            await self._give_password(host)
         await self._release_lease()
         self._enter(Phase.DONE, f"{host.name} is {host.resource_state}")
         return self._result(host, facts)
@@ -145,28 +165,39 @@ class HostAddition:
             host_key_sha256=self._key.sha256 if self._key is not None else None,
             facts=facts,
             findings=self._findings,
+            tls=self._tls,
         )
 
     async def _take_lease(self) -> None:
-        info = workflow.info()
         lease: Lease = await workflow.execute_activity_method(
             LeaseActivities.acquire_lease,
-            AcquireLeaseInput(
-                host=self._asked.name,
-                owner=Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id),
-                purpose="addition",
-                known=False,
-            ),
+            self._wanted(LeaseScope.PLACEMENT),
             summary=f"Lease of {self._asked.name}",
             **policies.RECORD,
         )
-        self._lease = LeaseRef(
-            host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
+        self._lease = _ref(lease)
+        await _outwait(lease)
+
+    async def _take_trust(self) -> LeaseRef:
+        lease: Lease = await workflow.execute_activity_method(
+            LeaseActivities.await_lease,
+            AwaitLeaseInput(acquire=self._wanted(LeaseScope.TRUST), within_s=_TRUST_WITHIN_S),
+            summary=f"Certificates of {self._asked.name}, for this alone",
+            **policies.HOST_WAIT,
         )
-        if lease.taken_over_from is not None:
-            await workflow.sleep(
-                policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
-            )
+        self._trust = trust = _ref(lease)
+        await _outwait(lease)
+        return trust
+
+    def _wanted(self, scope: LeaseScope) -> AcquireLeaseInput:
+        info = workflow.info()
+        return AcquireLeaseInput(
+            host=self._asked.name,
+            scope=scope,
+            owner=Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id),
+            purpose="addition",
+            known=False,
+        )
 
     # --- the host key ---------------------------------------------------------------------------
 
@@ -239,9 +270,10 @@ class HostAddition:
                 epoch=self._lease.epoch if self._lease is not None else None,
                 install_packages=asked.install_packages and not self._packages_begun,
                 returning=asked.returning,
+                enabled=asked.enabled,
             )
         )
-        self._findings = (*known, *result.findings)
+        self._findings, self._tls = (*known, *result.findings), result.tls
         return result.lacks_packages
 
     def _require_no_errors(self) -> None:
@@ -320,6 +352,19 @@ class HostAddition:
         if refused is not None:
             await self._warn(refused)
 
+    async def _certify(self) -> None:
+        """Before it is put into service: from then on VMs come to it, and those of secured hosts
+        only by TLS."""
+        name = self._asked.name
+        self._enter(Phase.INSTALLING, f"Takes the certificates of {name} for this alone")
+        trust = await self._take_trust()
+        secured = self._tls is TlsState.SECURED
+        self._enter(
+            Phase.INSTALLING,
+            f"Has {name} get certificates" + (", and take and give VMs by TLS only" * secured),
+        )
+        await certification.certify(trust, self._tls, "it is added")
+
     async def _put_into_service(self, host: Host) -> Host:
         self._enter(Phase.INSTALLING, "Puts it into service")
         await workflow.execute_activity_method(
@@ -391,6 +436,12 @@ class HostAddition:
                 )
             )
 
+    async def _give_password(self, host: Host) -> None:
+        """It is in service whatever comes of that."""
+        stale = await provisioning.give_password(host.name)
+        if stale is not None:
+            await self._warn(stale)
+
     async def _warn(self, finding: Finding) -> None:
         self._findings += (finding,)
         await self._tell_warnings((finding,))
@@ -412,8 +463,29 @@ class HostAddition:
             await workflow.execute_activity_method(
                 RecordActivities.forget_host, self._held, **policies.RECORD
             )
+        if self._trust is not None and await self._is_forgotten():
+            await certification.revoke_all(
+                self._asked.name,
+                RevocationReason.CESSATION_OF_OPERATION,
+                f"{self._asked.name} was not added",
+            )
         await self._discard_secret()
         await self._release_lease()
+
+    async def _is_forgotten(self) -> bool:
+        """Its last step may have put it into service, and only its answer got lost."""
+        try:
+            await workflow.execute_activity_method(
+                RecordActivities.get_host,
+                HostRef(host=self._asked.name),
+                summary=f"Whether {self._asked.name} is there all the same",
+                **policies.RECORD,
+            )
+        except ActivityError as failure:
+            if as_application_error(failure).type != "NotFound":
+                raise
+            return True
+        return False
 
     async def _take_down_fence(self) -> tuple[str, ...]:
         """What stays up of it, unless it goes with all the rest."""
@@ -467,6 +539,10 @@ class HostAddition:
         )
 
     async def _release_lease(self) -> None:
+        if self._trust is not None:
+            await workflow.execute_activity_method(
+                LeaseActivities.release_lease, self._trust, **policies.RECORD
+            )
         await workflow.execute_activity_method(
             LeaseActivities.release_lease, self._held, **policies.RECORD
         )
@@ -558,3 +634,14 @@ class HostAddition:
             parts.append("\n".join(f"- {finding}" for finding in self._findings))
         parts += [f"    {command}" for command in self._commands()]
         return "\n\n".join(parts)
+
+
+def _ref(lease: Lease) -> LeaseRef:
+    return LeaseRef(host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch)
+
+
+async def _outwait(lease: Lease) -> None:
+    if lease.taken_over_from is not None:
+        await workflow.sleep(
+            policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
+        )

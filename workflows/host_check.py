@@ -18,6 +18,7 @@ from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
+    from activities.accepted_operations import AcceptedActivities
     from activities.host_checks import HostCheckActivities
     from activities.reconciliation import ReconciliationActivities
     from activities.schedules import ScheduleActivities
@@ -144,13 +145,19 @@ class HostCheck:
             self._continue_as_new_if_suggested()
 
     async def _tidy(self) -> None:
-        """What operations that have ended still hold; and begin the housekeeping, unless that of an
-        earlier round is still at work."""
+        """What operations that have ended still hold, and what was asked for and never started; and
+        begin the housekeeping, unless that of an earlier round is still at work."""
         await workflow.execute_activity_method(
             ReconciliationActivities.free_abandoned,
             summary="Room and turns of ended operations",
             **policies.SWEEP,
         )
+        if workflow.patched("accepted-operations"):
+            await workflow.execute_activity_method(
+                AcceptedActivities.start_accepted,
+                summary="Operations that were asked for and not started",
+                **policies.RECORD,
+            )
         try:
             await workflow.start_child_workflow(
                 HOUSEKEEPING,

@@ -2,7 +2,7 @@
 
     survey -> maintenance (if asked) -> take over -> command (if any) -> withdraw trust ->
     boot from network (if asked) -> wait for a new host key -> accept it -> preflight ->
-    provision -> back in service
+    provision, with certificates if it had some -> back in service
 
 Until trust is withdrawn a cancel leaves the host as it is then: in maintenance, if it was or was
 put there. After that there is no way back, and nothing that goes wrong on the host ends the
@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.reinstallation import ReinstallationActivities
     from activities.removal import RemovalActivities
     from activities.survey import SurveyActivities
+    from contracts.certificates import RevocationReason
     from contracts.evacuation import HostEnvironment
     from contracts.hosts import Host
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
@@ -47,7 +48,7 @@ with workflow.unsafe.imports_passed_through():
         WithdrawTrustInput,
     )
     from contracts.removal import RemovalEffect, RemovalSurvey
-    from contracts.states import Phase
+    from contracts.states import Phase, TlsState
     from contracts.steps import (
         CheckHostInput,
         EventInput,
@@ -57,7 +58,7 @@ with workflow.unsafe.imports_passed_through():
         PreflightResult,
     )
     from contracts.vm_return import VmReturnInput
-    from workflows import policies, power_use, provisioning
+    from workflows import certification, policies, power_use, provisioning
     from workflows.failures import as_application_error
     from workflows.reinstallation_page import current_details, next_commands
     from workflows.reinstallation_plan import check, effects, lost_vms, needs_maintenance
@@ -88,6 +89,8 @@ class HostReinstallation:
         self._cancel_came_late = False
         self._former: str | None = None
         self._environment: HostEnvironment | None = None
+        self._tls = TlsState.NONE
+        self._certified: str | None = None
         self._forced = False
         self._key: HostKeyResult | None = None
         self._accepted: str | None = None
@@ -146,6 +149,7 @@ class HostReinstallation:
         environment = await self._read_environment(survey.host)
         if self._asked.command is not None and not survey.host.being_reinstalled:
             await self._run_command(self._asked.command)
+        await self._takeover.acquire_trust(self._asked.host, self._asked.reason)
         await self._withdraw_trust(survey.host, environment)
         if self._asked.network_boot:
             await self._boot_from_network()
@@ -251,6 +255,14 @@ class HostReinstallation:
             self._begun = False
             raise
         self._since = workflow.now()
+        # Not what the survey has seen: a provisioning may have ended since.
+        if trust.tls_again.can and workflow.patched("certificates-again"):
+            self._tls = trust.tls_again
+            await certification.revoke_all(
+                host.name,
+                RevocationReason.SUPERSEDED,
+                f"Of the former installation of {host.name}",
+            )
         self._former = trust.former_sha256
         self._environment = trust.environment
         self._accepted = self._accepted or trust.pinned_sha256
@@ -430,6 +442,7 @@ class HostReinstallation:
         if refused is not None:
             self._findings += (refused,)
             await provisioning.record_findings(lease, "reinstallation.warning", (refused,))
+        await self._certify()
         self._enter(Phase.RETURNING, f"Tells {name} whether it takes new VMs")
         told = await provisioning.tell_allocation(name)
         for untold in told.untold:  # with the fence down it might take what it is not to take
@@ -450,6 +463,27 @@ class HostReinstallation:
             **policies.HOST_CHANGE,
         )
         return host
+
+    async def _certify(self) -> None:
+        """What it had before, and before VMs come to it: those of secured hosts come only by TLS.
+        Once for each installation."""
+        trust, name = self._takeover.trust, self._asked.host
+        if not self._tls.can or trust is None or self._certified == self._shown:
+            return
+        self._enter(Phase.INSTALLING, f"Reads the addresses that {name} has now")
+        await workflow.execute_activity_method(
+            SurveyActivities.read_facts,
+            self._takeover.held,
+            summary="What its certificates are to name",
+            **policies.FIRST_LOOK,
+        )
+        secured = self._tls is TlsState.SECURED
+        self._enter(
+            Phase.INSTALLING,
+            f"Has {name} get certificates" + (", and take and give VMs by TLS only" * secured),
+        )
+        await certification.certify(trust, self._tls, "it was re-installed")
+        self._certified = self._shown
 
     async def _require_sound(self) -> None:
         """VMs would come to a host that lacks what they had there before."""
@@ -583,6 +617,11 @@ class HostReinstallation:
         return status.model_copy(update={"commands": commands})
 
     # --- bookkeeping ----------------------------------------------------------------------------
+
+    @property
+    def _shown(self) -> str | None:
+        """The host key of the new installation."""
+        return self._key.sha256 if self._key is not None else None
 
     @property
     def _asked(self) -> HostReinstallationInput:

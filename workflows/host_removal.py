@@ -1,11 +1,11 @@
 """HostRemoval: take a host out of the inventory, and what Hostler has put on it off the host.
 
     survey -> maintenance (if asked) -> take over -> begin -> clean and prove -> power off (if
-    asked) -> delete
+    asked) -> delete -> certificates revoked
 
 Until `begin` a cancel leaves the host as it is then: in maintenance, if it was or was put there.
 After that there is no way back: it says so, and goes on. A host that does not answer is cleaned
-when it ever does again. Certificates of a host are to be revoked between `clean` and `delete`.
+when it ever does again. Its certificates are revoked after `delete`: from then on it gets no more.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from activities.records import RecordActivities
     from activities.removal import RemovalActivities
+    from contracts.certificates import RevocationReason
     from contracts.hosts import Host
     from contracts.maintenance import HostMaintenanceInput, MaintenanceSettings
     from contracts.power_actions import Action, PowerActionInput
@@ -38,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from contracts.states import Phase, ResourceState
     from contracts.steps import EventInput, HostRef
-    from workflows import policies, power_use
+    from workflows import certification, policies, power_use
     from workflows.failures import as_application_error
     from workflows.removal_page import current_details, next_commands
     from workflows.removal_plan import check, effects, is_lost, needs_maintenance
@@ -104,6 +105,7 @@ class HostRemoval:
         if needs_maintenance(survey) and not is_lost(self._asked, survey):
             await self._take_out()
         await self._takeover.acquire(self._asked.host, survey.holder, self._asked.reason)
+        await self._takeover.acquire_trust(self._asked.host, self._asked.reason)
         survey = await self._survey()
         if is_lost(self._asked, survey):
             return await self._remove_lost(survey)
@@ -289,6 +291,10 @@ class HostRemoval:
             summary=f"{host} leaves the inventory",
             **policies.RECORD,
         )
+        if workflow.patched("revoke-certificates"):
+            await certification.revoke_all(
+                host, RevocationReason.CESSATION_OF_OPERATION, f"Of the removed host {host}"
+            )
         await self._takeover.release()
         self._enter(Phase.DONE, f"{host} is removed")
         return removed

@@ -159,6 +159,22 @@ SWEEP = ActivityPolicy(
 )
 """Many hosts, each with a time-out of its own. A next attempt goes on where the last one ended."""
 
+CERTIFICATE_CHANGE = ActivityPolicy(HOST_CHANGE)  # type: ignore[misc] # mypy takes no TypedDict for its own type
+CERTIFICATE_CHANGE["retry_policy"] = _BOUNDED
+"""Changes of a host's certificates: what does not succeed within minutes is put back."""
+
+CA_CALL = ActivityPolicy(
+    start_to_close_timeout=timedelta(minutes=1),
+    heartbeat_timeout=_NOTICED_SOON,
+    retry_policy=_PATIENT,
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""Questions to a certificate authority: of an external one, they wait until it is back."""
+
+CA_ROUND = ActivityPolicy(CA_CALL)  # type: ignore[misc] # mypy takes no TypedDict for its own type
+CA_ROUND["retry_policy"] = _BOUNDED
+"""The same where the next round comes by itself."""
+
 _LONGEST_ABSENCE = 240  # attempts: about an hour
 
 

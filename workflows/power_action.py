@@ -21,7 +21,6 @@ with workflow.unsafe.imports_passed_through():
     from contracts.power import PowerState
     from contracts.power_actions import (
         Action,
-        AwaitLeaseInput,
         CommandOutcome,
         FinishPowerInput,
         PowerActionInput,
@@ -37,7 +36,7 @@ with workflow.unsafe.imports_passed_through():
         WatchPowerInput,
     )
     from contracts.states import Phase
-    from contracts.steps import AcquireLeaseInput, HostRef
+    from contracts.steps import AcquireLeaseInput, AwaitLeaseInput, HostRef
     from workflows import policies
     from workflows.failures import as_application_error, explain
     from workflows.power_plan import check, failure, is_there_already, judge, warnings

@@ -10,10 +10,12 @@ with workflow.unsafe.imports_passed_through():
     from activities.fencing import FencingActivities
     from activities.own_key import OwnKeyActivities
     from activities.packages import PackageActivities
+    from activities.passwords import PasswordActivities
     from activities.preflight import PreflightActivities
     from activities.records import RecordActivities
     from contracts.allocation import TellHostsInput, TellHostsResult
-    from contracts.leases import LeaseRef
+    from contracts.leases import LeaseRef, Owner
+    from contracts.passwords import BringUpInput, BringUpResult
     from contracts.preflight import Finding
     from contracts.preflight_rules import warning
     from contracts.steps import (
@@ -100,6 +102,29 @@ async def tell_allocation(host: str) -> TellHostsResult:
         **policies.SWEEP,
     )
     return result
+
+
+async def give_password(host: str) -> Finding | None:
+    """That of its cluster, if that has one and the settings say so. A host that can't be given it
+    now gets it later, by Housekeeping: that is what is returned."""
+    info = workflow.info()
+    result: BringUpResult = await workflow.execute_activity_method(
+        PasswordActivities.bring_passwords_up,
+        BringUpInput(
+            hosts=(host,),
+            owner=Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id),
+        ),
+        summary="The password of its cluster",
+        **policies.SWEEP,
+    )
+    if not result.failed:
+        return None
+    return warning(
+        "password-stale",
+        "It does not have the password of its cluster: "
+        + "; ".join(one.problem or "" for one in result.failed),
+        "It is tried again every hour. See `hostler passwords verify`.",
+    )
 
 
 async def record_findings(lease: LeaseRef, kind: str, findings: tuple[Finding, ...]) -> None:

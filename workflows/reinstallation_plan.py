@@ -7,7 +7,7 @@ from temporalio.exceptions import ApplicationError
 from contracts.hosts import Host
 from contracts.reinstallation import HostReinstallationInput
 from contracts.removal import EffectKind, RemovalEffect, RemovalSurvey
-from contracts.states import MAINTENANCE_STATES, ResourceState
+from contracts.states import MAINTENANCE_STATES, ResourceState, TlsState
 
 _IN_SERVICE = frozenset({ResourceState.ENABLED, ResourceState.DISABLED})
 
@@ -108,6 +108,11 @@ def _effects(
     else:
         yield EffectKind.HOST, f"that key is pinned if it is {asked.host_key_sha256}"
     yield EffectKind.HOST, "the new installation gets the fence, and a key of Hostler's own"
+    if host.tls_in_service.can:
+        secured = ", and takes and gives VMs by TLS only" * (
+            host.tls_in_service is TlsState.SECURED
+        )
+        yield EffectKind.HOST, f"it gets certificates again{secured}"
     if host.being_reinstalled or not asked.host_is_down:
         yield EffectKind.HOST, "networks, bridges and storage pools are to be there as before"
     back = host.state_before_maintenance or host.resource_state
@@ -130,6 +135,8 @@ def _withdrawal(
         f"the host key {host.host_key_sha256} is accepted no more; from here on there is no way "
         "back",
     )
+    if host.tls.can:
+        yield EffectKind.SECRET, "certificates of the old installation are revoked"
     yield EffectKind.CONNECTIONS, f"connections that are kept to {name} are closed"
     if not asked.host_is_down:
         yield EffectKind.HOST, f"removed from {name}: Hostler's own key; the fence stays up"

@@ -13,12 +13,20 @@ with workflow.unsafe.imports_passed_through():
     from activities.leases import LeaseActivities
     from activities.operations import OperationActivities
     from contracts.cluster_maintenance import MaintenanceProgress, WaitForMaintenanceInput
-    from contracts.leases import Lease, LeaseRef, Owner
+    from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
     from contracts.maintenance import HostMaintenanceInput
     from contracts.operations import WORKFLOW_TYPES, OperationKind, workflow_id
     from contracts.states import Phase
-    from contracts.steps import AcquireLeaseInput, HandedOver, HandOverMaintenanceInput
+    from contracts.steps import (
+        AcquireLeaseInput,
+        AwaitLeaseInput,
+        HandedOver,
+        HandOverMaintenanceInput,
+    )
     from workflows import policies
+
+# A change of passwords or certificates takes minutes; one that waits for its operator is named.
+_TRUST_WITHIN_S = 900
 
 
 class Takeover:
@@ -31,11 +39,13 @@ class Takeover:
     Attributes:
         maintenance: the one that was started, until it has ended.
         lease: the host's, as soon as it is held.
+        trust: its lease of the scope `trust`, likewise.
     """
 
     def __init__(self, kind: str, enter: Callable[[Phase, str], None]) -> None:
         self.maintenance: Owner | None = None
         self.lease: LeaseRef | None = None
+        self.trust: LeaseRef | None = None
         self._kind = kind
         self._enter = enter
 
@@ -98,26 +108,49 @@ class Takeover:
 
     async def acquire(self, host: str, holder: Owner | None, reason: str) -> None:
         """The lease, from a maintenance that is ready, or from whoever has ended."""
-        info = workflow.info()
-        own = Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id)
         holder = self.maintenance or holder
         self._enter(Phase.PLANNING, f"Takes {host} over")
         handed_over = holder is not None and await self._hand_over(host, holder)
         lease: Lease = await workflow.execute_activity_method(
             LeaseActivities.acquire_lease,
-            AcquireLeaseInput(
-                host=host, owner=own, purpose=f"{self._kind}: {reason or 'no reason given'}"
-            ),
+            self._wanted(host, LeaseScope.PLACEMENT, reason),
             summary=f"Lease of {host}",
             **policies.RECORD,
         )
-        self.lease = LeaseRef(
-            host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch
-        )
+        self.lease = _ref(lease)
         if lease.taken_over_from is not None and not handed_over:
             await workflow.sleep(
                 policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
             )
+
+    async def acquire_trust(self, host: str, reason: str) -> None:
+        """The lease of what lets in and is shown: whoever changes passwords or certificates there
+        ends first, and nobody begins to. Raises LeaseHeld when that takes too long."""
+        if not workflow.patched("trust"):
+            return
+        self._enter(Phase.QUEUED, f"Waits for who changes passwords or certificates of {host}")
+        lease: Lease = await workflow.execute_activity_method(
+            LeaseActivities.await_lease,
+            AwaitLeaseInput(
+                acquire=self._wanted(host, LeaseScope.TRUST, reason), within_s=_TRUST_WITHIN_S
+            ),
+            summary=f"Passwords and certificates of {host}, for this alone",
+            **policies.HOST_WAIT,
+        )
+        self.trust = _ref(lease)
+        if lease.taken_over_from is not None:
+            await workflow.sleep(
+                policies.HEARTBEAT_TIMEOUT, summary="The predecessor's activities come to an end"
+            )
+
+    def _wanted(self, host: str, scope: LeaseScope, reason: str) -> AcquireLeaseInput:
+        info = workflow.info()
+        return AcquireLeaseInput(
+            host=host,
+            scope=scope,
+            owner=Owner(workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id),
+            purpose=f"{self._kind}: {reason or 'no reason given'}",
+        )
 
     async def _hand_over(self, host: str, holder: Owner) -> bool:
         """Whether it was a maintenance that has let go: nothing of it runs any more then."""
@@ -162,9 +195,17 @@ class Takeover:
 
     async def release(self) -> None:
         """Nobody holds the host."""
+        if self.trust is not None:
+            await workflow.execute_activity_method(
+                LeaseActivities.release_lease, self.trust, **policies.RECORD
+            )
         await workflow.execute_activity_method(
             LeaseActivities.release_lease, self.held, **policies.RECORD
         )
+
+
+def _ref(lease: Lease) -> LeaseRef:
+    return LeaseRef(host=lease.host, scope=lease.scope, owner=lease.owner, epoch=lease.epoch)
 
 
 def conflict(message: str) -> ApplicationError:

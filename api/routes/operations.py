@@ -32,6 +32,9 @@ _ADMINS = frozenset(
         OperationKind.ZONE_ALLOCATION,
         OperationKind.POD_ALLOCATION,
         OperationKind.CLUSTER_ALLOCATION,
+        OperationKind.SIGNING,
+        OperationKind.REVOCATION,
+        OperationKind.CA_SETUP,
     }
 )
 

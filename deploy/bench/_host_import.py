@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 from _report import BenchFailed, Report
 
@@ -43,7 +44,7 @@ async def main(arguments: argparse.Namespace) -> int:
         _say(f"{arguments.hosts} hosts start ({directory})")
         hosts = await simulation.start_hosts()
         _say("ansible-core is installed")
-        ansible = await asyncio.to_thread(_Ansible, directory, simulation.directory, hosts)
+        ansible = await asyncio.to_thread(Ansible, directory, simulation.directory, hosts)
         taken = {}
         for module in _ANSIBLE_RUNS:
             _say(f"ansible {module}, {arguments.forks} at a time")
@@ -59,22 +60,47 @@ async def main(arguments: argparse.Namespace) -> int:
     return report.close()
 
 
-class _Ansible:
-    """ansible-core in an environment of its own, and its inventory of the hosts."""
+class Reachable(Protocol):
+    """A host that ansible logs in to."""
 
-    def __init__(self, directory: Path, hosts_directory: Path, hosts: Sequence[SshHost]) -> None:
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+
+
+class Ansible:
+    """ansible-core in an environment of its own, and its inventory of the hosts.
+
+    Args:
+        hosts_directory: has `known_hosts`, and the private key `id` that all hosts let in.
+        package: what is installed; `ansible` has the collections, too.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        hosts_directory: Path,
+        hosts: Sequence[Reachable],
+        package: str = "ansible-core",
+    ) -> None:
         environment = directory / "ansible"
         self._hosts = len(hosts)
         self._home = directory / "a"
         self._inventory = directory / "inventory"
         self._program = environment / "bin" / "ansible"
-        pip = [environment / "bin" / "pip", "install", "--quiet", "ansible-core"]
+        pip = [environment / "bin" / "pip", "install", "--quiet", package]
         _done([_PYTHON, "-m", "venv", environment])
         _done(pip)
         options = f"-o UserKnownHostsFile={hosts_directory / 'known_hosts'} -o IdentitiesOnly=yes"
         lines = [
             f"{one.name} ansible_host={one.address} ansible_port={one.port}" for one in hosts
         ] + [
+            # What a play delegates to it has ansible's own libraries.
+            "localhost ansible_connection=local "
+            f"ansible_python_interpreter={environment / 'bin' / 'python'}",
             "[all:vars]",
             "ansible_user=root",
             f"ansible_ssh_private_key_file={hosts_directory / 'id'}",
@@ -87,16 +113,44 @@ class _Ansible:
     def run(self, module: str, forks: int) -> float:
         """Seconds for all hosts. Raises BenchFailed if one did not answer."""
         began = time.monotonic()
-        said = self._call("all", "-i", str(self._inventory), "-m", module, "-f", str(forks), "-o")
+        said = self._call(*self.words(module, forks))
         seconds = time.monotonic() - began
         answered = sum(" | SUCCESS => " in line for line in said.splitlines())
         if answered != self._hosts:
             raise BenchFailed(f"ansible {module}: {answered} of {self._hosts} answered:\n{said}")
         return seconds
 
+    def words(self, module: str, forks: int, arguments: str = "") -> list[str]:
+        """The program's arguments for that."""
+        more = ["-a", arguments] if arguments else []
+        inventory = str(self._inventory)
+        return ["all:!localhost", "-i", inventory, "-m", module, "-f", str(forks), "-o", *more]
+
+    def start(self, words: Sequence[str]) -> "subprocess.Popen[str]":
+        """The program, running; what it says comes through a pipe."""
+        return self._start(self._program, words)
+
+    def start_playbook(self, playbook: Path, forks: int, **values: str) -> "subprocess.Popen[str]":
+        """Of all hosts (`all:!localhost`), with these variables."""
+        more = [word for item in values.items() for word in ("-e", "=".join(item))]
+        words = [str(playbook), "-i", str(self._inventory), "-f", str(forks), *more]
+        return self._start(self._program.with_name("ansible-playbook"), words)
+
+    def _start(self, program: Path, words: Sequence[str]) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [program, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | self._settings,
+        )
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return {"ANSIBLE_HOME": str(self._home), "ANSIBLE_LOCALHOST_WARNING": "false"}
+
     def _call(self, *arguments: str) -> str:
-        settings = {"ANSIBLE_HOME": str(self._home), "ANSIBLE_LOCALHOST_WARNING": "false"}
-        return _done([self._program, *arguments], **settings)
+        return _done([self._program, *arguments], **self._settings)
 
 
 class _Imported:

@@ -19,7 +19,8 @@ from contracts.settings import Setting
 from contracts.states import AllocationState, HostStatus, ResourceState
 from drivers.libvirt import LibvirtHypervisor
 from drivers.ssh import AsyncSshShell
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
+from tests.databases import sqlite_database
 from tests.lab import Lab
 
 GUEST = "act-vm"
@@ -47,8 +48,7 @@ async def hypervisor(shell: AsyncSshShell) -> AsyncIterator[LibvirtHypervisor]:
 @pytest.fixture
 async def inventory(tmp_path: Path, lab: Lab) -> AsyncIterator[Inventory]:
     """The lab's hosts, `Enabled` and `Up`, 512 MiB each."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     topology, enabled = inventory.topology, AllocationState.ENABLED
     await topology.create_zone("zone-1", actor="test")

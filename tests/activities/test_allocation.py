@@ -28,9 +28,10 @@ from contracts.states import AllocationState, HostStatus, ResourceState
 from contracts.steps import FenceInput
 from drivers.errors import FenceFailed, HostUnreachable
 from drivers.fence import HookFence
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from inventory.closings import Closing
 from tests.activities.conftest import OWNER, change_state, ref, run
+from tests.databases import sqlite_database
 from tests.hooks.fleet import Fleet, FleetLibvirt
 from tests.inventory.conftest import register
 
@@ -104,8 +105,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     topology = inventory.topology
     await topology.create_zone("zone-1", actor="test")

@@ -40,11 +40,16 @@ from drivers.protocols import (
     Hypervisor,
     RemoteShell,
 )
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
+from inventory.errors import MasterKeyMissing
+from inventory.models import KeyringRow, SecretVersionRow
+from inventory.secrets import identity
 from tests.activities.conftest import change_state, run
+from tests.databases import sqlite_database
 from tests.fake_bmcs import FakeBmcs, mute
 from tests.inventory.conftest import acquire, enabled, ref, register
 from tests.samples import FACTS, WHEN
+from workers.converter import application_error
 
 HANGS = 30.0
 
@@ -130,8 +135,7 @@ class Machines:
 @pytest.fixture
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """kvm-1 to kvm-3, `Enabled` and `Up`."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")
@@ -571,11 +575,36 @@ async def test_a_host_that_is_re_installed_is_left_alone(
 async def test_a_credential_that_cannot_be_read_costs_that_host_alone(
     activities: HostCheckActivities, inventory: Inventory, machines: Machines
 ) -> None:
-    other = Inventory(inventory.database, SecretBox(SecretBox.new_key()))
-    await enabled(other, 4)
+    await enabled(inventory, 4)
+    secret = (await inventory.hosts.login("kvm-4")).secret_id
+    other = SecretBox(SecretBox.new_key())
+    async with inventory.database.writing() as session:
+        row = await session.get_one(SecretVersionRow, secret)
+        row.ciphertext = other.seal("pw", identity(row.id, row.kind), key_id=other.key_ids[0])
+        session.add(row)
     swept = await check(activities)
     assert swept.seen == {Seen.ANSWERED: 3, Seen.LOGIN_REFUSED: 1}
     assert (await host(inventory, "kvm-4")).status is HostStatus.ALERT
+
+
+async def test_a_master_key_that_is_missing_here_says_nothing_of_a_host(
+    activities: HostCheckActivities, inventory: Inventory, machines: Machines
+) -> None:
+    await enabled(inventory, 4)
+    secret = (await inventory.hosts.login("kvm-4")).secret_id
+    other = SecretBox(SecretBox.new_key())
+    async with inventory.database.writing() as session:
+        row = await session.get_one(SecretVersionRow, secret)
+        row.ciphertext = other.seal("pw", identity(row.id, row.kind), key_id=other.key_ids[0])
+        keyring = await session.get_one(KeyringRow, 1)
+        keyring.known = [*keyring.known, *other.key_ids]
+        session.add_all([row, keyring])
+    swept = await check(activities)
+    assert swept.seen == {Seen.ANSWERED: 3}
+    assert (await host(inventory, "kvm-4")).status is HostStatus.UP
+    with pytest.raises(MasterKeyMissing) as caught:
+        await run(activities.look_at_host, HostRef(host="kvm-4"))
+    assert not application_error(caught.value).non_retryable
 
 
 # --- a host's BMC -------------------------------------------------------------------------------

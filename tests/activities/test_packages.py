@@ -10,8 +10,9 @@ from activities.packages import PackageActivities, PackagesNotInstalled
 from contracts.errors import LeaseLost
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from drivers.protocols import Boot, HostAccess, Job, JobState
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from tests.activities.conftest import OWNER, ref, run
+from tests.databases import sqlite_database
 
 HOST = "kvm-9"
 
@@ -46,8 +47,7 @@ class Jobs:
 @pytest.fixture
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """HOST is being added."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")

@@ -15,8 +15,9 @@ from contracts.oobm import PowerCount, PowerProblem
 from contracts.power import PowerState
 from contracts.power_actions import FinishPowerRoundInput, PowerSyncResult, SweepPowerInput
 from drivers.power.registry import PowerDrivers
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from tests.activities.conftest import run
+from tests.databases import sqlite_database
 from tests.inventory.test_oobm import configured
 from tests.simulation.bmcs import PASSWORD, USER, Bmcs, address_of, simulated_bmcs
 
@@ -54,8 +55,7 @@ def held() -> Held:
 @asynccontextmanager
 async def site(directory: Path) -> AsyncIterator[tuple[Inventory, Bmcs, PowerSyncActivities]]:
     """kvm-1 and up, each with its BMC, and what asks them."""
-    database, drivers = Database(f"sqlite:///{directory / 'inventory.db'}"), PowerDrivers()
-    await database.upgrade()
+    database, drivers = sqlite_database(directory), PowerDrivers()
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")

@@ -24,8 +24,11 @@ from contracts.power_actions import (
     SweepPowerInput,
 )
 from drivers.protocols import BmcAccess, BmcReport
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
+from inventory.models import KeyringRow, SecretVersionRow
+from inventory.secrets import identity
 from tests.activities.conftest import run
+from tests.databases import sqlite_database
 from tests.fake_bmcs import FakeBmcs, mute
 from tests.inventory.test_oobm import configured
 
@@ -55,8 +58,7 @@ class SlowBmcs(FakeBmcs):
 @pytest.fixture
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """kvm-1 to kvm-6, whose BMCs are enabled."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")
@@ -115,6 +117,29 @@ async def test_all_are_asked_so_many_at_a_time(
     assert found.pop("kvm-3") is PowerState.OFF
     assert {*found.values()} == {PowerState.ON}
     assert bmcs.most == 2
+
+
+async def test_a_password_that_can_not_be_read_costs_that_bmc_alone(
+    activities: PowerSyncActivities, inventory: Inventory
+) -> None:
+    """One is damaged; of the other one the key is missing here, which says nothing of the BMC."""
+    of = {host: (await inventory.oobm.login(host)).secret_id for host in ("kvm-1", "kvm-2")}
+    other = SecretBox(SecretBox.new_key())
+    async with inventory.database.writing() as session:
+        damaged = await session.get_one(SecretVersionRow, of["kvm-1"])
+        damaged.ciphertext = damaged.ciphertext[:-1]
+        moved = await session.get_one(SecretVersionRow, of["kvm-2"])
+        moved.ciphertext = other.seal("pw", identity(moved.id, moved.kind), key_id=other.key_ids[0])
+        keyring = await session.get_one(KeyringRow, 1)
+        keyring.known = [*keyring.known, *other.key_ids]
+        session.add_all([damaged, moved, keyring])
+    swept = await sweep(activities, await begin(activities))
+    assert (swept.asked, swept.answered) == (5, 4)
+    first, second = [(await inventory.hosts.get(host)).power for host in of]
+    assert first is not None
+    assert second is not None
+    assert of["kvm-1"] in first.reason
+    assert second.problem is PowerProblem.NOT_ASKED
 
 
 async def test_those_that_hang_hold_nobody_up(

@@ -26,8 +26,9 @@ from drivers.errors import (
     SudoRefused,
 )
 from drivers.protocols import HostAccess, HostCpu
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from inventory.models import RemovedHostRow
+from tests.databases import sqlite_database
 from tests.samples import FACTS, FINGERPRINT
 from tests.simulation.cluster import Cluster, SimulatedHypervisor, SimulatedInspector
 
@@ -119,8 +120,7 @@ class Hypervisor(SimulatedHypervisor):
 @pytest.fixture
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """sim-2 is in cluster-1, and Up."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")

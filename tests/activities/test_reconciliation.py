@@ -19,8 +19,9 @@ from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.states import AllocationState
 from drivers.errors import EpochRefused, HostUnreachable
 from drivers.protocols import Fence, FenceState, HostAccess, Hypervisor
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from tests.activities.conftest import open_workflow, ref, reserve, run
+from tests.databases import sqlite_database
 from tests.inventory.conftest import enabled
 
 OPERATION = "maintenance/kvm-1"
@@ -53,8 +54,7 @@ class Hosts:
 @pytest.fixture
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """kvm-1 and kvm-2, `Enabled` and `Up`."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")

@@ -16,8 +16,9 @@ from contracts.steps import CheckHostInput, SurveyInput
 from contracts.vms import Vm
 from drivers.errors import HostUnreachable
 from drivers.protocols import Capacity, HostAccess, Hypervisor
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from tests.activities.conftest import change_state, run
+from tests.databases import sqlite_database
 from tests.inventory.conftest import enabled
 
 
@@ -43,8 +44,7 @@ class Answering:
 @pytest.fixture
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """kvm-1 to kvm-4, `Enabled` and `Up`, in enabled places."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     topology = inventory.topology
     await topology.create_zone("zone-1", actor="test")

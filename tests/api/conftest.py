@@ -26,8 +26,9 @@ from contracts.leases import Lease, LeaseScope, Owner
 from contracts.maintenance import HostMaintenanceInput
 from contracts.states import HostStatus, ResourceState
 from drivers.power.registry import PowerDrivers
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from tests.api.stand_ins import WORKFLOWS
+from tests.databases import sqlite_database
 from workers.converter import HOSTLER_DATA_CONVERTER
 from workers.interceptors import HostlerInterceptor
 from workflows.search_attributes import SEARCH_ATTRIBUTES
@@ -54,8 +55,7 @@ async def client() -> AsyncIterator[Client]:
 @pytest_asyncio.fixture(loop_scope="package")
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
     """With zone-1, pod-1 and cluster-1."""
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")
@@ -198,6 +198,14 @@ def caller(app: FastAPI, token: str | None = None) -> httpx.AsyncClient:
         transport=httpx.ASGITransport(app, raise_app_exceptions=False),
         base_url="http://hostler",
         headers={"Authorization": f"Bearer {token}"} if token else {},
+    )
+
+
+def far_away(api: Api, scheme: str) -> httpx.AsyncClient:
+    """The admin, on another machine."""
+    transport = httpx.ASGITransport(api.app, raise_app_exceptions=False, client=("192.0.2.7", 4711))
+    return httpx.AsyncClient(
+        transport=transport, base_url=f"{scheme}://hostler", headers=api.admin.headers
     )
 
 

@@ -46,6 +46,17 @@ with workflow.unsafe.imports_passed_through():
         VmAction,
     )
     from contracts.oobm import BmcLook
+    from contracts.passwords import (
+        PasswordRotationInput,
+        PasswordRotationResult,
+        PasswordRotationStatus,
+        PasswordState,
+        PasswordVerificationInput,
+        PasswordVerificationResult,
+        RetryInput,
+        RevertInput,
+        SkipHostInput,
+    )
     from contracts.power import PowerState
     from contracts.power_actions import (
         BmcPasswordChangeInput,
@@ -544,7 +555,59 @@ class StandInBmcPassword:
         return BmcPasswordChangeResult(host=request.host, proof=request.secret or "")
 
 
+@workflow.defn(name="PasswordRotation")
+class StandInRotation:
+    """Asks a question, until it is answered."""
+
+    def __init__(self) -> None:
+        self._answer: str | None = None
+
+    @workflow.run
+    async def run(self, request: PasswordRotationInput) -> PasswordRotationResult:
+        self._request = request
+        await workflow.wait_condition(lambda: self._answer is not None)
+        return PasswordRotationResult(
+            cluster=request.cluster, account=request.account, promoted=True, version=1, hosts=()
+        )
+
+    @workflow.update(name="retry")
+    async def retry(self, _: RetryInput) -> None:
+        self._answer = "retry"
+
+    @workflow.update(name="skip_host")
+    async def skip_host(self, request: SkipHostInput) -> None:
+        self._answer = request.host
+
+    @workflow.update(name="revert")
+    async def revert(self, _: RevertInput) -> None:
+        raise ApplicationError("Nothing was changed yet: cancel it.", type="Conflict")
+
+    @workflow.query(name="status")
+    def status(self) -> PasswordRotationStatus:
+        return PasswordRotationStatus(
+            cluster=self._request.cluster,
+            account=self._request.account,
+            phase=Phase.QUESTION,
+            reason=self._request.reason,
+            message="kvm-2: pam_deny",
+            since=workflow.info().start_time,
+        )
+
+
+@workflow.defn(name="PasswordVerification")
+class StandInVerification:
+    """All hosts agree."""
+
+    @workflow.run
+    async def run(self, request: PasswordVerificationInput) -> PasswordVerificationResult:
+        return PasswordVerificationResult(
+            counts={PasswordState.AGREES: 3}, hosts=(), accounts=("root",)
+        )
+
+
 WORKFLOWS = (
+    StandInRotation,
+    StandInVerification,
     StandInAllocation,
     StandInClusterMaintenance,
     StandInMaintenance,

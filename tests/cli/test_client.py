@@ -21,6 +21,7 @@ from tests.cli.conftest import (
     problem,
     run,
 )
+from tests.ports import free_port
 
 ZONES = items(Zone(name="zone-1", allocation_state=AllocationState.ENABLED))
 
@@ -92,8 +93,7 @@ def test_wrong_token(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_api_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("HOSTLER_API_HOST", "127.0.0.1")
     monkeypatch.setenv("HOSTLER_API_PORT", str(port))
     monkeypatch.setenv("HOSTLER_TOKEN", TOKEN)

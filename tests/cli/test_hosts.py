@@ -12,7 +12,7 @@ from contracts.hosts import HostUsage
 from contracts.operations import Operation, OperationKind
 from contracts.preflight import Finding, Findings
 from contracts.preflight_rules import error, warning
-from contracts.states import HostStatus, Phase, ResourceState
+from contracts.states import HostStatus, Phase, ResourceState, TlsState
 from tests.cli.answers import operation
 from tests.cli.conftest import (
     NOT_FOUND,
@@ -249,12 +249,21 @@ def test_an_addition_that_is_refused_tells_every_finding(api: FakeApi, password_
 
 
 @pytest.mark.parametrize(
-    ("findings", "status", "out", "err"),
+    ("findings", "tls", "status", "out", "err"),
     [
-        ((), 0, "kvm-1 can be added: 0 errors, 0 warnings.", ""),
-        ((EMULATES,), 0, "kvm-1 can be added: 0 errors, 1 warning.", ""),
+        ((), TlsState.NONE, 0, "kvm-1 can be added: 0 errors, 0 warnings.", ""),
+        ((EMULATES,), TlsState.NONE, 0, "kvm-1 can be added: 0 errors, 1 warning.", ""),
+        (
+            (),
+            TlsState.SECURED,
+            0,
+            "kvm-1 can be added: 0 errors, 0 warnings. It gets certificates and is secured before "
+            "it is put into service.",
+            "",
+        ),
         (
             (EMULATES, SKEWED),
+            TlsState.READY,
             1,
             "warning [no-kvm] It has no /dev/kvm. Turn it on.",
             "hostler: kvm-1 can't be added like this: clock-skew (1 error, 1 warning).\n",
@@ -265,11 +274,12 @@ def test_a_dry_run(
     api: FakeApi,
     password_file: str,
     findings: tuple[Finding, ...],
+    tls: TlsState,
     status: int,
     out: str,
     err: str,
 ) -> None:
-    result = HostAdditionResult(name="kvm-1", findings=findings)
+    result = HostAdditionResult(name="kvm-1", findings=findings, tls=tls)
     api.on(POST, Answer(202, addition()))
     api.on(LOOK, CONNECTING, ok(addition("COMPLETED", result)))
     done = hostler(*ADD, "--password-file", password_file, "--dry-run")

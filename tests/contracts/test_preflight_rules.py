@@ -116,7 +116,7 @@ def test_a_host_that_is_as_it_should_be() -> None:
         ({"same_uuid": "kvm-3"}, ["uuid-taken"]),
         ({"removed": REMOVED}, ["removed-before"]),
         ({"removed": REMOVED, "returning": True}, []),
-        ({"peers": (host("kvm-1", secured=True), host("kvm-2"))}, ["not-secured+"]),
+        ({"must_be_secured": True}, ["must-be-secured"]),
         (
             {"same_name": True, "same_address": "a", "same_uuid": "a", "removed": REMOVED},
             ["name-taken", "address-taken", "uuid-taken", "removed-before"],

@@ -19,7 +19,7 @@ async def main() -> None:
         sys.stdout.write(f"{progress.percent}\n")
         sys.stdout.flush()
 
-    options = MigrationOptions(destination.address, bandwidth_mib_s=1)
+    options = MigrationOptions(destination.address, bandwidth_mib_s=1, tls=order.get("tls", False))
     await hypervisor.migrate(source, destination, order["uuid"], options, tell)
 
 

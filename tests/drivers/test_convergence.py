@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import libvirt
 import pytest
 
-from contracts.vms import VmState
+from contracts.vms import GIVEN_BACK, VmState
 from drivers.errors import HypervisorFailed, MigrationAborted
 from drivers.libvirt import LibvirtHypervisor
 from drivers.protocols import HostAccess, MigrationOptions, MigrationProgress
@@ -52,14 +52,19 @@ async def dirty_vm(lab: Lab) -> AsyncIterator[str]:
 
 
 async def assert_runs_only_at(
-    hypervisor: LibvirtHypervisor, lab: Lab, uuid: str, here: HostAccess, away: HostAccess
+    hypervisor: LibvirtHypervisor,
+    lab: Lab,
+    uuid: str,
+    here: HostAccess,
+    away: HostAccess,
+    reason: str = "",
 ) -> None:
     """Running and counting on, no number left out or counted twice."""
     await lab.ticks_on("drv-vm")
     assert await hypervisor.find_vm(away, uuid) is None
     vm = await hypervisor.find_vm(here, uuid)
     assert vm is not None
-    assert (vm.state, vm.state_reason) == (VmState.RUNNING, "")
+    assert (vm.state, vm.state_reason) == (VmState.RUNNING, reason)
     ticks = lab.ticks("drv-vm")
     assert ticks == list(range(ticks[0], ticks[0] + len(ticks)))
 
@@ -153,7 +158,7 @@ async def test_paused_for_a_migration_that_fails_it_runs_on_at_the_source(
     assert migration.task.exception() is not None
     while await hypervisor.find_vm(destination, dirty_vm) is not None:
         await asyncio.sleep(0.1)
-    await assert_runs_only_at(hypervisor, lab, dirty_vm, source, destination)
+    await assert_runs_only_at(hypervisor, lab, dirty_vm, source, destination, GIVEN_BACK)
 
 
 async def test_only_a_vm_that_migrates_is_paused(

@@ -483,6 +483,7 @@ def test_only_some_pauses_come_from_a_migration(reason: int) -> None:
         (PAUSED, 99, ""),
         (RUNNING, 1, ""),
         (RUNNING, 5, ""),
+        (RUNNING, 6, "migration canceled"),
         (RUNNING, 11, "post-copy failed"),
         (SHUT_OFF, 1, ""),
         (SHUT_OFF, 3, "crashed"),

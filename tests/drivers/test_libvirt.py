@@ -32,6 +32,7 @@ async def test_facts(hypervisor: LibvirtHypervisor, source: HostAccess, lab: Lab
     assert facts.qemu_version.startswith("7.2.")
     assert facts.operating_system == "Debian GNU/Linux 12 (bookworm)"
     assert facts.cpu_model
+    assert source.address in facts.addresses
     assert facts.cpus >= 1
     assert facts.memory_mib > 1000
 

@@ -11,6 +11,7 @@ from contracts.host_status import Reach
 from drivers.errors import CommandFailed
 from drivers.neighbours import ShellNeighbours
 from drivers.protocols import CommandResult, HostAccess, HostKey
+from tests.ports import free_port
 
 PEER = HostAccess(name="kvm-2", address="127.0.0.1", port=22, user="root", host_key="none")
 
@@ -44,12 +45,6 @@ class LocalShell:
     async def forget(self, host: str) -> None: ...
 
     async def close(self) -> None: ...
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.fixture

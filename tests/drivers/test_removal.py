@@ -15,6 +15,7 @@ import pytest
 from drivers.errors import CommandFailed, EpochRefused
 from drivers.protocols import CommandResult, HostAccess, HostKey
 from drivers.removal import ScriptCleaner
+from tests.authorities.certified_host import CertifiedHost
 
 HOST = "kvm-1"
 KEY = "AAAAC3NzaC1lZDI1NTE5AAAAI"
@@ -151,12 +152,12 @@ def root(tmp_path: Path) -> Root:
 async def test_looking_lists_all_and_changes_nothing(root: Root) -> None:
     before = root.files()
     for _ in range(2):
-        assert await ScriptCleaner(root).look(ACCESS, HOST) == [*FILES, KEY_LINE]
+        assert await ScriptCleaner(root, CertifiedHost()).look(ACCESS, HOST) == [*FILES, KEY_LINE]
     assert root.files() == before
 
 
 async def test_files_then_key_and_nothing_is_left(root: Root) -> None:
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     assert await cleaner.remove_files(ACCESS, 4) == [*FILES]
     assert root.files() == {"/root/.ssh/authorized_keys"}
     assert not root.at("/etc/hostler").exists()
@@ -174,7 +175,7 @@ async def test_files_then_key_and_nothing_is_left(root: Root) -> None:
 
 
 async def test_a_job_that_is_spared_goes_on_and_is_named(root: Root) -> None:
-    cleaner, job = ScriptCleaner(root), "/var/lib/hostler/jobs/m-1/output"
+    cleaner, job = ScriptCleaner(root, CertifiedHost()), "/var/lib/hostler/jobs/m-1/output"
     removed = [line for line in FILES if "job" not in line and "/var/lib" not in line]
     for there in (removed, []):
         assert await cleaner.remove_files(ACCESS, 4, spare_jobs=True) == [
@@ -198,7 +199,7 @@ async def test_what_others_have_put_there_stays(root: Root) -> None:
     for name in mine:
         root.at(name).parent.mkdir(parents=True, exist_ok=True)
         root.at(name).write_text("#!/bin/sh\n")
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     for _ in range(2):
         await cleaner.remove_files(ACCESS, 5)
         await cleaner.remove_key(ACCESS, HOST, 5)
@@ -212,14 +213,14 @@ def test_whatever_scripts_write_into_the_folder_is_taken_away() -> None:
     written = set()
     for script in scripts.iterdir():
         if script.is_file() and "home=/etc/hostler" in (text := script.read_text()):
-            written |= set(re.findall(r"\$home/([a-z.]+)", text))
+            written |= set(re.findall(r"\$home/([a-z.-]+)", text))
     (names,) = re.findall(r"^names='(.*)'$", (scripts / "clean").read_text(), flags=re.M)
-    assert written - {"hooks"} <= set(names.split())
+    assert written - {"hooks", "tls"} <= set(names.split())
 
 
 async def test_a_file_of_keys_that_is_empty_then_goes(root: Root) -> None:
     root.fill(keys=f"{OWN}\n{OWN}\n")
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     assert await cleaner.remove_key(ACCESS, HOST, 4) == [KEY_LINE, KEY_LINE]
     assert not root.at("/root/.ssh/authorized_keys").exists()
 
@@ -228,7 +229,7 @@ async def test_a_link_to_the_keys_stays_a_link(root: Root) -> None:
     keys = root.at("/root/.ssh/authorized_keys")
     keys.rename(root.at("/root/keys"))
     keys.symlink_to(root.at("/root/keys"))
-    assert await ScriptCleaner(root).remove_key(ACCESS, HOST, 4) == [KEY_LINE]
+    assert await ScriptCleaner(root, CertifiedHost()).remove_key(ACCESS, HOST, 4) == [KEY_LINE]
     assert keys.is_symlink()
     assert root.at("/root/keys").read_text() == OTHERS
     assert {path for path in root.files() if "hostler-new" in path} == set()
@@ -241,7 +242,7 @@ async def test_the_new_file_of_keys_lies_beside_the_real_one(root: Root) -> None
     keys.rename(root.at("/srv/keys"))
     keys.symlink_to(root.at("/srv/keys"))
     root.program("mv", f'#!/bin/sh\nprintf "%s " "$@" >{root.programs}/moved\nexec /bin/mv "$@"\n')
-    await ScriptCleaner(root).remove_key(ACCESS, HOST, 4)
+    await ScriptCleaner(root, CertifiedHost()).remove_key(ACCESS, HOST, 4)
     _, source, target = (root.programs / "moved").read_text().split()
     assert Path(source).parent == Path(target).parent == root.at("/srv")
 
@@ -260,7 +261,7 @@ async def test_the_keys_are_changed_by_one_at_a_time(root: Root) -> None:
 async def test_half_of_a_new_file_of_keys_is_found_and_goes(root: Root) -> None:
     half = root.at("/root/.ssh/authorized_keys.hostler-new")
     half.write_text(OWN)
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     # It goes with the key, so nothing but the key is left.
     found = (await cleaner.look(ACCESS, HOST))[-1]
     assert found == "key half written in /root/.ssh/authorized_keys.hostler-new"
@@ -271,7 +272,7 @@ async def test_half_of_a_new_file_of_keys_is_found_and_goes(root: Root) -> None:
 async def test_a_host_that_was_never_touched(tmp_path: Path) -> None:
     root = Root(tmp_path)
     root.path.mkdir()
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     assert await cleaner.look(ACCESS, HOST) == []
     assert await cleaner.remove_files(ACCESS, 2) == []
     assert await cleaner.remove_key(ACCESS, HOST, 2) == []
@@ -280,7 +281,7 @@ async def test_a_host_that_was_never_touched(tmp_path: Path) -> None:
 
 async def test_a_lower_epoch_than_the_hosts_is_refused(root: Root) -> None:
     before = root.files()
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     for change in (cleaner.remove_files(ACCESS, 3), cleaner.remove_key(ACCESS, HOST, 3)):
         with pytest.raises(EpochRefused) as refused:
             await change
@@ -303,7 +304,7 @@ async def test_an_epoch_that_rises_while_it_waits_for_the_lock_counts(root: Root
 async def test_a_damaged_epoch_is_not_taken_for_none(root: Root) -> None:
     root.at("/etc/hostler/epoch").write_text("x\n")
     with pytest.raises(CommandFailed, match="damaged"):
-        await ScriptCleaner(root).remove_files(ACCESS, 9)
+        await ScriptCleaner(root, CertifiedHost()).remove_files(ACCESS, 9)
     assert root.at("/etc/hostler/fence").exists()
 
 
@@ -312,7 +313,7 @@ async def test_what_stays_is_a_failure_that_names_it(root: Root) -> None:
         "rm", '#!/bin/sh\ncase $* in */var/lib/hostler/jobs) ;; *) exec /bin/rm "$@" ;; esac\n'
     )
     with pytest.raises(CommandFailed, match=r"still there: folder .*/jobs"):
-        await ScriptCleaner(root).remove_files(ACCESS, 4)
+        await ScriptCleaner(root, CertifiedHost()).remove_files(ACCESS, 4)
 
 
 SLOW = ("rm", "rmdir", "find", "mv", "cp", "sync", "awk")
@@ -344,7 +345,7 @@ async def test_killed_at_any_step_the_next_run_ends_it(root: Root, number: int) 
             stream.close()
     for name in SLOW:
         (root.programs / name).unlink()
-    cleaner = ScriptCleaner(root)
+    cleaner = ScriptCleaner(root, CertifiedHost())
     await cleaner.remove_files(ACCESS, 4)
     await cleaner.remove_key(ACCESS, HOST, 4)
     assert await cleaner.look(ACCESS, HOST) == []

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from contracts.passwords import Proof
 from contracts.vms import VmState
 from drivers.errors import CallTimedOut, HostUnreachable, SudoRefused
 from drivers.libvirt import LibvirtHypervisor
 from drivers.own_key import AuthorizedKeys
+from drivers.passwords import ScriptAccounts
 from drivers.protocols import HostAccess, MigrationOptions
 from drivers.ssh import AsyncSshShell
 from tests.drivers.conftest import DESTINATION, SOURCE
@@ -41,6 +43,25 @@ async def test_commands_are_roots(shell: AsyncSshShell, here: HostAccess) -> Non
     said = await shell.run(here, ["sh", "-c", "cat; echo no >&2; exit 3"], stdin="é")
     assert (said.exit_status, said.stdout, said.stderr) == (3, "é", "no\n")
     assert (await shell.run(here, ["cat"])).stdout == ""
+
+
+async def test_passwords_are_set_and_proven(shell: AsyncSshShell, here: HostAccess) -> None:
+    """The user's own, and by him root's."""
+    assert here.password is not None
+    accounts = ScriptAccounts(shell)
+    for account in ("ops", "root"):
+        report = await accounts.look(here, account, "of-a-test", [here.password])
+        assert (report.problems, report.matches) == ((), 0)
+        await accounts.set(here, account, "of-a-test", 1)
+        try:
+            assert await accounts.match(here, account, [here.password, "of-a-test"]) == 1
+            for proof in (Proof.SSH, Proof.PAM):
+                assert await accounts.takes(here, account, "of-a-test", proof), proof
+            assert await accounts.first_taken(here, account, [here.password, "of-a-test"]) == 1
+        finally:
+            # Over the connection that is open since before.
+            await accounts.set(here, account, here.password, 1)
+        assert await accounts.takes(here, account, here.password, Proof.SSH)
 
 
 async def test_a_status_is_the_commands_own(shell: AsyncSshShell, here: HostAccess) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.killing import choices_of_moments
+from tests.e2e.prepared import Prepared
 from tests.e2e.system import System
 from tests.lab import Lab
 
 HOSTS = ("kvm-1", "kvm-2", "kvm-3")
 GUESTS = ("vm-1", "vm-2", "vm-3")
 HOME = "kvm-1"
+_DATABASE = "hostler"
+_ORIGINAL = "hostler_with_hosts"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """For tests that kill a worker at each step: when, of each."""
+    """For tests that kill a worker at each step: at which, and when."""
     if "moments" in metafunc.fixturenames:
-        choices = choices_of_moments(all_of_them=metafunc.config.getoption("--matrix"))
+        everything = bool(metafunc.config.getoption("--matrix"))
+        choices = choices_of_moments(all_of_them=everything)
         metafunc.parametrize("moments", choices.values(), ids=list(choices))
 
 
@@ -44,8 +49,7 @@ def definitions() -> dict[str, str]:
 async def guests(lab: Lab, definitions: dict[str, str]) -> tuple[str, ...]:
     """As if just started, all on kvm-1, no others in the lab, and no trace of Hostler on the hosts.
     Those that nobody has touched run on: to boot takes an emulated machine longest."""
-    traces = ("/etc/hostler", "/etc/libvirt/hooks/qemu.d/hostler")
-    await together(*(lab.exec(host, "rm", "-rf", *traces) for host in HOSTS))
+    await together(*(lab.make_bare(host) for host in HOSTS))
     at_home = {guest["name"]: guest["hosts"] == [HOME] for guest in (await lab.status())["guests"]}
     untouched = {
         guest
@@ -79,8 +83,9 @@ def installations(
     def make(*, database_url: str | None = None) -> System:
         record = bool(request.config.getoption("--record-histories"))
         directory = tmp_path / f"system-{next(numbers)}"
-        systems.append(System(directory, database_url=database_url, record_histories=record))
-        return systems[-1]
+        system = System(directory, database_url=database_url, record_histories=record, forked=True)
+        systems.append(system)
+        return system
 
     yield make
     for system in systems:
@@ -94,23 +99,88 @@ async def embedded(installations: Callable[..., System], guests: tuple[str, ...]
 
 
 @pytest_asyncio.fixture
+async def populated(embedded: System, lab: Lab, embedded_original: Prepared) -> System:
+    """A System on SQLite, not running yet; the hosts of the lab were added."""
+    await embedded_original.give(embedded, lab)
+    return embedded
+
+
+@pytest_asyncio.fixture
 async def split(
     installations: Callable[..., System],
     postgresql_server: str,
     guests: tuple[str, ...],
 ) -> System:
-    """A System on PostgreSQL whose Temporal and API run, each in a process of its own."""
-    with psycopg.connect(f"{postgresql_server}/postgres", autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS hostler")
-        connection.execute("CREATE DATABASE hostler")
-    system = installations(database_url=f"{postgresql_server}/hostler")
+    """A System on PostgreSQL whose Temporal and API run, each in a process of its own; its hosts
+    are clean and unknown."""
+    _create_database(postgresql_server, _DATABASE)
+    system = installations(database_url=f"{postgresql_server}/{_DATABASE}")
+    await _start_split(system)
+    return system
+
+
+@pytest_asyncio.fixture
+async def populated_split(
+    installations: Callable[..., System],
+    postgresql_server: str,
+    guests: tuple[str, ...],
+    lab: Lab,
+    split_original: Prepared,
+) -> System:
+    """The same, to which the hosts of the lab were added."""
+    system = installations(database_url=f"{postgresql_server}/{_DATABASE}")
+    await split_original.give(system, lab)
+    _create_database(postgresql_server, _DATABASE, template=_ORIGINAL)
+    await system.temporal_server()
+    await system.api()
+    return system
+
+
+@pytest.fixture(scope="session")
+def embedded_original(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    async def make(directory: Path) -> System:
+        system = System(directory, forked=True)
+        with ExitStack() as at_the_end:
+            at_the_end.callback(system.stop)
+            await system.up()
+            await add_hosts(system, lab)
+        return system
+
+    return Prepared(tmp_path_factory.mktemp("embedded"), make)
+
+
+@pytest.fixture(scope="session")
+def split_original(
+    lab: Lab, postgresql_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Prepared:
+    async def make(directory: Path) -> System:
+        _create_database(postgresql_server, _ORIGINAL)
+        system = System(directory, database_url=f"{postgresql_server}/{_ORIGINAL}", forked=True)
+        with ExitStack() as at_the_end:
+            at_the_end.callback(system.stop)
+            await _start_split(system)
+            await system.worker()
+            await add_hosts(system, lab)
+        return system
+
+    return Prepared(tmp_path_factory.mktemp("split"), make)
+
+
+async def _start_split(system: System) -> None:
+    """All but a worker, on a database that is empty."""
     await system.temporal_server()
     await system.done("db", "upgrade")
     await system.done("key", "create")
     token = await system.done("token", "create", "admin", "--role", "admin")
     (system.home / "admin-token").write_text(token)
     await system.api()
-    return system
+
+
+def _create_database(server: str, name: str, template: str = "template1") -> None:
+    """Anew."""
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
 
 
 async def add_topology(system: System, *, enabled: bool = True) -> None:
@@ -138,10 +208,12 @@ async def add_hosts(system: System, lab: Lab, *, enabled: bool = True) -> None:
     await together(*(add_host(system, row) for row in rows))
 
 
-async def add_host(system: System, row: dict[str, str], *more: str) -> None:
+async def add_host(
+    system: System, row: dict[str, str], *more: str, cluster: str = "cluster-1"
+) -> None:
     """One host of `lab status`."""
     await system.done(
-        *("host", "add", row["name"], "--cluster", "cluster-1", "--address", row["address"]),
+        *("host", "add", row["name"], "--cluster", cluster, "--address", row["address"]),
         *("--password-file", row["password_file"], "--accept-host-key", row["host_key_sha256"]),
         # Every lab host reports all of the machine's memory.
         *("--capacity-memory-mib", "512", *more),
@@ -150,21 +222,25 @@ async def add_host(system: System, row: dict[str, str], *more: str) -> None:
 
 async def enable_bmcs(system: System, lab: Lab) -> None:
     """Hostler may switch the power of every host of the lab."""
-    for row in (await lab.status())["hosts"]:
-        bmc = row["bmc"]
-        await system.done(
-            *("oobm", "configure", row["name"], "--address", bmc["address"]),
-            *("--port", str(bmc["port"]), "--user", bmc["user"]),
-            *("--password-file", bmc["password_file"], "--enable"),
+    bmcs = {row["name"]: row["bmc"] for row in (await lab.status())["hosts"]}
+    await together(
+        *(
+            system.done(
+                *("oobm", "configure", host, "--address", bmc["address"]),
+                *("--port", str(bmc["port"]), "--user", bmc["user"]),
+                *("--password-file", bmc["password_file"], "--enable"),
+            )
+            for host, bmc in bmcs.items()
         )
+    )
 
 
 async def slow_down(system: System) -> None:
-    """A guest takes about half a minute to move: long enough to kill things in the middle."""
-    await system.done("setting", "set", "migration.bandwidth", "3")
-    await system.done("setting", "set", "migration.parallel.max", "3")
+    """A guest takes about 20 seconds to move: long enough to kill things in the middle."""
+    await system.set("migration.bandwidth", "5")
+    await system.set("migration.parallel.max", "3")
 
 
 async def speed_up(system: System) -> None:
     """Migrations that begin from now on are as fast as they can be."""
-    await system.done("setting", "unset", "migration.bandwidth")
+    await system.unset("migration.bandwidth")

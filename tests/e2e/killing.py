@@ -1,42 +1,44 @@
 """A worker that is killed at each step of an operation, and replaced.
 
-With `--matrix`, at every step, in an operation for each moment. Without, in one operation, at half
-of its steps: which, and when, is by a seed (MATRIX_SEED, or the day).
+With `--matrix`, at every step, in an operation for each moment. Without, in one operation, at an
+eighth of its steps, but at one at least: which, and when, is by a seed (MATRIX_SEED, or the day).
 """
 
 import asyncio
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import ROOT, Process, System
 from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints, Moment, Place
 from tests.seed import seed_of_the_day
 
-Moments = Callable[[str], Moment | None]
-"""When, of each step; None: not this time."""
+Moments = Callable[[Sequence[str]], dict[str, Moment]]
+"""Of an operation's steps: at which, and when."""
+
+_SHARE = 8
+_AT_LEAST = 1
 
 
 def choices_of_moments(*, all_of_them: bool) -> dict[str, Moments]:
     """Those to be tried, by name."""
     if all_of_them:
-        return {moment.name.lower(): partial(_always, moment) for moment in Moment}
+        return {moment.name.lower(): partial(_at_each, moment) for moment in Moment}
     seed = seed_of_the_day()
     return {f"seed-{seed}": partial(_by_chance, seed)}
 
 
-def _always(moment: Moment, step: str) -> Moment:
-    return moment
+def _at_each(moment: Moment, steps: Sequence[str]) -> dict[str, Moment]:
+    return dict.fromkeys(steps, moment)
 
 
-def _by_chance(seed: str, step: str) -> Moment | None:
-    chance = random.Random(f"{seed} {step}")  # noqa: S311 - no secret comes of it
-    choices: list[Moment | None] = [*Moment, None, None]
-    return chance.choice(choices)
+def _by_chance(seed: str, steps: Sequence[str]) -> dict[str, Moment]:
+    chance = random.Random(f"{seed} {steps}")  # noqa: S311 - no secret comes of it
+    number = min(len(steps), max(_AT_LEAST, len(steps) // _SHARE))
+    return {step: chance.choice([*Moment]) for step in chance.sample(steps, number)}
 
 
 class MortalWorker:
@@ -45,7 +47,7 @@ class MortalWorker:
     def __init__(self, system: System, folder: Path) -> None:
         self._system = system
         self._failpoints = Failpoints(folder)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     async def start(self) -> None:
         """A worker where there is none."""
@@ -58,8 +60,8 @@ class MortalWorker:
 
     def arm(self, steps: Sequence[str], moments: Moments) -> set[str]:
         """From now on the next call of each of these activities waits. Returns the failpoints."""
-        chosen = {step: moment for step in steps if (moment := moments(step))}
-        return {self._failpoints.arm(Place(step), moment) for step, moment in chosen.items()}
+        chosen = moments(steps).items()
+        return {self._failpoints.arm(Place(step), moment) for step, moment in chosen}
 
     async def die_at(self, armed: set[str], operation: asyncio.Task[Any]) -> None:
         """Kill the worker wherever it waits, until it did at each failpoint. Fails if the

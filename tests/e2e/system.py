@@ -5,11 +5,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
 from contracts.operations import DEFAULT_TASK_QUEUE
+from tests.forked import MODULES, Forked
+from tests.ports import free_port
 from workers.converter import HOSTLER_DATA_CONVERTER
 
+Process = subprocess.Popen[bytes] | Forked
 ROOT = Path(__file__).parents[2]
 _PROGRAMS = Path(sys.executable).parent
 _HISTORIES = ROOT / "tests" / "histories"
 _PAUSE_S = 0.2
+# Each client would read all CAs that are trusted: 50 ms, at each request.
+_TRUST = httpx.create_ssl_context()
 # To the logs, where the test of secrets finds them.
 _TRACED = {"OTEL_TRACES_EXPORTER": "console"}
 
@@ -46,21 +51,24 @@ class System:
         directory: gets home and logs.
         database_url: the inventory's; None for the embedded default.
         record_histories: keep the histories that tests name, for the replay tests.
+        forked: Hostler's own programs are forked from one that has imported them, not started anew.
     """
 
     def __init__(
-        self, directory: Path, *, database_url: str | None = None, record_histories: bool = False
+        self,
+        directory: Path,
+        *,
+        database_url: str | None = None,
+        record_histories: bool = False,
+        forked: bool = False,
     ) -> None:
+        self.forked = forked
         self.home = directory / "home"
         self.logs = directory / "logs"
         self.logs.mkdir(parents=True)
         self._record_histories = record_histories
-        self._started: list[subprocess.Popen[bytes]] = []
-        with ExitStack() as stack:
-            free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-            self._temporal_port, self._ui_port, self.api_port = (
-                one.getsockname()[1] for one in free
-            )
+        self._started: list[Process] = []
+        self._temporal_port, self._ui_port, self.api_port = (free_port() for _ in range(3))
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
             "PATH": f"{_PROGRAMS}:{os.environ['PATH']}",
@@ -79,19 +87,19 @@ class System:
 
     # --- processes ------------------------------------------------------------------------------
 
-    async def up(self, **settings: str) -> subprocess.Popen[bytes]:
+    async def up(self, **settings: str) -> Process:
         """`hostler up`, ready."""
         return await self.start("Hostler is ready.", "hostler", "up", **_TRACED, **settings)
 
-    async def worker(self, **settings: str) -> subprocess.Popen[bytes]:
+    async def worker(self, **settings: str) -> Process:
         """`hostler worker`, ready."""
         return await self.start("Worker on queue", "hostler", "worker", **_TRACED, **settings)
 
-    async def api(self) -> subprocess.Popen[bytes]:
+    async def api(self) -> Process:
         """`hostler api`, ready."""
         return await self.start("API at", "hostler", "api", **_TRACED)
 
-    async def temporal_server(self) -> subprocess.Popen[bytes]:
+    async def temporal_server(self) -> Process:
         """Temporal's dev server, on a file; it says nothing when it is ready: connect waits."""
         address, _, port = self.temporal_address.rpartition(":")
         self.home.mkdir(mode=0o700, exist_ok=True)
@@ -101,7 +109,7 @@ class System:
             *("--db-filename", str(self.home / "temporal.db")),
         )
 
-    async def start(self, ready: str, *command: str, **settings: str) -> subprocess.Popen[bytes]:
+    async def start(self, ready: str, *command: str, **settings: str) -> Process:
         """Start a process and return when its log has the words `ready`."""
         process, log = self._spawn(command, settings)
         while ready not in log.read_text(errors="replace"):
@@ -109,23 +117,38 @@ class System:
             await asyncio.sleep(_PAUSE_S)
         return process
 
-    def _spawn(
-        self, command: tuple[str, ...], settings: dict[str, str]
-    ) -> tuple[subprocess.Popen[bytes], Path]:
+    def _spawn(self, command: tuple[str, ...], settings: dict[str, str]) -> tuple[Process, Path]:
         log = self.logs / f"{len(self._started)}-{command[1]}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=self.logs,
-                env=self._environment | settings,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        environment = self._environment | settings
+        process: Process
+        if self._forks(command, settings):
+            log.touch()
+            process = Forked(command, directory=self.logs, environment=environment, stdout=log)
+        else:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.logs,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
         self._started.append(process)
         return process, log
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
+    def _forks(self, command: tuple[str, ...], settings: dict[str, str]) -> bool:
+        """Whether it is a program of this Hostler, not of another version."""
+        module = command[2] if command[:2] == (sys.executable, "-m") else None
+        ours = command[0] == "hostler" or module in MODULES
+        return self.forked and ours and settings.get("PYTHONPATH", str(ROOT)) == str(ROOT)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all that was started, in that order."""
+        return [process.pid for process in self._started]
+
+    def kill(self, process: Process) -> None:
         """kill -9."""
         process.kill()
         process.wait()
@@ -148,6 +171,8 @@ class System:
         return await self.command("temporal", *arguments)
 
     async def command(self, *command: str, **settings: str) -> Said:
+        if self._forks(command, settings):
+            return await self._forked_command(command, settings)
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=self.logs,
@@ -158,6 +183,25 @@ class System:
         )
         stdout, stderr = await process.communicate()
         return Said(process.returncode or 0, stdout.decode(), stderr.decode())
+
+    async def _forked_command(self, command: tuple[str, ...], settings: dict[str, str]) -> Said:
+        with tempfile.TemporaryDirectory() as directory:
+            stdout, stderr = Path(directory, "stdout"), Path(directory, "stderr")
+            process = Forked(
+                command,
+                directory=self.logs,
+                environment=self._environment | settings,
+                stdout=stdout,
+                stderr=stderr,
+            )
+            ended, loop = asyncio.Event(), asyncio.get_running_loop()
+            loop.add_reader(process.sentinel, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(process.sentinel)
+            status = process.wait()
+            return Said(status, *(path.read_text() for path in (stdout, stderr)))
 
     async def done(self, *arguments: str) -> str:
         """The output of a `hostler` command that must succeed."""
@@ -173,10 +217,20 @@ class System:
         """A request to the API with the admin's token."""
         token = (self.home / "admin-token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"} | more.pop("headers", {})
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=60, trust_env=False, verify=_TRUST) as client:
             return await client.request(
                 method, f"http://127.0.0.1:{self.api_port}{path}", headers=headers, **more
             )
+
+    async def set(self, name: str, value: str) -> None:
+        """A setting, for all."""
+        answer = await self.request("PUT", f"/v1/settings/{name}", json={"value": value})
+        assert answer.status_code == 200, answer.text
+
+    async def unset(self, name: str) -> None:
+        """Back to the default."""
+        answer = await self.request("DELETE", f"/v1/settings/{name}")
+        assert answer.status_code == 200, answer.text
 
     async def ended(self, started: httpx.Response) -> Any:
         """What the operation that was started has ended with. Raises WorkflowFailureError."""

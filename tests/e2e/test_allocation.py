@@ -53,14 +53,13 @@ async def assert_closed(system: System, lab: Lab) -> None:
 
 
 async def test_a_disabled_cluster_takes_no_new_vm_and_restarts_its_own(
-    embedded: System, lab: Lab, stranger: LibvirtHypervisor
+    populated: System, lab: Lab, stranger: LibvirtHypervisor
 ) -> None:
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    await assert_open(embedded, lab)
-    said = await embedded.done("cluster", "disable", "cluster-1", "--reason", "new switch")
+    await populated.up()
+    await assert_open(populated, lab)
+    said = await populated.done("cluster", "disable", "cluster-1", "--reason", "new switch")
     assert "cluster cluster-1 is Disabled. 3 hosts were told." in said
-    await assert_closed(embedded, lab)
+    await assert_closed(populated, lab)
     await assert_ticks(lab)
 
     await lab.virsh("kvm-1", "destroy", GUESTS[0])
@@ -75,28 +74,27 @@ async def test_a_disabled_cluster_takes_no_new_vm_and_restarts_its_own(
     for guest in GUESTS[1:]:
         await lab.ticks_on(guest)
 
-    await embedded.done("cluster", "enable", "cluster-1")
-    await assert_open(embedded, lab)
-    await embedded.record("cluster-allocation/cluster-1", "allocation_state")
+    await populated.done("cluster", "enable", "cluster-1")
+    await assert_open(populated, lab)
+    await populated.record("cluster-allocation/cluster-1", "allocation_state")
 
 
-async def test_a_host_of_its_own_and_its_maintenance(embedded: System, lab: Lab) -> None:
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    await embedded.done("host", "disable", "kvm-2")
+async def test_a_host_of_its_own_and_its_maintenance(populated: System, lab: Lab) -> None:
+    await populated.up()
+    await populated.done("host", "disable", "kvm-2")
     assert await closed(lab, "kvm-2") == "host kvm-2 is Disabled"
     assert (await start_new(lab, "kvm-2"))[0] != 0
     assert (await start_new(lab, "kvm-3"))[0] == 0
-    await embedded.done("maintenance", "enter", "kvm-2", "--watch")
-    refused = await embedded.hostler("host", "enable", "kvm-2")
+    await populated.done("maintenance", "enter", "kvm-2", "--watch")
+    refused = await populated.hostler("host", "enable", "kvm-2")
     assert refused.status == 1
     assert "maintenance leave kvm-2" in refused.stderr
     assert "host is fenced by maintenance/kvm-2" in (await start_new(lab, "kvm-2"))[1]
     # It comes back as it was, without a moment in which a VM could start.
-    await embedded.done("maintenance", "leave", "kvm-2")
-    assert (await embedded.host("kvm-2"))["resource_state"] == "Disabled"
+    await populated.done("maintenance", "leave", "kvm-2")
+    assert (await populated.host("kvm-2"))["resource_state"] == "Disabled"
     assert "host is closed" in (await start_new(lab, "kvm-2"))[1]
-    await embedded.done("host", "enable", "kvm-2")
+    await populated.done("host", "enable", "kvm-2")
     assert (await start_new(lab, "kvm-2"))[0] == 0
 
 
@@ -108,36 +106,34 @@ async def test_a_host_that_comes_into_a_disabled_cluster_is_closed(
     await assert_closed(embedded, lab)
 
 
-async def test_a_host_that_is_away_is_reported(embedded: System, lab: Lab) -> None:
-    await embedded.up()
-    await add_hosts(embedded, lab)
+async def test_a_host_that_is_away_is_reported(populated: System, lab: Lab) -> None:
+    await populated.up()
     await lab.exec("kvm-2", "systemctl", "stop", "libvirtd.service", "libvirtd.socket")
     try:
-        said = await embedded.hostler("cluster", "disable", "cluster-1")
+        said = await populated.hostler("cluster", "disable", "cluster-1")
     finally:
         await lab.exec("kvm-2", "systemctl", "start", "libvirtd.socket", "libvirtd.service")
     assert said.status == 0
     assert "2 hosts were told" in said.stdout
     assert "kvm-2 could not be told" in said.stderr
-    assert not (await embedded.host("kvm-2"))["closed"]
-    assert "3 hosts were told" in await embedded.done("cluster", "disable", "cluster-1")
-    await assert_closed(embedded, lab)
+    assert not (await populated.host("kvm-2"))["closed"]
+    assert "3 hosts were told" in await populated.done("cluster", "disable", "cluster-1")
+    await assert_closed(populated, lab)
 
 
-async def test_a_worker_killed_in_the_middle_of_telling(split: System, lab: Lab) -> None:
-    worker = await split.worker()
-    await add_hosts(split, lab)
+async def test_a_worker_killed_in_the_middle_of_telling(populated_split: System, lab: Lab) -> None:
+    worker = await populated_split.worker()
     # Another change on the host keeps the word from getting through.
     held = asyncio.create_task(lab.exec("kvm-2", "flock", "/etc/hostler/lock", "sleep", "12"))
-    disabling = asyncio.create_task(split.done("cluster", "disable", "cluster-1"))
-    await split.until_running("cluster-allocation/cluster-1", "tell_hosts")
+    disabling = asyncio.create_task(populated_split.done("cluster", "disable", "cluster-1"))
+    await populated_split.until_running("cluster-allocation/cluster-1", "tell_hosts")
     while not await closed(lab, "kvm-3"):
         await asyncio.sleep(0.1)
-    split.kill(worker)
+    populated_split.kill(worker)
     await held
-    await split.worker()
+    await populated_split.worker()
     assert "3 hosts were told" in await disabling
-    await assert_closed(split, lab)
-    await split.record("cluster-allocation/cluster-1", "allocation_state_worker_killed")
-    await split.done("cluster", "enable", "cluster-1")
-    await assert_open(split, lab)
+    await assert_closed(populated_split, lab)
+    await populated_split.record("cluster-allocation/cluster-1", "allocation_state_worker_killed")
+    await populated_split.done("cluster", "enable", "cluster-1")
+    await assert_open(populated_split, lab)

@@ -3,7 +3,6 @@
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import add_hosts
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import System
 from tests.lab import Lab
@@ -14,11 +13,10 @@ ID = "maintenance/kvm-1"
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> System:
+async def system(populated: System, lab: Lab) -> System:
     """Running, with its hosts added."""
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    return embedded
+    await populated.up()
+    return populated
 
 
 async def test_local_disks_go_along_and_come_back(system: System, lab: Lab) -> None:
@@ -88,7 +86,7 @@ async def test_a_host_that_is_down_is_fenced_when_it_is_back(system: System, lab
     assert (host["resource_state"], host["status"]) == ("Maintenance", "Down")
     assert host["fence"] == ID
 
-    await lab.up()
+    await lab.power_on()
     await system.until_view("kvm-1", lambda view: view.get("message") == "Ready for maintenance")
     host = await system.host("kvm-1")
     assert (host["resource_state"], host["status"]) == ("Maintenance", "Up")

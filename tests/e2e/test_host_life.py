@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import GUESTS, HOSTS, add_host, add_hosts
+from tests.e2e.conftest import GUESTS, HOSTS, add_host
 from tests.e2e.proofs import (
     assert_audited,
     assert_in_service,
@@ -23,12 +23,11 @@ HOST = "kvm-4"
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> AsyncIterator[System]:
+async def system(populated: System, lab: Lab) -> AsyncIterator[System]:
     """Running, with the hosts of the lab added, and beside them one that is as it was installed."""
-    await embedded.up()
-    await add_hosts(embedded, lab)
+    await populated.up()
     await lab.up(hosts=4)
-    yield embedded
+    yield populated
     for guest in GUESTS:
         await lab.remove_guest(guest)
     await lab.remove(HOST)

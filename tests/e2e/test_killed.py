@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.e2e.conftest import add_host, add_hosts, add_topology, slow_down, speed_up
+from tests.e2e.conftest import add_host, add_topology, slow_down, speed_up
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import START, System
 from tests.lab import Lab
@@ -24,31 +24,31 @@ async def assert_completes(system: System, lab: Lab) -> None:
     await assert_in_service(lab, "kvm-1", await system.host("kvm-1"))
 
 
-async def test_a_worker_killed_in_the_middle_of_migrations(split: System, lab: Lab) -> None:
-    worker = await split.worker()
-    await add_hosts(split, lab)
-    await slow_down(split)
-    await split.done("maintenance", "enter", "kvm-1")
-    await split.until_migrating("kvm-1", 3)
-    split.kill(worker)
-    await speed_up(split)
-    await split.worker()
-    await assert_completes(split, lab)
-    await split.record(ID, "host_maintenance_worker_killed")
+async def test_a_worker_killed_in_the_middle_of_migrations(
+    populated_split: System, lab: Lab
+) -> None:
+    worker = await populated_split.worker()
+    await slow_down(populated_split)
+    await populated_split.done("maintenance", "enter", "kvm-1")
+    await populated_split.until_migrating("kvm-1", 3)
+    populated_split.kill(worker)
+    await speed_up(populated_split)
+    await populated_split.worker()
+    await assert_completes(populated_split, lab)
+    await populated_split.record(ID, "host_maintenance_worker_killed")
 
 
 async def test_all_of_hostler_up_killed_in_the_middle_of_migrations(
-    embedded: System, lab: Lab
+    populated: System, lab: Lab
 ) -> None:
-    everything = await embedded.up()
-    await add_hosts(embedded, lab)
-    await slow_down(embedded)
-    await embedded.done("maintenance", "enter", "kvm-1")
-    await embedded.until_migrating("kvm-1", 3)
-    embedded.kill(everything)
-    await embedded.up()
-    await speed_up(embedded)
-    await assert_completes(embedded, lab)
+    everything = await populated.up()
+    await slow_down(populated)
+    await populated.done("maintenance", "enter", "kvm-1")
+    await populated.until_migrating("kvm-1", 3)
+    populated.kill(everything)
+    await populated.up()
+    await speed_up(populated)
+    await assert_completes(populated, lab)
 
 
 async def test_a_worker_killed_while_it_adds_a_host(split: System, lab: Lab) -> None:
@@ -69,19 +69,20 @@ async def test_a_worker_killed_while_it_adds_a_host(split: System, lab: Lab) -> 
     await split.record("addition/kvm-1", "host_addition_worker_killed")
 
 
-async def test_a_stopped_worker_that_goes_on_after_a_takeover(split: System, lab: Lab) -> None:
-    stopped = await split.worker()
-    await add_hosts(split, lab)
-    await slow_down(split)
+async def test_a_stopped_worker_that_goes_on_after_a_takeover(
+    populated_split: System, lab: Lab
+) -> None:
+    stopped = await populated_split.worker()
+    await slow_down(populated_split)
     start = (*START, "--input", '{"host": "kvm-1"}', "--workflow-id")
-    assert (await split.temporal(*start, "first")).status == 0
-    await split.until_migrating("kvm-1", 3)
+    assert (await populated_split.temporal(*start, "first")).status == 0
+    await populated_split.until_migrating("kvm-1", 3)
     stopped.send_signal(signal.SIGSTOP)
-    await split.temporal("workflow", "terminate", "--workflow-id", "first")
-    await speed_up(split)
-    await split.worker()
-    assert (await split.temporal(*start, "second")).status == 0
-    await split.until_phase("kvm-1", "Ready")
+    await populated_split.temporal("workflow", "terminate", "--workflow-id", "first")
+    await speed_up(populated_split)
+    await populated_split.worker()
+    assert (await populated_split.temporal(*start, "second")).status == 0
+    await populated_split.until_phase("kvm-1", "Ready")
     where = await places(lab)
     assert "kvm-1" not in where.values()
 
@@ -91,48 +92,46 @@ async def test_a_stopped_worker_that_goes_on_after_a_takeover(split: System, lab
     await asyncio.to_thread(stopped.wait)
     assert await places(lab) == where
     await assert_ticks(lab)
-    host = await split.host("kvm-1")
+    host = await populated_split.host("kvm-1")
     assert (host["resource_state"], host["fence"]) == ("Maintenance", "second")
     fence = await lab.exec("kvm-1", "cat", "/etc/hostler/fence")
     assert fence.stdout.strip() == "second"
-    await split.done("maintenance", "leave", "kvm-1")
-    await assert_in_service(lab, "kvm-1", await split.host("kvm-1"))
+    await populated_split.done("maintenance", "leave", "kvm-1")
+    await assert_in_service(lab, "kvm-1", await populated_split.host("kvm-1"))
 
 
-async def test_a_worker_killed_while_vms_come_back(split: System, lab: Lab) -> None:
-    worker = await split.worker()
-    await add_hosts(split, lab)
-    await split.done("maintenance", "enter", "kvm-1")
-    await split.until_phase("kvm-1", "Ready")
-    await split.done("maintenance", "leave", "kvm-1")
-    await slow_down(split)
-    returning = asyncio.create_task(split.done("maintenance", "return", "kvm-1"))
+async def test_a_worker_killed_while_vms_come_back(populated_split: System, lab: Lab) -> None:
+    worker = await populated_split.worker()
+    await populated_split.done("maintenance", "enter", "kvm-1")
+    await populated_split.until_phase("kvm-1", "Ready")
+    await populated_split.done("maintenance", "leave", "kvm-1")
+    await slow_down(populated_split)
+    returning = asyncio.create_task(populated_split.done("maintenance", "return", "kvm-1"))
     # Its half of a migration that runs.
     while not (await lab.virsh("kvm-1", "list", "--name", "--state-paused")).stdout.split():
         await asyncio.sleep(0.1)
-    split.kill(worker)
-    await speed_up(split)
-    await split.worker()
+    populated_split.kill(worker)
+    await speed_up(populated_split)
+    await populated_split.worker()
     assert "3 of 3" in await returning
     assert set((await places(lab)).values()) == {"kvm-1"}
     await assert_ticks(lab)
-    await assert_in_service(lab, "kvm-1", await split.host("kvm-1"))
+    await assert_in_service(lab, "kvm-1", await populated_split.host("kvm-1"))
 
 
-@pytest.mark.parametrize("way", ["temporal", "leave"])
+@pytest.mark.some_a_day("way", ["temporal", "leave"])
 async def test_cancel_in_the_middle_of_three_migrations(
-    embedded: System, lab: Lab, way: str
+    populated: System, lab: Lab, way: str
 ) -> None:
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    await slow_down(embedded)
-    await embedded.done("maintenance", "enter", "kvm-1")
-    await embedded.until_migrating("kvm-1", 3)
-    handle = await embedded.workflow(ID)
+    await populated.up()
+    await slow_down(populated)
+    await populated.done("maintenance", "enter", "kvm-1")
+    await populated.until_migrating("kvm-1", 3)
+    handle = await populated.workflow(ID)
     if way == "temporal":
-        await embedded.temporal("workflow", "cancel", "--workflow-id", ID)
+        await populated.temporal("workflow", "cancel", "--workflow-id", ID)
     else:
-        await embedded.done("maintenance", "leave", "kvm-1")
+        await populated.done("maintenance", "leave", "kvm-1")
     while (await handle.describe()).close_time is None:
         await asyncio.sleep(0.2)
     status = (await handle.describe()).status
@@ -140,36 +139,35 @@ async def test_cancel_in_the_middle_of_three_migrations(
     assert status.name == ("CANCELED" if way == "temporal" else "COMPLETED")
     assert set((await places(lab)).values()) == {"kvm-1"}
     await assert_ticks(lab)
-    await assert_in_service(lab, "kvm-1", await embedded.host("kvm-1"))
+    await assert_in_service(lab, "kvm-1", await populated.host("kvm-1"))
     # The lease is gone: another operation may begin at once.
-    await embedded.done("maintenance", "enter", "kvm-1", "--dry-run")
-    await embedded.record(ID, f"host_maintenance_{way}_cancel")
+    await populated.done("maintenance", "enter", "kvm-1", "--dry-run")
+    await populated.record(ID, f"host_maintenance_{way}_cancel")
 
 
 async def test_a_second_is_refused_and_a_terminated_one_locks_nothing(
-    embedded: System, lab: Lab
+    populated: System, lab: Lab
 ) -> None:
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    await slow_down(embedded)
+    await populated.up()
+    await slow_down(populated)
     start = (*START, "--input", '{"host": "kvm-1"}', "--workflow-id")
-    assert (await embedded.temporal(*start, "first")).status == 0
-    await embedded.until_migrating("kvm-1", 3)
-    assert (await embedded.temporal(*start, "second")).status == 0
-    refused = await embedded.temporal("workflow", "result", "--workflow-id", "second")
+    assert (await populated.temporal(*start, "first")).status == 0
+    await populated.until_migrating("kvm-1", 3)
+    assert (await populated.temporal(*start, "second")).status == 0
+    refused = await populated.temporal("workflow", "result", "--workflow-id", "second")
     assert refused.status != 0
     assert "kvm-1 is held by first" in refused.stdout + refused.stderr
 
-    await embedded.temporal("workflow", "terminate", "--workflow-id", "first")
-    assert (await embedded.host("kvm-1"))["resource_state"] == "PrepareForMaintenance"
-    assert (await embedded.temporal(*start, "third")).status == 0
-    await embedded.until_migrating("kvm-1", 3)
-    assert "placement: from first, which has ended" in await embedded.events("host/kvm-1")
-    await embedded.temporal("workflow", "terminate", "--workflow-id", "third")
+    await populated.temporal("workflow", "terminate", "--workflow-id", "first")
+    assert (await populated.host("kvm-1"))["resource_state"] == "PrepareForMaintenance"
+    assert (await populated.temporal(*start, "third")).status == 0
+    await populated.until_migrating("kvm-1", 3)
+    assert "placement: from first, which has ended" in await populated.events("host/kvm-1")
+    await populated.temporal("workflow", "terminate", "--workflow-id", "third")
     # Nothing is open: `leave` adopts what the terminated one left.
-    await embedded.done("maintenance", "leave", "kvm-1")
+    await populated.done("maintenance", "leave", "kvm-1")
     assert set((await places(lab)).values()) == {"kvm-1"}
     await assert_ticks(lab)
-    await assert_in_service(lab, "kvm-1", await embedded.host("kvm-1"))
-    await embedded.record("third", "host_maintenance_takeover")
-    await embedded.record(ID, "host_maintenance_adopted_to_leave")
+    await assert_in_service(lab, "kvm-1", await populated.host("kvm-1"))
+    await populated.record("third", "host_maintenance_takeover")
+    await populated.record(ID, "host_maintenance_adopted_to_leave")

@@ -11,7 +11,7 @@ from drivers.errors import MigrationRefused
 from drivers.libvirt import LibvirtHypervisor
 from drivers.protocols import MigrationOptions
 from drivers.ssh import AsyncSshShell
-from tests.e2e.conftest import GUESTS, add_hosts
+from tests.e2e.conftest import GUESTS
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import START, System
 from tests.lab import Lab
@@ -29,11 +29,10 @@ exit 1
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> System:
+async def system(populated: System, lab: Lab) -> System:
     """Running, with its hosts added."""
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    return embedded
+    await populated.up()
+    return populated
 
 
 @pytest_asyncio.fixture
@@ -214,7 +213,7 @@ async def test_the_last_hosts_that_could_take_the_vms_are_gone(system: System, l
     assert refused.status == 1
     await system.done("cluster", "enable", "cluster-1")
 
-    await system.done("setting", "set", "maintenance.hosts.out.max", "2")
+    await system.set("maintenance.hosts.out.max", "2")
     await system.done("maintenance", "enter", "kvm-3", "--watch")
     await lab.exec("kvm-2", "systemctl", "stop", "libvirtd.service", "libvirtd.socket")
     try:

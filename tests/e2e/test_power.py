@@ -2,6 +2,7 @@
 boot that each host is in."""
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.operations import DEFAULT_TASK_QUEUE
-from tests.e2e.conftest import add_hosts, enable_bmcs
+from tests.e2e.conftest import enable_bmcs
 from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.system import System
 from tests.lab import Lab
@@ -69,18 +70,16 @@ async def by_temporal(system: System, action: str) -> str:
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> Any:
+async def system(populated: System, lab: Lab) -> Any:
     """Running, with its hosts added and their BMCs enabled; all hosts are on afterwards."""
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    await enable_bmcs(embedded, lab)
-    yield embedded
+    await populated.up()
+    await enable_bmcs(populated, lab)
+    yield populated
     await lab.power_on()
 
 
-@pytest.mark.parametrize("way", [by_command, by_api, by_temporal])
-async def test_every_action_on_every_way(system: System, lab: Lab, way: Any) -> None:
-    for action in ACTIONS:
+async def test_every_action_on_every_way(system: System, lab: Lab) -> None:
+    for way, action in itertools.product((by_command, by_api, by_temporal), ACTIONS):
         before, was_on = (await row_of(lab))["boot_id"], await is_on(system, lab)
         state = await way(system, action)
         on = was_on if action == "status" else action not in ("off", "soft")
@@ -106,12 +105,11 @@ STEPS = (
 
 
 async def test_a_worker_killed_at_each_step_of_a_cycle(
-    split: System, lab: Lab, tmp_path: Path, moments: Moments
+    populated_split: System, lab: Lab, tmp_path: Path, moments: Moments
 ) -> None:
-    worker = MortalWorker(split, tmp_path / "failpoints")
+    worker = MortalWorker(populated_split, tmp_path / "failpoints")
     await worker.start()
-    await add_hosts(split, lab)
-    await enable_bmcs(split, lab)
+    await enable_bmcs(populated_split, lab)
     boots = [(await row_of(lab))["boot_id"]]
 
     async def note_boots() -> None:
@@ -123,14 +121,14 @@ async def test_a_worker_killed_at_each_step_of_a_cycle(
 
     noting = asyncio.create_task(note_boots())
     armed = worker.arm(STEPS, moments)
-    cycling = asyncio.create_task(by_command(split, "cycle"))
+    cycling = asyncio.create_task(by_command(populated_split, "cycle"))
     await worker.die_at(armed, cycling)
     assert await cycling == "On"
-    assert await is_on(split, lab)
-    await _until_it_answers(split)
+    assert await is_on(populated_split, lab)
+    await _until_it_answers(populated_split)
     noting.cancel()
     assert len(boots) == 2, boots
-    events = await split.events(f"host/{HOST}")
+    events = await populated_split.events(f"host/{HOST}")
     assert events.count("cycle: On -> On: it is in another boot than before") == 1, events
 
 
@@ -146,13 +144,14 @@ async def kill_through_the_bmc(system: System, lab: Lab) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
-@pytest.mark.parametrize("lose_power", [pull_the_plug, kill_through_the_bmc])
+@pytest.mark.some_a_day("lose_power", [pull_the_plug, kill_through_the_bmc])
 async def test_a_host_that_loses_its_power_is_off_then_down(
     system: System, lab: Lab, lose_power: Any
 ) -> None:
-    await system.done("setting", "set", "host.check.interval", "10")
-    await system.done("setting", "set", "outofbandmanagement.sync.timeout", "4")
-    await system.done("setting", "set", "outofbandmanagement.sync.interval", "5")
+    await system.set("host.check.interval", "10")
+    await system.set("host.check.timeout", "5")
+    await system.set("outofbandmanagement.sync.timeout", "4")
+    await system.set("outofbandmanagement.sync.interval", "5")
     assert "On" in await system.done("power", "status", HOST)
     await lose_power(system, lab)
     while (host := await system.host(HOST))["power"]["state"] != "Off":

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.host_checks import HOST_CHECK, HOUSEKEEPING
-from tests.e2e.conftest import HOSTS, add_hosts
+from tests.e2e.conftest import HOSTS
 from tests.e2e.system import START, Said, System, problem
 from tests.lab import Lab
 
@@ -18,10 +18,9 @@ SEEN_BY_ROUNDS = ("checked_at", "missed_checks", "read_at", "peers_reach", "usag
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> System:
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    return embedded
+async def system(populated: System, lab: Lab) -> System:
+    await populated.up()
+    return populated
 
 
 async def by_temporal(system: System, workflow_id: str, request: str) -> str:

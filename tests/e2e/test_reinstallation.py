@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import HOSTS, add_hosts, enable_bmcs
+from tests.e2e.conftest import HOSTS, enable_bmcs
 from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import System
@@ -67,11 +67,10 @@ async def assert_back(system: System, lab: Lab, row: dict[str, str]) -> None:
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> System:
+async def system(populated: System, lab: Lab) -> System:
     """Running, with its hosts added."""
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    return embedded
+    await populated.up()
+    return populated
 
 
 async def test_for_real_after_a_maintenance(system: System, lab: Lab) -> None:
@@ -178,13 +177,13 @@ STEPS = (
 
 
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, tmp_path: Path, moments: Moments
+    populated_split: System, lab: Lab, tmp_path: Path, moments: Moments
 ) -> None:
     async def operator() -> dict[str, str]:
-        row = await rebuild(split, lab)
-        while (await split.request("GET", OPERATION)).json()["status"] == "RUNNING":
+        row = await rebuild(populated_split, lab)
+        while (await populated_split.request("GET", OPERATION)).json()["status"] == "RUNNING":
             # While no worker answers, or the question is another one by now, it is asked again.
-            await split.hostler(
+            await populated_split.hostler(
                 *("host", "answer-reinstallation", HOST),
                 *("--accept-host-key", row["host_key_sha256"]),
                 *("--password-file", row["password_file"]),
@@ -192,13 +191,12 @@ async def test_a_worker_killed_at_each_step(
             await asyncio.sleep(2)
         return row
 
-    worker = MortalWorker(split, tmp_path / "failpoints")
+    worker = MortalWorker(populated_split, tmp_path / "failpoints")
     await worker.start()
-    await add_hosts(split, lab)
-    await split.done("maintenance", "enter", HOST, "--watch")
+    await populated_split.done("maintenance", "enter", HOST, "--watch")
     armed = worker.arm(STEPS, moments)
-    working = asyncio.create_task(split.done("host", "reinstall", HOST))
+    working = asyncio.create_task(populated_split.done("host", "reinstall", HOST))
     answering = asyncio.create_task(operator())
     await worker.die_at(armed, working)
     await working
-    await assert_back(split, lab, await answering)
+    await assert_back(populated_split, lab, await answering)

@@ -7,7 +7,6 @@ import asyncssh
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import add_hosts
 from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_nothing_left, assert_ticks, places
 from tests.e2e.system import System
@@ -49,11 +48,10 @@ async def lets_in(lab: Lab, host: str, key: asyncssh.SSHKey) -> bool:
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> System:
+async def system(populated: System, lab: Lab) -> System:
     """Running, with its hosts added."""
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    return embedded
+    await populated.up()
+    return populated
 
 
 async def test_removed_after_maintenance_nothing_is_left(
@@ -117,19 +115,22 @@ STEPS = (
 
 
 async def test_a_worker_killed_at_each_step(
-    split: System, lab: Lab, tmp_path: Path, moments: Moments
+    populated_split: System, lab: Lab, tmp_path: Path, moments: Moments
 ) -> None:
-    worker = MortalWorker(split, tmp_path / "failpoints")
+    worker = MortalWorker(populated_split, tmp_path / "failpoints")
     await worker.start()
-    await add_hosts(split, lab)
-    await split.done("maintenance", "enter", HOST, "--watch")
+    await populated_split.done("maintenance", "enter", HOST, "--watch")
     armed = worker.arm(STEPS, moments)
-    removing = asyncio.create_task(split.done("host", "remove", HOST))
+    removing = asyncio.create_task(populated_split.done("host", "remove", HOST))
     await worker.die_at(armed, removing)
     assert f"{HOST} is removed." in await removing
     await assert_nothing_left(lab, HOST)
-    assert len(await split.shown("host", "removed")) == 1
-    removed = [line for line in await split.events(f"host/{HOST}") if line.startswith("removed (")]
+    assert len(await populated_split.shown("host", "removed")) == 1
+    removed = [
+        line
+        for line in await populated_split.events(f"host/{HOST}")
+        if line.startswith("removed (")
+    ]
     assert len(removed) == 1
 
 

@@ -3,7 +3,7 @@
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import HOSTS, add_hosts
+from tests.e2e.conftest import HOSTS
 from tests.e2e.system import System
 from tests.lab import Lab
 
@@ -13,10 +13,9 @@ ID = "maintenance/kvm-1"
 
 
 @pytest_asyncio.fixture
-async def system(embedded: System, lab: Lab) -> System:
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    return embedded
+async def system(populated: System, lab: Lab) -> System:
+    await populated.up()
+    return populated
 
 
 async def test_a_cluster_is_renamed_between_operations(system: System) -> None:

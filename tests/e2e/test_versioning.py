@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from temporalio.api.enums.v1 import EventType
 
-from tests.e2e.conftest import add_hosts, slow_down, speed_up
+from tests.e2e.conftest import slow_down, speed_up
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import ROOT, System
 from tests.lab import Lab
@@ -51,37 +51,36 @@ async def patches(system: System, workflow_id: str) -> list[str]:
 
 
 async def test_an_old_worker_is_replaced_by_a_new_one_in_the_middle(
-    split: System, lab: Lab, tmp_path: Path
+    populated_split: System, lab: Lab, tmp_path: Path
 ) -> None:
-    old = await split.worker(PYTHONPATH=str(older_version(tmp_path / "older")))
-    await add_hosts(split, lab)
-    await slow_down(split)
-    await split.done("maintenance", "enter", "kvm-1")
-    await split.until_migrating("kvm-1", 3)
+    old = await populated_split.worker(PYTHONPATH=str(older_version(tmp_path / "older")))
+    await slow_down(populated_split)
+    await populated_split.done("maintenance", "enter", "kvm-1")
+    await populated_split.until_migrating("kvm-1", 3)
     old.send_signal(signal.SIGTERM)
     await asyncio.to_thread(old.wait)
-    await speed_up(split)
-    await split.worker()
-    await split.until_phase("kvm-1", "Ready")
+    await speed_up(populated_split)
+    await populated_split.worker()
+    await populated_split.until_phase("kvm-1", "Ready")
     assert "kvm-1" not in (await places(lab)).values()
     await assert_ticks(lab)
     # It has passed that step in the old version: it stays as it began.
-    assert await patches(split, ID) == []
-    assert EVENT not in await split.events("host/kvm-1")
-    await split.done("maintenance", "leave", "kvm-1", "--return-vms")
-    await assert_in_service(lab, "kvm-1", await split.host("kvm-1"))
-    await split.record(ID, "host_maintenance_begun_by_an_older_version")
+    assert await patches(populated_split, ID) == []
+    assert EVENT not in await populated_split.events("host/kvm-1")
+    await populated_split.done("maintenance", "leave", "kvm-1", "--return-vms")
+    await assert_in_service(lab, "kvm-1", await populated_split.host("kvm-1"))
+    await populated_split.record(ID, "host_maintenance_begun_by_an_older_version")
 
-    handle = await split.workflow("return/kvm-1")
+    handle = await populated_split.workflow("return/kvm-1")
     result = await handle.result()
     assert {vm["destination"] for vm in result["vms"]} == {"kvm-1"}
     assert set((await places(lab)).values()) == {"kvm-1"}
     await assert_ticks(lab)
-    await split.record("return/kvm-1", "vm_return")
+    await populated_split.record("return/kvm-1", "vm_return")
 
     # What begins now takes the new step.
-    await split.done("maintenance", "enter", "kvm-1")
-    await split.until_phase("kvm-1", "Ready")
-    assert len(await patches(split, ID)) == 1
-    assert EVENT in await split.events("host/kvm-1")
-    await split.done("maintenance", "leave", "kvm-1")
+    await populated_split.done("maintenance", "enter", "kvm-1")
+    await populated_split.until_phase("kvm-1", "Ready")
+    assert len(await patches(populated_split, ID)) == 1
+    assert EVENT in await populated_split.events("host/kvm-1")
+    await populated_split.done("maintenance", "leave", "kvm-1")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import HOSTS, add_hosts
+from tests.e2e.conftest import HOSTS
 from tests.e2e.proofs import assert_in_service, assert_ticks, places
 from tests.e2e.system import System
 from tests.lab import Lab
@@ -19,12 +19,11 @@ CAPACITY_MIB = 512
 
 
 @pytest_asyncio.fixture
-async def crowded(embedded: System, lab: Lab) -> AsyncIterator[System]:
+async def crowded(populated: System, lab: Lab) -> AsyncIterator[System]:
     """Running, with three guests on kvm-1 and three on kvm-2."""
     await asyncio.gather(*(lab.start_guest(guest, on="kvm-2") for guest in MORE))
-    await embedded.up()
-    await add_hosts(embedded, lab)
-    yield embedded
+    await populated.up()
+    yield populated
     for guest in MORE:
         await lab.remove_guest(guest)
 
@@ -63,7 +62,7 @@ def _memory(stats: str) -> dict[str, int]:
     return {guest: mib for guest, mib in found.items() if guest.startswith("vm-")}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.some_a_day(
     ("most_out", "says"),
     [
         (1, "Waits for its turn: 1 of cluster-1 may be out at a time"),
@@ -73,7 +72,7 @@ def _memory(stats: str) -> dict[str, int]:
 async def test_one_waits_and_says_for_whom_and_nothing_overcommits(
     crowded: System, lab: Lab, most_out: int, says: str
 ) -> None:
-    await crowded.done("setting", "set", "maintenance.hosts.out.max", str(most_out))
+    await crowded.set("maintenance.hosts.out.max", str(most_out))
     ledger = Ledger(lab)
     both = ("kvm-1", "kvm-2")
     await asyncio.gather(*(crowded.done("maintenance", "enter", host) for host in both))

@@ -4,13 +4,13 @@ import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from contracts.hosts import Host
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.states import AllocationState, HostStatus, ResourceState
 from inventory import Database, Inventory, SecretBox
+from tests.databases import create_postgresql, postgresql_url, sqlite_url
 
 _numbers = itertools.count(1)
 
@@ -20,20 +20,27 @@ OTHER = Owner(workflow_id="maintenance/other", first_run_id="run-2")
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a new, empty database."""
+    """The URL of a new database, with all tables."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path)
+    server: str = request.getfixturevalue("postgresql_server")
+    return postgresql_url(server, f"test_{next(_numbers)}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new database, without tables."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'inventory.db'}"
     server: str = request.getfixturevalue("postgresql_server")
     name = f"test_{next(_numbers)}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+    create_postgresql(server, name)
     return f"{server}/{name}"
 
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
     database = Database(url)
-    await database.upgrade()
     yield database
     await database.close()
 
@@ -76,10 +83,16 @@ async def register(inventory: Inventory, number: int, **more: object) -> Host:
 
 async def enabled(inventory: Inventory, number: int) -> Host:
     """kvm-<number>, `Enabled` and `Up`."""
-    host = await register(inventory, number)
-    await inventory.hosts.set_status(host.name, HostStatus.UP, actor="test", reason="added")
+    await register(inventory, number)
+    return await into_service(inventory, number)
+
+
+async def into_service(inventory: Inventory, number: int) -> Host:
+    """The end of its addition."""
+    name = f"kvm-{number}"
+    await inventory.hosts.set_status(name, HostStatus.UP, actor="test", reason="added")
     return await inventory.hosts.change_state(
-        host.name,
+        name,
         expected=frozenset({ResourceState.CREATING}),
         target=ResourceState.ENABLED,
         operation="addition/x",

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from contracts.errors import LeaseHeld, LeaseLost
-from contracts.leases import Owner
+from contracts.leases import LeaseScope, Owner
 from inventory import Inventory
 from tests.inventory.conftest import OTHER, OWNER, acquire, ref
 
@@ -69,3 +69,20 @@ async def test_of_many_at_once_one_gets_it(inventory: Inventory) -> None:
     assert sum(isinstance(result, LeaseHeld) for result in results) == 7
     (won,) = [result for result in results if not isinstance(result, BaseException)]
     assert won.epoch == 2
+
+
+async def test_leases_of_many_hosts_are_got_and_given_back_together(inventory: Inventory) -> None:
+    hosts = [f"kvm-{number}" for number in (2, 1, 3)]
+    leases = inventory.leases
+    (middle,) = await leases.acquire_all(hosts[:1], LeaseScope.TRUST, OTHER, "test")
+    with pytest.raises(LeaseHeld, match="kvm-2"):
+        await leases.acquire_all(hosts, LeaseScope.TRUST, OWNER, "test")
+    assert await leases.find("kvm-1", LeaseScope.TRUST) is None, "all or none"
+    got = await leases.acquire_all(hosts, LeaseScope.TRUST, OWNER, "test", takeover_from={OTHER})
+    assert [(one.host, one.epoch) for one in got] == [("kvm-1", 2), ("kvm-2", 4), ("kvm-3", 2)]
+    assert [one.taken_over_from for one in got] == [None, OTHER, None]
+    assert await leases.acquire_all(hosts, LeaseScope.TRUST, OWNER, "test") == got
+    await leases.release_all([ref(middle)])
+    assert await leases.find("kvm-2", LeaseScope.TRUST) == got[1], "it was another one's by then"
+    await leases.release_all([ref(one) for one in got])
+    assert not [host for host in hosts if await leases.find(host, LeaseScope.TRUST)]

@@ -14,6 +14,7 @@ from inventory import Inventory
 from inventory.models import HostRow, now
 from inventory.own_keys import HostSecrets
 from tests.inventory.conftest import OTHER, OWNER, acquire, enabled, ref
+from tests.inventory.test_authorities import authority, certificate
 from tests.samples import FACTS
 
 HOST = "kvm-1"
@@ -132,6 +133,21 @@ async def test_the_same_uuid_is_no_news(inventory: Inventory, lease: LeaseRef) -
     host = await inventory.reinstallations.complete(lease, FACTS, step="s", reason="")
     assert host.facts == FACTS
     assert await messages(inventory, "host.uuid") == []
+
+
+async def test_the_new_installation_has_no_certificates(
+    inventory: Inventory, lease: LeaseRef
+) -> None:
+    await inventory.authorities.add(authority(), after=0, unused=False, operation="test")
+    await inventory.certificates.record(certificate(1), actor="test")
+    await inventory.certificates.install(HOST, ["request-1"], operation="test", actor="test")
+    await inventory.certificate_upkeep.note_crls({"root/1": 1}, lease=lease)
+    assert [one.host for one in await inventory.certificate_upkeep.crls({})] == [HOST]
+    await inventory.reinstallations.withdraw(lease, reason="")
+    await inventory.reinstallations.pin(lease, host_key_line=NEW, host_key_sha256="SHA256:new")
+    assert await inventory.certificate_upkeep.crls({}) == []
+    (one,) = await inventory.certificates.list(host=HOST)
+    assert one.installed_at is None
 
 
 async def test_a_host_that_is_down_stays_so_until_it_is_back(

@@ -185,6 +185,10 @@ async def test_an_unknown_name(inventory: Inventory) -> None:
         assert str(caught.value).startswith(
             "There is no setting 'migration.bandwith'. Is migration.bandwidth "
         )
+    with pytest.raises(
+        UnknownSetting, match=r"is not a setting\. Give it with `hostler ca import`"
+    ):
+        await inventory.settings.explain("ca.plugin.root.private.key")
     with pytest.raises(InvalidInput, match=r"no setting 'x'\. See `hostler setting list`"):
         await settings.explain("x")
 

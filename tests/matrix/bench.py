@@ -1,7 +1,6 @@
 """The lab with a Hostler on it that can be broken: each of its processes on its own, PostgreSQL."""
 
 import asyncio
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import psycopg
 
 from tests.e2e.conftest import GUESTS, HOSTS, add_hosts
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import ROOT, Process, System
 from tests.lab import Lab
 from tests.matrix.failpoints import FOLDER_VARIABLE, Failpoints
 from tests.postgres import PostgresqlServer, postgresql_server
@@ -38,8 +37,8 @@ class Bench:
         self.system = system
         self.database = database
         self.failpoints = Failpoints(system.logs.parent / "failpoints")
-        self.worker: subprocess.Popen[bytes]
-        self.temporal: subprocess.Popen[bytes]
+        self.worker: Process
+        self.temporal: Process
         self._slow = False
 
     async def start(self) -> None:
@@ -122,7 +121,7 @@ class Benches:
             self._numbers += 1
             database = self._stack.enter_context(postgresql_server())
             directory = self._directory / f"bench-{self._numbers}"
-            system = System(directory, database_url=f"{database.url}/hostler")
+            system = System(directory, database_url=f"{database.url}/hostler", forked=True)
             self._stack.callback(system.stop)
             bench = Bench(self._lab, system, database)
             await bench.start()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from tests.matrix.failpoints import FOLDER_VARIABLE, FailpointInterceptor
@@ -13,6 +14,19 @@ from workers.stores import open_inventory
 from workers.telemetry import running_telemetry
 from workers.temporal import connect
 from workers.worker import build_worker
+from workflows import policies
+
+# Half of what Hostler has, or less: both are waited for after each kill.
+_NOTICED_AFTER = timedelta(seconds=10)
+_TAKEN_OVER_AFTER = timedelta(seconds=2)
+
+
+def notice_soon() -> None:
+    """That an attempt is dead."""
+    policies.HEARTBEAT_TIMEOUT = _NOTICED_AFTER
+    for policy in vars(policies).values():
+        if isinstance(policy, dict) and "heartbeat_timeout" in policy:
+            policy["heartbeat_timeout"] = _NOTICED_AFTER
 
 
 async def run(settings: Settings) -> None:
@@ -22,7 +36,11 @@ async def run(settings: Settings) -> None:
         inventory = await stack.enter_async_context(open_inventory(settings))
         client = await connect(settings, telemetry)
         failpoints = FailpointInterceptor(Path(os.environ[FOLDER_VARIABLE]))
-        bundle = build_worker(client, inventory, settings, interceptors=[failpoints])
+        bundle = build_worker(
+            *(client, inventory, settings),
+            interceptors=[failpoints],
+            sticky_timeout=_TAKEN_OVER_AFTER,
+        )
         stack.push_async_callback(bundle.close)
         part = await stack.enter_async_context(
             running_worker(bundle.worker, settings.shutdown_timeout_s)
@@ -33,6 +51,7 @@ async def run(settings: Settings) -> None:
 
 def main() -> None:
     """Until SIGTERM."""
+    notice_soon()
     settings = load_settings()
     configure_logs(settings.log_level, settings.log_format)
     asyncio.run(until_signalled(lambda: run(settings)))

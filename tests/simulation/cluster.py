@@ -333,6 +333,12 @@ class SimulatedHypervisor:
             self._jobs.pop(uuid, None)
         self._cluster.record(vm, here, there, time.monotonic() - began)
 
+    async def follow_migration(
+        self, source: HostAccess, uuid: str, on_progress: Callable[[MigrationProgress], None]
+    ) -> None:
+        """A migration ends with its caller: there is never one to follow."""
+        await self._reach(source)
+
     async def migration_progress(self, access: HostAccess, uuid: str) -> MigrationProgress | None:
         """Of a migration that runs from that host."""
         host = await self._reach(access)
@@ -353,6 +359,10 @@ class SimulatedHypervisor:
 
     async def suspend(self, access: HostAccess, uuid: str) -> None:
         """Every migration converges."""
+        await self._reach(access)
+
+    async def pause(self, access: HostAccess, uuid: str) -> None:
+        """None ever runs twice."""
         await self._reach(access)
 
     async def resume(self, access: HostAccess, uuid: str) -> None:

@@ -8,6 +8,10 @@ many hosts have which trouble; none, if it is not there).
 With SIMULATION_SSH, the directory of `tests.simulation.ssh_hosts`, hosts are SSH servers: shell and
 fence are the real ones then, and libvirt alone is simulated.
 
+With SIMULATION_DEATHS besides, a folder (`tests.simulation.accounts`), the worker is killed
+wherever a file there says so; with SIMULATION_NOTICED_S, Temporal notices that within so many
+seconds.
+
 With SIMULATION_BMCS, the control socket of `tests.simulation.bmcs`, hosts boot as their BMCs say;
 drivers of BMCs are real, and with SIMULATION_DEATH (JSON: `at` and `calls` of MortalDrivers) they
 take their worker with them.
@@ -15,11 +19,20 @@ take their worker with them.
 
 import json
 import os
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from cli.main import main
+from tests.simulation.accounts import (
+    Deaths,
+    MortalAccounts,
+    MortalActivities,
+    MortalPasswords,
+)
 from tests.simulation.bmcs import MortalDrivers, SimulatedBoots
 from tests.simulation.cluster import (
     Cluster,
@@ -30,17 +43,42 @@ from tests.simulation.cluster import (
     SimulatedShell,
 )
 from tests.simulation.ssh_hypervisor import SshHypervisor, SshInspector, ssh_cluster
+from workers.worker import build_worker
+from workflows import policies
+
+
+def _make_mortal(patches: ExitStack, deaths: Deaths) -> None:
+    MortalPasswords.deaths = deaths
+    for target, dies in (
+        ("workers.worker.ScriptAccounts", lambda shell: MortalAccounts(shell, deaths)),
+        (
+            "workers.processes.build_worker",
+            partial(build_worker, interceptors=[MortalActivities(deaths)]),
+        ),
+        ("inventory.ClusterPasswords", MortalPasswords),
+    ):
+        patches.enter_context(mock.patch(target, dies))
+    if (seconds := os.environ.get("SIMULATION_NOTICED_S")) is not None:
+        for policy in vars(policies).values():
+            if isinstance(policy, dict) and "heartbeat_timeout" in policy:
+                policy["heartbeat_timeout"] = timedelta(seconds=float(seconds))
 
 
 def simulated_drivers() -> Any:
     """A patch that puts them in the place of the real ones."""
     if (directory := os.environ.get("SIMULATION_SSH")) is not None:
         hosts = ssh_cluster(Path(directory))
-        return mock.patch.multiple(
-            "workers.worker",
-            LibvirtHypervisor=lambda shell, **_: SshHypervisor(hosts, shell),
-            ShellInspector=SshInspector,
+        patches = ExitStack()
+        patches.enter_context(
+            mock.patch.multiple(
+                "workers.worker",
+                LibvirtHypervisor=lambda shell, **_: SshHypervisor(hosts, shell),
+                ShellInspector=SshInspector,
+            )
         )
+        if (folder := os.environ.get("SIMULATION_DEATHS")) is not None:
+            _make_mortal(patches, Deaths(Path(folder)))
+        return patches
     cluster = Cluster(
         hosts=int(os.environ["SIMULATION_HOSTS"]),
         vms=int(os.environ["SIMULATION_VMS"]),

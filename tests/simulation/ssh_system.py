@@ -1,35 +1,54 @@
 """Hostler as people run it, each part a process of its own, and hosts that are SSH servers."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tests.e2e.system import ROOT, System
-from tests.simulation.ssh_hosts import READY, SshHost, read_hosts
+from tests.e2e.system import ROOT, Process, System
+from tests.simulation.ssh_hosts import PAM_HASH, READY, SshHost, read_hosts
 
 CLUSTER = "cluster-1"
 _HOSTLER = (sys.executable, "-m", "tests.simulation.hostler")
 
 
 class SshSystem:
-    """`hosts` SSH servers, ssh-1 and up, and an installation without any of them."""
+    """`hosts` SSH servers, ssh-1 and up, and an installation without any of them.
 
-    def __init__(self, directory: Path, *, hosts: int, record_histories: bool = False) -> None:
-        self.system = System(directory, record_histories=record_histories)
-        self.directory = directory / "ssh"
+    `hosts_in`: where the hosts' own directories lie; None: in `directory`, too. `pam_hash`: how
+    they store a new password.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        hosts: int,
+        hosts_in: Path | None = None,
+        pam_hash: str = PAM_HASH,
+        record_histories: bool = False,
+        database_url: str | None = None,
+        forked: bool = False,
+    ) -> None:
+        self.system = System(
+            directory,
+            record_histories=record_histories,
+            database_url=database_url,
+            forked=forked,
+        )
+        self.directory = (hosts_in or directory) / "ssh"
         self.directory.mkdir()
-        self._hosts = hosts
+        self._hosts, self._pam_hash = hosts, pam_hash
         self._environment = {"PYTHONPATH": str(ROOT), "SIMULATION_SSH": str(self.directory)}
 
     async def start_hosts(self) -> list[SshHost]:
         """The SSH servers."""
         program = (sys.executable, "-m", "tests.simulation.ssh_hosts")
         await self.system.start(
-            READY, *program, str(self.directory), str(self._hosts), **self._environment
+            *(READY, *program, str(self.directory), str(self._hosts), self._pam_hash),
+            **self._environment,
         )
         return read_hosts(self.directory)
 
@@ -46,10 +65,10 @@ class SshSystem:
             await self.ask("POST", f"/v1/{kind}s", json={"name": f"{kind}-1", **above})
             await self.ask("PATCH", f"/v1/{kind}s/{kind}-1", json={"allocation_state": "Enabled"})
 
-    async def worker(self) -> subprocess.Popen[bytes]:
+    async def worker(self, **settings: str) -> Process:
         """A worker, ready."""
         return await self.system.start(
-            *("Worker on queue", *_HOSTLER, "worker"), **self._environment
+            *("Worker on queue", *_HOSTLER, "worker"), **(self._environment | settings)
         )
 
     def write_list(

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import ROOT, Process, System
 from tests.simulation.cluster import SimulatedHost, address_of
 
 SOURCE = "sim-1"
@@ -30,8 +29,10 @@ class SimulatedSystem:
     """`hostler up` in a directory of its own, and hosts sim-1 to sim-`hosts`, with `vms` VMs on
     the first one."""
 
-    def __init__(self, directory: Path, *, hosts: int, vms: int, seed: int) -> None:
-        self.system = System(directory)
+    def __init__(
+        self, directory: Path, *, hosts: int, vms: int, seed: int, forked: bool = False
+    ) -> None:
+        self.system = System(directory, forked=forked)
         self.vms = vms
         self._hosts = hosts
         self._journal = directory / "journal"
@@ -43,7 +44,7 @@ class SimulatedSystem:
             "SIMULATION_JOURNAL": str(self._journal),
         }
 
-    async def up(self) -> subprocess.Popen[bytes]:
+    async def up(self) -> Process:
         """The process with API and worker, ready."""
         return await self.system.start(
             *("Hostler is ready.", sys.executable, "-m", "tests.simulation.hostler", "up"),
@@ -79,8 +80,9 @@ class SimulatedSystem:
         )
 
     async def leave(self) -> None:
-        """End it."""
+        """End it, and wait for that: the answer may come before."""
         await self._ask("DELETE", f"/v1/hosts/{SOURCE}/maintenance")
+        await (await self.system.workflow(f"maintenance/{SOURCE}")).result()
 
     def moved(self) -> list[Moved]:
         """All migrations so far."""

@@ -19,7 +19,7 @@ _ID = "cluster-allocation/cluster-1"
 
 @pytest.fixture
 def simulation(tmp_path: Path) -> Iterator[SimulatedSystem]:
-    simulation = SimulatedSystem(tmp_path, hosts=_HOSTS - _AWAY, vms=1, seed=4)
+    simulation = SimulatedSystem(tmp_path, hosts=_HOSTS - _AWAY, vms=1, seed=4, forked=True)
     yield simulation
     simulation.system.stop()
 

@@ -13,7 +13,7 @@ _EVENTS_PER_VM = 12
 
 @pytest.fixture
 def simulation(tmp_path: Path) -> Iterator[SimulatedSystem]:
-    simulation = SimulatedSystem(tmp_path, hosts=_HOSTS, vms=_VMS, seed=4)
+    simulation = SimulatedSystem(tmp_path, hosts=_HOSTS, vms=_VMS, seed=4, forked=True)
     yield simulation
     simulation.system.stop()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -18,7 +17,7 @@ from contracts.hosts import Host
 from contracts.operations import DEFAULT_TASK_QUEUE
 from contracts.states import AllocationState, HostStatus, ResourceState
 from inventory import Inventory
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import ROOT, Process, System
 from tests.simulation.cluster import SimulatedHost, Trouble, address_of, troubled
 from workers.schedules import ensure_schedules
 from workers.settings import Settings
@@ -47,7 +46,7 @@ class Fleet:
         self._began_at = datetime.now(UTC)
         self._seen = 0
 
-    async def start_worker(self) -> subprocess.Popen[bytes]:
+    async def start_worker(self) -> Process:
         return await self.system.start(
             "Worker on queue",
             *(sys.executable, "-m", "tests.simulation.hostler", "worker"),
@@ -93,7 +92,7 @@ class Fleet:
 @pytest.fixture
 async def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
     record = bool(request.config.getoption("--record-histories"))
-    system = System(tmp_path, record_histories=record)
+    system = System(tmp_path, record_histories=record, forked=True)
     async with AsyncExitStack() as stack:
         stack.callback(system.stop)
         await system.temporal_server()

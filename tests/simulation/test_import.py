@@ -12,13 +12,13 @@ from tests.simulation.ssh_system import SshSystem
 
 pytestmark = pytest.mark.timeout(300)
 
-_HOSTS, _PARALLEL = 60, 8
+_HOSTS, _PARALLEL = 30, 8
 
 
 @pytest.fixture
 def simulation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SshSystem]:
     record = bool(request.config.getoption("--record-histories"))
-    simulation = SshSystem(tmp_path, hosts=_HOSTS, record_histories=record)
+    simulation = SshSystem(tmp_path, hosts=_HOSTS, record_histories=record, forked=True)
     yield simulation
     simulation.system.stop()
 

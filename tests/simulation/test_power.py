@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -33,7 +32,7 @@ from contracts.power_actions import (
 from contracts.states import HostStatus, ResourceState
 from inventory import Inventory
 from inventory.models import HostRow, OobmRow
-from tests.e2e.system import ROOT, System
+from tests.e2e.system import ROOT, Process, System
 from tests.simulation import cluster
 from tests.simulation.bmcs import PASSWORD, USER, Bmcs, address_of, simulated_bmcs
 from workers.settings import Settings
@@ -66,7 +65,7 @@ class Plant:
     bmcs: Bmcs
     count: int
 
-    async def worker(self, **death: Any) -> subprocess.Popen[bytes]:
+    async def worker(self, **death: Any) -> Process:
         more = {"SIMULATION_DEATH": json.dumps(death)} if death else {}
         return await self.system.start(
             "Worker on queue",
@@ -126,7 +125,7 @@ async def build(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
 
         async def make(count: int) -> Plant:
             bmcs = stack.enter_context(simulated_bmcs(tmp_path, count))
-            system = System(tmp_path, record_histories=record)
+            system = System(tmp_path, record_histories=record, forked=True)
             stack.callback(system.stop)
             await system.temporal_server()
             await system.done("db", "upgrade")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def simulation(tmp_path: Path) -> Iterator[SshSystem]:
-    simulation = SshSystem(tmp_path, hosts=2)
+    simulation = SshSystem(tmp_path, hosts=2, forked=True)
     yield simulation
     simulation.system.stop()
 

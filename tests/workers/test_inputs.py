@@ -96,8 +96,10 @@ async def test_an_unknown_type_fails_at_once(client: Client, inputs: list[Any]) 
     assert error.type == "NotFound"
     assert error.message == (
         "There is no workflow type 'HostMaintenence'. Start one of: AllocationState, "
-        "BmcPasswordChange, ClusterMaintenance, HostAddition, HostImport, HostMaintenance, "
-        "HostReinstallation, HostRemoval, PowerAction, VmReturn."
+        "AuthorityRollover, AuthoritySetup, BmcPasswordChange, CertificateProvisioning, "
+        "CertificateRevocation, CertificateSigning, ClusterCertificates, ClusterMaintenance, "
+        "HostAddition, HostImport, HostMaintenance, HostReinstallation, HostRemoval, "
+        "PasswordRotation, PowerAction, VmReturn."
     )
 
 

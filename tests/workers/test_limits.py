@@ -1,4 +1,4 @@
-"""How many files a worker may have open."""
+"""How many files a worker may have open, and who may look into its memory."""
 
 import subprocess
 import sys
@@ -39,3 +39,21 @@ def test_all_that_is_allowed_is_taken(limits: str, hosts: int, says: list[str]) 
         check=True,
     )
     assert done.stdout.splitlines() == says
+
+
+_PRIVATE = """
+import ctypes, resource
+from workers.limits import keep_memory_private
+keep_memory_private()
+print(ctypes.CDLL(None).prctl(3), *resource.getrlimit(resource.RLIMIT_CORE))  # PR_GET_DUMPABLE
+"""
+
+
+def test_nobody_looks_into_its_memory() -> None:
+    done = subprocess.run(
+        ["prlimit", "--core=unlimited:unlimited", sys.executable, "-c", _PRIVATE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "0", "0"]

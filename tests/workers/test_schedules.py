@@ -23,9 +23,18 @@ from temporalio.client import (
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.schedules import ScheduleActivities
-from contracts.host_checks import HOST_CHECK_SCHEDULE, AlignScheduleInput, HostCheckInput
+from contracts.certificate_renewal import CERTIFICATE_RENEWAL_SCHEDULE
+from contracts.certificates import AUTHORITY_UPKEEP_SCHEDULE
+from contracts.host_checks import (
+    HOST_CHECK_SCHEDULE,
+    AlignScheduleInput,
+    HostCheckInput,
+    TriggerScheduleInput,
+)
+from contracts.passwords import PASSWORD_VERIFICATION_SCHEDULE
 from contracts.power_actions import POWER_SYNC_SCHEDULE
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
+from tests.databases import sqlite_database
 from workers.schedules import ensure_schedules
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -33,8 +42,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     yield Inventory(database, SecretBox(SecretBox.new_key()))
     await database.close()
 
@@ -43,7 +51,13 @@ async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
 async def client(temporal: WorkflowEnvironment) -> AsyncIterator[Client]:
     """Without the schedules, before and after."""
     yield temporal.client
-    for name in (HOST_CHECK_SCHEDULE, POWER_SYNC_SCHEDULE):
+    for name in (
+        HOST_CHECK_SCHEDULE,
+        PASSWORD_VERIFICATION_SCHEDULE,
+        POWER_SYNC_SCHEDULE,
+        AUTHORITY_UPKEEP_SCHEDULE,
+        CERTIFICATE_RENEWAL_SCHEDULE,
+    ):
         await temporal.client.get_schedule_handle(name).delete()
 
 
@@ -124,6 +138,29 @@ async def test_a_round_changes_the_interval_only_if_it_is_another_one(
 async def test_one_that_somebody_has_deleted_stays_so(client: Client, inventory: Inventory) -> None:
     await ensure_schedules(client, inventory, "queue-1")
     assert not await align(client, 30, schedule=str(uuid.uuid4()))
+
+
+async def test_a_step_triggers_it_once_and_not_while_it_is_paused(
+    client: Client, inventory: Inventory
+) -> None:
+    await ensure_schedules(client, inventory, "nobody")
+    handle = client.get_schedule_handle(CERTIFICATE_RENEWAL_SCHEDULE)
+    trigger = ScheduleActivities(client).trigger_schedule
+    request = TriggerScheduleInput(schedule=CERTIFICATE_RENEWAL_SCHEDULE)
+    await handle.pause()
+    assert not await trigger(request)
+    await handle.unpause()
+    assert await trigger(request)
+    while not (running := (await handle.describe()).info.running_actions):
+        await asyncio.sleep(0.05)
+    assert await trigger(request)
+    while (described := (await handle.describe()).info).num_actions_skipped_overlap != 1:
+        await asyncio.sleep(0.05)
+    assert described.running_actions == running
+    (started,) = running
+    assert isinstance(started, ScheduleActionExecutionStartWorkflow)
+    await client.get_workflow_handle(started.workflow_id).terminate()
+    assert not await trigger(TriggerScheduleInput(schedule=str(uuid.uuid4())))
 
 
 async def test_it_can_be_triggered(client: Client, inventory: Inventory) -> None:

@@ -47,6 +47,9 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("HOSTLER_TEMPORAL_ADDRESS", "here:99999", "its port must be 1 to 65535"),
         ("HOSTLER_TEMPORAL_TLS_CERT_FILE", __file__, "HOSTLER_TEMPORAL_TLS_KEY_FILE: is needed"),
         ("HOSTLER_TEMPORAL_TLS_CA_FILE", "/nowhere", "HOSTLER_TEMPORAL_TLS_CA_FILE: path does not"),
+        ("HOSTLER_KEY_SERVICE_URL", "http://bao.example.net", "must be https, except on this mac"),
+        ("HOSTLER_KEY_SERVICE_URL", "https://me:pw@bao", "HOSTLER_KEY_SERVICE_URL: string should"),
+        ("HOSTLER_KEY_SERVICE_URL", "https://bao", "HOSTLER_KEY_SERVICE_TOKEN_FILE: is needed"),
         ("HOSTLER_TEMPORAL_TLS_KEY_FILE", __file__, "needs HOSTLER_TEMPORAL_TLS_CERT_FILE"),
     ],
 )

@@ -1,7 +1,6 @@
 """What leaves the process: nothing by default, one trace per request when it is turned on."""
 
 import asyncio
-import socket
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from contracts.maintenance import HostMaintenanceInput
+from tests.ports import free_port
 from tests.workers.samples import ACTIVITIES, SampleMaintenance
 from workers.interceptors import HostlerInterceptor
 from workers.settings import Settings, WrongSettings
@@ -163,8 +163,7 @@ async def test_nothing_is_exported_by_default(
 async def test_prometheus_reads_the_metrics_of_the_sdk_and_ours(
     temporal: WorkflowEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
     monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(port))
     telemetry = set_up_telemetry()

@@ -1,5 +1,4 @@
 import asyncio
-import socket
 
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
@@ -7,6 +6,7 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.testing import WorkflowEnvironment
 
 from contracts.errors import NotFound, Unavailable
+from tests.ports import free_port
 from workers.settings import Settings
 from workers.telemetry import set_up_telemetry
 from workers.temporal import SEARCH_ATTRIBUTES, connect, ensure_search_attributes
@@ -30,8 +30,7 @@ async def test_missing_search_attributes_are_added_by_several_at_once(
 
 
 async def test_an_address_where_nothing_answers_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with pytest.raises(
         Unavailable, match=rf"^Temporal at {address} does not answer: .*\. Start it"
     ):

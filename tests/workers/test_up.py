@@ -1,5 +1,9 @@
 """`hostler up` as a person runs it: a real process, real ports, a real home."""
 
+import asyncio
+import base64
+import itertools
+import json
 import os
 import re
 import signal
@@ -8,14 +12,23 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+
+from inventory import SecretBox
+from inventory.secret_box import key_id
+from tests.openbao import OpenBao
+from tests.ports import free_port
+from workers.settings import Settings
+from workers.stores import open_inventory
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,10 +122,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        temporal, ui, api = (one.getsockname()[1] for one in sockets)
-    machine = Machine(tmp_path / "home", temporal, ui, api, started=[])
+    machine = Machine(tmp_path / "home", free_port(), free_port(), free_port(), started=[])
     yield machine
     for process in machine.started:
         process.kill()
@@ -261,8 +271,7 @@ def test_a_temporal_that_is_away_is_named(machine: Machine, command: str) -> Non
 def test_worker_and_api_run_on_their_own(machine: Machine, tmp_path: Path) -> None:
     """On another home's Temporal, with their own database and key."""
     machine.up()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     own = {"HOSTLER_API_PORT": port}
     token = machine.run("token", "create", "someone", "--role", "viewer", **own)
     assert token.returncode == 0, token.stderr
@@ -311,17 +320,295 @@ def test_a_key_that_can_not_be_written_is_named(machine: Machine) -> None:
 def test_a_lost_key_is_not_replaced_where_no_token_tells(machine: Machine) -> None:
     assert machine.run("key", "create").returncode == 0
     assert machine.run("db", "upgrade").returncode == 0
-    database = sqlite3.connect(machine.home / "inventory.db")
-    database.execute(
-        "INSERT INTO secret_version VALUES ('s', 'password', 'k', x'', x'', '2026-01-01')"
-    )
-    database.commit()
-    database.close()
+    assert machine.run("token", "create", "someone").returncode == 0
     (machine.home / "master-key").unlink()
     done = machine.run("key", "create")
     assert done.returncode == 1
     assert "Put it back from your backup" in done.stderr
     assert not (machine.home / "master-key").exists()
+
+
+def store(machine: Machine, *plaintexts: str) -> list[str]:
+    """Ids of new passwords, stored with the keys of its home."""
+
+    async def work() -> list[str]:
+        async with open_inventory(Settings(home=machine.home)) as inventory:
+            credentials = [("password", plaintext) for plaintext in plaintexts]
+            return await inventory.secrets.store_all(credentials, actor="test")
+
+    return asyncio.run(work())
+
+
+def reveal(machine: Machine, secret: str) -> str:
+    async def work() -> str:
+        async with open_inventory(Settings(home=machine.home)) as inventory:
+            return (await inventory.secrets.reveal(secret)).plaintext
+
+    return asyncio.run(work())
+
+
+def test_up_says_at_each_start_what_the_master_key_means(machine: Machine) -> None:
+    for _ in range(2):
+        process = machine.start("up")
+        lines = "".join(machine.said(process, "Admin token"))
+        assert f"Master key   {machine.home / 'master-key'}\n" in lines
+        assert "who loses it loses every stored credential" in lines
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("command", [("up",), ("worker",), ("api",), ("token", "create", "x")])
+def test_a_wrong_key_is_named_at_start_and_nothing_is_overwritten(
+    machine: Machine, command: tuple[str, ...]
+) -> None:
+    assert machine.run("db", "upgrade").returncode == 0
+    assert machine.run("key", "create").returncode == 0
+    (secret,) = store(machine, "canary-51f0")
+    file = machine.home / "master-key"
+    right, wrong = file.read_text(), SecretBox.new_key()
+    file.write_text(wrong)
+    with sqlite3.connect(machine.home / "inventory.db") as database:
+        before = "\n".join(database.iterdump())
+    done = machine.run(*command)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    for named in ("A master key is missing: 1 stored", key_id(right.strip()), key_id(wrong)):
+        assert named in done.stderr
+    with sqlite3.connect(machine.home / "inventory.db") as database:
+        assert "\n".join(database.iterdump()) == before
+        assert "canary-51f0" not in before
+    assert file.read_text() == wrong
+    file.write_text(right)
+    assert reveal(machine, secret) == "canary-51f0"
+
+
+def test_a_key_that_others_may_read_ends_the_start(machine: Machine) -> None:
+    machine.up().send_signal(signal.SIGTERM)
+    machine.started[0].wait()
+    (machine.home / "master-key").chmod(0o640)
+    done = machine.run("up")
+    assert done.returncode == 1
+    assert "is not private: its mode is 0640" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_key_is_changed_while_up_runs_and_the_old_one_goes(machine: Machine) -> None:
+    process = machine.up()
+    file = machine.home / "master-key"
+    old = key_id(file.read_text().strip())
+    (secret,) = store(machine, "canary-51f0")
+    added = machine.run("key", "add")
+    new = key_id(file.read_text().split()[0])
+    assert new in added.stdout
+    refused = machine.run("key", "remove", old)
+    assert refused.returncode == 1
+    assert f"The master key {old} is needed: 1 stored credentials take it" in refused.stderr
+    assert "hostler secret rekey" in refused.stderr
+    rows = machine.run("key", "list").stdout.splitlines()[1:]
+    assert [row.split() for row in rows] == [
+        [old, "1", "yes", "encrypts", "new", "credentials"],
+        [new, "0", "yes", "none:", "it", "may", "go"],
+    ]
+    done = machine.run("secret", "rekey")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2].startswith("1 done, 0 to do")
+    listed = {
+        use["key_id"]: (use["secrets"], use["encrypts"], use["may_go"])
+        for use in json.loads(machine.run("key", "list", "--json").stdout)
+    }
+    assert listed == {new: (1, True, False), old: (0, False, True)}
+    removed = machine.run("key", "remove", old)
+    assert removed.returncode == 0, removed.stderr
+    assert "Keep a copy" in removed.stdout
+    assert [key_id(word) for word in file.read_text().split()] == [new]
+    # The process that was started with the old one alone knows the new one now.
+    token = (machine.home / "admin-token").read_text().strip()
+    shown = httpx.post(
+        f"http://127.0.0.1:{machine.api_port}/v1/secrets/{secret}/disclosure",
+        headers={"Authorization": f"Bearer {token}"},
+        json={"reason": "test"},
+    )
+    assert shown.json()["plaintext"] == "canary-51f0"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "canary-51f0" not in machine.stderr()
+
+
+def test_a_change_of_the_key_is_killed_under_load_and_no_login_fails(machine: Machine) -> None:
+    """All are real processes; `up` has the old key alone when it begins."""
+    process = machine.up()
+    file = machine.home / "master-key"
+    old = key_id(file.read_text().strip())
+    plain = [f"canary-51f0-{number}" for number in range(800)]
+    secrets = dict(zip(store(machine, *plain), plain, strict=True))
+    token = (machine.home / "admin-token").read_text().strip()
+    stop = threading.Event()
+
+    def show_over_and_over(number: int) -> int:
+        shown = 0
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{machine.api_port}/v1/secrets",
+            headers={"Authorization": f"Bearer {token}"},
+        ) as api:
+            mine = itertools.cycle(list(secrets)[number::7])
+            while not stop.is_set():
+                secret = next(mine)
+                answer = api.post(f"/{secret}/disclosure", json={"reason": "test"}, timeout=60)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["plaintext"] == secrets[secret]
+                shown += 1
+        return shown
+
+    hidden = [b"canary-51f0", file.read_text().strip().encode()]
+
+    def look_at_processes() -> int:
+        looks = 0
+        while not stop.is_set():
+            for of in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    assert not any(word in of.read_bytes() for word in hidden), of
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(7) as threads:
+        load = [threads.submit(show_over_and_over, number) for number in range(6)]
+        load.append(threads.submit(look_at_processes))
+        try:
+            assert machine.run("key", "add").returncode == 0
+            for least in (100, 300):
+                rekey = machine.start("secret", "rekey")
+                assert rekey.stdout is not None
+                done, left = 0, 800
+                while done < least:
+                    line = rekey.stdout.readline()
+                    done, left = (int(word) for word in re.findall(r"\d+", line))
+                assert left > 0
+                rekey.kill()
+                rekey.wait()
+                refused = machine.run("key", "remove", old)
+                assert f"The master key {old} is needed" in refused.stderr
+            last = machine.run("secret", "rekey")
+            assert last.returncode == 0, last.stderr
+            removed = machine.run("key", "remove", old)
+            assert removed.returncode == 0, removed.stderr
+        finally:
+            stop.set()
+        assert all(one.result() > 0 for one in load)
+    (use,) = json.loads(machine.run("key", "list", "--json").stdout)
+    assert (use["secrets"], use["encrypts"]) == (800, True)
+    assert use["key_id"] != old
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_what_was_shown_is_in_the_answer_and_nowhere_else(machine: Machine) -> None:
+    canary = "canary-5b1e-very-secret-indeed"
+    verbose = {"HOSTLER_LOG_LEVEL": "debug", "OTEL_TRACES_EXPORTER": "console"}
+    process = machine.start("up", **verbose)
+    machine.said(process, "Admin token")
+    (secret,) = store(machine, canary)
+    token = (machine.home / "admin-token").read_text().strip()
+    shown = httpx.post(
+        f"http://127.0.0.1:{machine.api_port}/v1/secrets/{secret}/disclosure",
+        headers={"Authorization": f"Bearer {token}"},
+        json={"reason": "test"},
+    )
+    assert shown.json()["plaintext"] == canary
+    assert "canary" not in "".join(machine.processes().values())
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    said = process.stdout.read() + machine.stderr()
+    assert process.wait() == 0
+    # The traces are there, so their silence means something.
+    assert f"/v1/secrets/{secret}/disclosure" in said
+    key = (machine.home / "master-key").read_text().strip()
+    texts = [said.encode(), *(path.read_bytes() for path in machine.home.iterdir())]
+    for hidden in (canary, key):
+        inner = base64.b64encode(hidden.encode())[:-4]
+        for form in (hidden.encode(), inner, hidden.encode().hex().encode()):
+            found = sum(form in text for text in texts)
+            assert found == (1 if form == key.encode() else 0), form
+
+
+def test_a_lost_key_is_given_up_on_purpose_alone(machine: Machine) -> None:
+    assert machine.run("db", "upgrade").returncode == 0
+    assert machine.run("key", "create").returncode == 0
+    store(machine, "one", "other")
+    file = machine.home / "master-key"
+    old = key_id(file.read_text().strip())
+    file.unlink()
+    assert machine.run("key", "create").returncode == 1
+    assert machine.run("key", "add").returncode == 0
+    refused = machine.run("token", "create", "someone")
+    assert refused.returncode == 1
+    assert f"hostler key give-up {old} --reason" in refused.stderr
+    done = machine.run("key", "give-up", old, "--reason", "the disk died")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"The master key {old} is given up, and 2 credentials with it.\n",
+    )
+    assert machine.run("token", "create", "someone").returncode == 0
+    assert "given up: these credentials are lost" in machine.run("key", "list").stdout
+    failed = machine.run("secret", "rekey")
+    assert failed.returncode == 1
+    assert "2 can't be read and stayed as they are" in failed.stderr
+
+
+def test_keys_of_the_environment(machine: Machine) -> None:
+    assert machine.run("db", "upgrade").returncode == 0
+    one, other = SecretBox.new_key(), SecretBox.new_key()
+    own = {"HOSTLER_MASTER_KEYS": f"{one} {other}"}
+    assert machine.run("token", "create", "someone", **own).returncode == 0
+    assert machine.run("key", "create", **own).returncode == 0
+    assert not (machine.home / "master-key").exists()
+    rows = machine.run("key", "list", **own).stdout.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == [key_id(one), key_id(other)]
+    for change in (("key", "add"), ("key", "remove", key_id(other))):
+        refused = machine.run(*change, **own)
+        assert refused.returncode == 1
+        assert "The master keys come from HOSTLER_MASTER_KEYS" in refused.stderr
+    wrong = machine.run("token", "create", "x", HOSTLER_MASTER_KEYS="c2hvcnQ=")
+    assert wrong.returncode == 1
+    assert "not 32 bytes in base64" in wrong.stderr
+    assert "c2hvcnQ=" not in wrong.stderr
+
+
+def test_from_a_file_to_a_key_service(machine: Machine, key_service: OpenBao) -> None:
+    assert machine.run("db", "upgrade").returncode == 0
+    assert machine.run("key", "create").returncode == 0
+    (secret,) = store(machine, "canary-51f0")
+    file = machine.home / "master-key"
+    old = key_id(file.read_text().strip())
+    own = {
+        "HOSTLER_KEY_SERVICE_URL": key_service.url,
+        "HOSTLER_KEY_SERVICE_TOKEN_FILE": str(key_service.token_file),
+        "HOSTLER_KEY_SERVICE_CA_FILE": str(key_service.ca_file),
+    }
+    for command in (("key", "add"), ("secret", "rekey"), ("key", "remove", old)):
+        done = machine.run(*command, **own)
+        assert done.returncode == 0, done.stderr
+    (wrapped,) = file.read_text().split()
+    assert wrapped.startswith("vault:")
+    process = machine.start("up", **own)
+    lines = "".join(machine.said(process, "Admin token"))
+    assert f"{file}, wrapped by {key_service.url}\n" in lines
+    token = (machine.home / "admin-token").read_text().strip()
+    shown = httpx.post(
+        f"http://127.0.0.1:{machine.api_port}/v1/secrets/{secret}/disclosure",
+        headers={"Authorization": f"Bearer {token}"},
+        json={"reason": "test"},
+    )
+    assert shown.json()["plaintext"] == "canary-51f0"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    away = machine.run(
+        "token", "create", "x", **{**own, "HOSTLER_KEY_SERVICE_URL": "https://[::1]:1"}
+    )
+    assert away.returncode == 1
+    assert "The key service at https://[::1]:1 does not answer" in away.stderr
+    assert len(away.stderr.splitlines()) == 1
 
 
 def test_a_new_installation_makes_its_own_key_once(machine: Machine) -> None:

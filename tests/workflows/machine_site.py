@@ -20,36 +20,50 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from activities.addition import AdditionActivities
 from activities.allocation import AllocationActivities
+from activities.controller import ControllerCertificates
+from activities.crl_delivery import CrlDeliveryActivities
 from activities.directory import HostDirectory
 from activities.execution import uninterrupted
 from activities.fencing import FencingActivities
 from activities.holders import Holders
+from activities.host_accounts import HostAccountDirectory
 from activities.leases import LeaseActivities
 from activities.operations import OperationActivities
 from activities.own_key import OwnKeyActivities
 from activities.packages import PackageActivities
+from activities.passwords import PasswordActivities
 from activities.preflight import PreflightActivities
+from activities.provisioning import ProvisioningActivities
 from activities.records import RecordActivities
 from activities.reinstallation import ReinstallationActivities
 from activities.removal import RemovalActivities
+from activities.restarts import Restarts
+from activities.securing import SecuringActivities
 from activities.survey import SurveyActivities
 from contracts.addition import HostAdditionInput
 from contracts.hosts import HostFacts
 from contracts.states import AllocationState
+from drivers.authorities.profiles import new_request
 from drivers.fence import HookFence
 from drivers.neighbours import ShellNeighbours
 from drivers.own_key import AuthorizedKeys
+from drivers.passwords import ScriptAccounts
 from drivers.preflight import ShellInspector
 from drivers.protocols import HostAccess
 from drivers.removal import ScriptCleaner
 from drivers.ssh import AsyncSshShell
 from drivers.systemd import Systemd
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from inventory.models import SecretVersionRow
+from tests.authorities.certified_host import CertifiedHost
+from tests.authorities.issuing import activities
+from tests.databases import sqlite_database
 from tests.machine import Machine
 from tests.simulation.cluster import Cluster, SimulatedHypervisor
 from workers.interceptors import HostlerInterceptor
 from workers.worker import activities_of
+from workflows.certificate_provisioning import CertificateProvisioning
+from workflows.certificate_revocation import CertificateRevocation
 from workflows.host_addition import HostAddition
 from workflows.host_reinstallation import HostReinstallation
 
@@ -91,7 +105,8 @@ class Fault(Interceptor):
     Attributes:
         repeated: each is done a second time, as after a kill.
         fails: one of them is refused, before its effect.
-        stops_at: one of them does not return after its effect; `stopped` says that it is there.
+        stops_at: one of them does not return after its effect; `stopped` says that it is there,
+            and it does when it `goes_on`.
         delays: one of them takes a moment before its effect, whatever is cancelled meanwhile.
     """
 
@@ -102,7 +117,7 @@ class Fault(Interceptor):
         self.repeated = repeated
         self.fails = fails
         self.stops_at = stops_at
-        self.stopped = asyncio.Event()
+        self.stopped, self.goes_on = asyncio.Event(), asyncio.Event()
         self.done: Counter[str] = Counter()
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - the SDK's name
@@ -127,7 +142,7 @@ class _Faulty(ActivityInboundInterceptor):
         if name == fault.stops_at:
             fault.stops_at = ""
             fault.stopped.set()
-            await asyncio.Event().wait()
+            await fault.goes_on.wait()
         if fault.repeated and activity.info().attempt == 1:
             raise ApplicationError("the worker was killed", type="Killed")
         return result
@@ -146,36 +161,62 @@ class Site:
         self.inventory = inventory
         self.queue = f"test-{uuid.uuid4()}"
         self.shell = AsyncSshShell()
+        self.certified = CertifiedHost()
 
     def worker(self, fault: Fault) -> Worker:
         inventory, shell = self.inventory, self.shell
         directory = HostDirectory(inventory)
         hypervisor = MachineHypervisor(self.machine)
         holders = Holders(inventory, self.client)
+        restarts = Restarts(inventory, holders)
         keys = AuthorizedKeys(shell)
+        cleaner = ScriptCleaner(shell, self.certified)
+        certificates, leases = activities(inventory), LeaseActivities(inventory, holders)
         return Worker(
             self.client,
             task_queue=self.queue,
-            workflows=[HostAddition, HostReinstallation],
+            workflows=[
+                *(HostAddition, HostReinstallation),
+                *(CertificateProvisioning, CertificateRevocation),
+            ],
             activities=activities_of(
-                AdditionActivities(inventory, directory, shell, ScriptCleaner(shell)),
+                AdditionActivities(inventory, directory, shell, cleaner),
                 AllocationActivities(inventory, directory, HookFence(shell), hypervisor),
+                certificates,
+                CrlDeliveryActivities(inventory, directory, self.certified, leases),
                 FencingActivities(inventory, directory, HookFence(shell), hypervisor),
-                LeaseActivities(inventory, holders),
+                leases,
                 OperationActivities(self.client),
                 OwnKeyActivities(inventory, directory, keys),
                 PackageActivities(inventory, directory, Systemd(shell)),
+                PasswordActivities(
+                    inventory,
+                    HostAccountDirectory(inventory, directory, ScriptAccounts(shell)),
+                    leases,
+                ),
                 PreflightActivities(
                     *(inventory, directory, hypervisor),
                     *(ShellInspector(shell), ShellNeighbours(shell)),
                 ),
+                ProvisioningActivities(inventory, directory, self.certified, restarts),
                 RecordActivities(inventory),
                 ReinstallationActivities(
-                    *(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
+                    *(
+                        inventory,
+                        directory,
+                        cleaner,
+                        hypervisor,
+                        shell,
+                    ),
                     Systemd(shell),
                     look_again=0.05,
                 ),
-                RemovalActivities(inventory, directory, ScriptCleaner(shell), hypervisor, shell),
+                RemovalActivities(inventory, directory, cleaner, hypervisor, shell),
+                SecuringActivities(
+                    *(inventory, directory, self.certified),
+                    ControllerCertificates(inventory, certificates, new_request),
+                    restarts,
+                ),
                 SurveyActivities(inventory, directory, hypervisor, holders),
             ),
             interceptors=[HostlerInterceptor(), fault],
@@ -256,8 +297,7 @@ async def machine() -> AsyncIterator[Machine]:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def site(client: Client, machine: Machine, tmp_path: Path) -> AsyncIterator[Site]:
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     topology, enabled = inventory.topology, AllocationState.ENABLED
     await topology.create_zone("zone-1", actor="test")

@@ -520,16 +520,23 @@ def test_a_vm_goes_only_to_a_host_with_all_its_tags() -> None:
     assert plan.describe_blockers() == "vm-1: has no destination (kvm-2: lacks the tags ssd)"
 
 
-def test_a_vm_goes_only_to_a_host_with_the_same_tls_state() -> None:
+def test_a_vm_goes_by_tls_only_between_hosts_with_certificates() -> None:
     plain, secured = candidate("kvm-2", 4096), candidate("kvm-3", secured=True)
     plan = plan_evacuation(survey([vm("vm-1")], [plain, secured], secured=True))
     assert destinations(plan) == {"vm-1": "kvm-3"}
     assert plan_evacuation(survey([vm("vm-1")], [secured])).describe_blockers() == (
-        "vm-1: has no destination (kvm-3: is secured, its own host is not)"
+        "vm-1: has no destination (kvm-3: is secured, its own host has no certificates)"
     )
     assert plan_evacuation(survey([vm("vm-1")], [plain], secured=True)).describe_blockers() == (
-        "vm-1: has no destination (kvm-2: is not secured, its own host is)"
+        "vm-1: has no destination (kvm-2: has no certificates, its own host is secured)"
     )
+    # With certificates on both sides, they can.
+    ready = candidate("kvm-2", certified=True)
+    for own, place in (("secured", ready), ("certified", secured), ("certified", plain)):
+        (move,) = plan_evacuation(survey([vm("vm-1")], [place], **{own: True})).moves
+        assert move.destination == place.host
+    (move,) = plan_evacuation(survey([vm("vm-1")], [ready])).moves
+    assert move.destination == "kvm-2"
 
 
 def test_vms_of_an_affinity_group_go_to_one_host() -> None:

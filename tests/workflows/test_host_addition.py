@@ -23,6 +23,7 @@ from contracts.addition import HostAdditionInput, HostAdditionResult
 from contracts.allocation import TellHostsInput, TellHostsResult, UntoldHost
 from contracts.hosts import Host, HostFacts
 from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
+from contracts.passwords import BringUpInput, BringUpResult, Held, HostOutcome
 from contracts.preflight import Finding, Severity
 from contracts.preflight_rules import error, warning
 from contracts.states import HostStatus, Phase, ResourceState
@@ -71,6 +72,7 @@ class NewHost:
         credential: how Hostler logs in; `stored`: whether the given one is still kept.
         on_host: what is on the host of Hostler's.
         untold: why it can't be told whether it takes new VMs.
+        keeps_password: why it can't be given the password of its cluster.
         former_keys: names under which it had keys of Hostler's before.
         predecessor: whose lease is taken over.
     """
@@ -97,6 +99,7 @@ class NewHost:
     leased: bool = False
     told: tuple[str, ...] = ()
     untold: str | None = None
+    keeps_password: str | None = None
     former_keys: tuple[str, ...] = ()
     predecessor: Owner | None = None
     calls: list[str] = field(default_factory=list)
@@ -243,6 +246,15 @@ class NewHost:
         (host,) = request.hosts
         return TellHostsResult(told=(), untold=(UntoldHost(host=host, reason=self.untold),))
 
+    @activity.defn(name="bring_passwords_up")
+    async def bring_passwords_up(self, request: BringUpInput) -> BringUpResult:
+        assert self.state is not ResourceState.CREATING, "only a host in service is given it"
+        (host,) = request.hosts
+        outcome = HostOutcome(host=host, held=Held.NEW, problem=self.keeps_password)
+        if self.keeps_password is not None:
+            return BringUpResult(done=(), failed=(outcome,))
+        return BringUpResult(done=(outcome,), failed=())
+
     @activity.defn(name="forget_host")
     async def forget_host(self, lease: LeaseRef) -> None:
         self.registered = None
@@ -264,6 +276,7 @@ class NewHost:
             self.set_host_status,
             self.change_host_state,
             self.tell_hosts,
+            self.bring_passwords_up,
             self.forget_host,
             self.preflight_host,
             self.record_event,
@@ -523,6 +536,16 @@ async def test_a_host_that_can_not_be_told_is_a_warning(begin: Begin) -> None:
     assert (finding.code, finding.severity) == ("allocation-untold", Severity.WARNING)
     ((kind, message),) = new.events
     assert (kind, "libvirt started a new VM." in message) == ("addition.warning", True)
+    assert not new.leased
+
+
+async def test_a_host_that_keeps_its_own_password_is_a_warning(begin: Begin) -> None:
+    new = NewHost(keeps_password="pam_deny")
+    result = await (await begin(new, host_key_sha256=FINGERPRINT)).result()
+    assert result.resource_state is ResourceState.ENABLED
+    (finding,) = result.findings
+    assert (finding.code, finding.severity) == ("password-stale", Severity.WARNING)
+    assert "pam_deny" in finding.found
     assert not new.leased
 
 

@@ -17,6 +17,8 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from contracts.allocation import HostsUntold, TellHostsInput, TellHostsResult
+from contracts.certificate_renewal import CERTIFICATE_RENEWAL_SCHEDULE, ReturnedHosts
+from contracts.certificate_upkeep import CrlDelivery, DeliverCrlsInput, HostsWithoutCrls
 from contracts.host_checks import (
     HOUSEKEEPING_ID,
     AlignScheduleInput,
@@ -28,8 +30,10 @@ from contracts.host_checks import (
     RoundPlan,
     SweepInput,
     Swept,
+    TriggerScheduleInput,
 )
 from contracts.host_status import Seen
+from contracts.passwords import BringUpInput, BringUpResult, Held, HostOutcome, StaleHosts
 from contracts.removal import RemovedHostsCleaned
 from contracts.states import HostStatus
 from contracts.steps import HostRef
@@ -57,6 +61,9 @@ class Fleet:
     absent: asyncio.Event = field(default_factory=asyncio.Event)
     telling: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
+    stale: tuple[str, ...] = ()
+    without_crls: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
     batches: list[str] = field(default_factory=list)
     missed_batches: list[int] = field(default_factory=list)
 
@@ -101,6 +108,10 @@ class Fleet:
     async def free_abandoned(self) -> None:
         self.calls.append("free_abandoned")
 
+    @activity.defn(name="start_accepted")
+    async def start_accepted(self) -> None:
+        self.calls.append("start_accepted")
+
     @activity.defn(name="list_untold_hosts")
     async def list_untold_hosts(self) -> HostsUntold:
         return HostsUntold(hosts=self.untold)
@@ -115,6 +126,36 @@ class Fleet:
     async def clean_removed(self) -> RemovedHostsCleaned:
         self.calls.append("clean_removed")
         return RemovedHostsCleaned(cleaned=("old-1",), waiting=("old-2", "old-3"))
+
+    @activity.defn(name="list_stale_passwords")
+    async def list_stale_passwords(self) -> StaleHosts:
+        return StaleHosts(hosts=self.stale)
+
+    @activity.defn(name="bring_passwords_up")
+    async def bring_passwords_up(self, request: BringUpInput) -> BringUpResult:
+        assert request.owner.workflow_id == HOUSEKEEPING_ID
+        self.calls.append(f"bring up {' '.join(request.hosts)}")
+        done = tuple(HostOutcome(host=host, held=Held.NEW) for host in request.hosts)
+        return BringUpResult(done=done, failed=())
+
+    @activity.defn(name="list_hosts_without_crls")
+    async def list_hosts_without_crls(self) -> HostsWithoutCrls:
+        return HostsWithoutCrls(hosts=self.without_crls, not_now={"kvm-9": "it is Down"})
+
+    @activity.defn(name="deliver_crls")
+    async def deliver_crls(self, request: DeliverCrlsInput) -> CrlDelivery:
+        assert request.owner.workflow_id == HOUSEKEEPING_ID
+        self.calls.append(f"deliver {' '.join(request.hosts)}")
+        return CrlDelivery(delivered=request.hosts[1:], missing={request.hosts[0]: "it is silent"})
+
+    @activity.defn(name="list_returned_for_renewal")
+    async def list_returned_for_renewal(self) -> ReturnedHosts:
+        return ReturnedHosts(hosts=self.returned)
+
+    @activity.defn(name="trigger_schedule")
+    async def trigger_schedule(self, request: TriggerScheduleInput) -> bool:
+        self.calls.append(f"trigger {request.schedule}")
+        return True
 
     @activity.defn(name="look_at_host")
     async def look_at_host(self, request: HostRef) -> HostSighting:
@@ -152,9 +193,16 @@ class Fleet:
             self.investigate_hosts,
             self.reconcile_fences,
             self.free_abandoned,
+            self.start_accepted,
             self.list_untold_hosts,
             self.tell_hosts,
             self.clean_removed,
+            self.list_stale_passwords,
+            self.bring_passwords_up,
+            self.list_hosts_without_crls,
+            self.deliver_crls,
+            self.list_returned_for_renewal,
+            self.trigger_schedule,
             self.look_at_host,
         ]
 
@@ -211,6 +259,7 @@ async def test_a_round_has_its_steps_in_order(begin: Begin) -> None:
         "investigate_hosts",
         "reconcile_fences",
         "free_abandoned",
+        "start_accepted",
     ]
 
 
@@ -279,6 +328,27 @@ async def test_hosts_that_are_back_are_told_whether_they_take_vms(
     assert (tuple(first + second), len(first)) == (fleet.untold, PLAN.batch)
 
 
+async def test_hosts_that_are_back_get_the_newest_revocation_lists(
+    begin: Begin, client: Client
+) -> None:
+    fleet = Fleet(without_crls=tuple(f"host-{number:05}" for number in range(1, 202)))
+    await (await begin(fleet)).result()
+    assert (await housekeeping(client)).crls == 199
+    first, second = (call.split()[1:] for call in fleet.calls if call.startswith("deliver "))
+    assert (tuple(first + second), len(first)) == (fleet.without_crls, PLAN.batch)
+
+
+@pytest.mark.parametrize("returned", [(), ("kvm-1",)])
+async def test_certificates_that_were_due_while_a_host_was_away_are_renewed(
+    begin: Begin, client: Client, returned: tuple[str, ...]
+) -> None:
+    fleet = Fleet(returned=returned)
+    await (await begin(fleet)).result()
+    await housekeeping(client)
+    triggered = f"trigger {CERTIFICATE_RENEWAL_SCHEDULE}" in fleet.calls
+    assert triggered is bool(returned)
+
+
 async def test_a_lost_attempt_is_made_again_for_the_same_batch(begin: Begin) -> None:
     fleet = Fleet(hosts=450, fails=2)
     assert (await (await begin(fleet)).result()).hosts == 450
@@ -304,6 +374,7 @@ async def test_a_round_that_goes_on_in_a_new_run_starts_where_it_stood(begin: Be
     assert [call for call in fleet.calls if call != "clean_removed"] == [
         "reconcile_fences",
         "free_abandoned",
+        "start_accepted",
     ]
 
 
@@ -321,3 +392,12 @@ async def test_an_unknown_host_is_said_to_be_so(begin: Begin) -> None:
     cause = caught.value.cause
     assert isinstance(cause, ApplicationError)
     assert (cause.type, cause.message) == ("NotFound", "There is no host 'nobody'.")
+
+
+async def test_hosts_that_are_stale_get_the_password_of_their_cluster(
+    client: Client, begin: Begin
+) -> None:
+    fleet = Fleet(stale=("host-1", "host-2"))
+    await (await begin(fleet)).result()
+    assert (await housekeeping(client)).passwords == 2
+    assert "bring up host-1 host-2" in fleet.calls

@@ -25,7 +25,7 @@ from activities.operations import OperationActivities
 from contracts.allocation import TellHostsInput, TellHostsResult, UntoldHost
 from contracts.evacuation import HostEnvironment
 from contracts.hosts import Host
-from contracts.leases import LeaseRef
+from contracts.leases import LeaseRef, Owner
 from contracts.maintenance import HostMaintenanceResult
 from contracts.power import PowerState
 from contracts.power_actions import Action
@@ -491,6 +491,28 @@ async def test_a_credential_that_is_gone_is_told(reinstall: Begin) -> None:
     await (await reinstall(site, secret="gone")).result()
     assert site.preflights[0].secret == "the password"
     assert "reinstallation.credential_lost" in kinds(site)
+
+
+async def test_nobody_changes_its_passwords_or_certificates_meanwhile(reinstall: Begin) -> None:
+    site = in_maintenance(installed=False)
+    site.trust = rotation = Owner(workflow_id="rotation/cluster-1", first_run_id="run-0")
+    refused = await reinstall(site)
+    with pytest.raises(WorkflowFailureError) as failed:
+        await refused.result()
+    assert isinstance(failed.value.cause, ApplicationError)
+    assert failed.value.cause.type == "LeaseHeld"
+    assert "kvm-1 is held by rotation/cluster-1" in failed.value.cause.message
+    assert (site.withdrawn, site.lease, site.trust) == (False, None, rotation)
+
+    site.trust = None
+    handle = await reinstall(site)
+    while (await handle.query(HostReinstallation.status)).phase is not Phase.REINSTALLING:
+        await asyncio.sleep(0.05)
+    assert site.trust is not None
+    assert site.trust.workflow_id == handle.id
+    site.installed = True
+    await handle.result()
+    assert (site.lease, site.trust) == (None, None)
 
 
 async def test_a_refusal_under_the_lease_gives_it_back(reinstall: Begin) -> None:

@@ -38,7 +38,7 @@ from contracts.removal import (
     ResolveRemovalInput,
 )
 from contracts.states import HostStatus, Phase, ResourceState
-from contracts.steps import AcquireLeaseInput, HostRef
+from contracts.steps import AcquireLeaseInput, AwaitLeaseInput, HostRef
 from tests.workflows.world import World, refusal, running
 from workers.interceptors import HostlerInterceptor
 from workflows.host_maintenance import HostMaintenance
@@ -155,6 +155,13 @@ class Site(World):
         self._end("acquire_lease")
         return lease
 
+    @activity.defn(name="await_lease")
+    async def await_lease(self, request: AwaitLeaseInput) -> Lease:
+        await self._begin("await_lease")
+        lease = await super().await_lease(request)
+        self._end("await_lease")
+        return lease
+
     @activity.defn(name="release_lease")
     async def release_lease(self, lease: LeaseRef) -> None:
         await self._begin("release_lease")
@@ -259,10 +266,12 @@ async def test_a_host_in_maintenance_is_cleaned_then_deleted(remove: Begin) -> N
     assert site.calls == [
         "survey_removal",
         "acquire_lease",
+        "await_lease",
         "survey_removal",
         "begin_removal",
         "clean_host",
         "remove_host",
+        "release_lease",
         "release_lease",
     ]
     assert await handle.query(HostRemoval.status)
@@ -276,6 +285,7 @@ async def test_a_host_in_maintenance_is_cleaned_then_deleted(remove: Begin) -> N
 STEPS = (
     "survey_removal",
     "acquire_lease",
+    "await_lease",
     "begin_removal",
     "clean_host",
     "remove_host",
@@ -283,12 +293,23 @@ STEPS = (
 )
 
 
+async def test_its_certificates_are_revoked(client: Client, remove: Begin) -> None:
+    """By an operation of its own, which outlives the removal."""
+    handle = await remove(in_maintenance())
+    await handle.result()
+    revocation = client.get_workflow_handle(f"revocation/kvm-1/{handle.result_run_id}")
+    described = await revocation.describe()
+    assert described.workflow_type == "CertificateRevocation"
+    await revocation.terminate()
+
+
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_step_whose_end_was_lost_changes_nothing_twice(remove: Begin, step: str) -> None:
     site = in_maintenance(twice=step)
     result = await (await remove(site)).result()
     assert site.twice == ""
-    assert site.calls.count(step) == (3 if step == "survey_removal" else 2)
+    once = 2 if step in ("survey_removal", "release_lease") else 1
+    assert site.calls.count(step) == once + 1
     assert result.outcome is RemovalOutcome.REMOVED
     assert len(site.deleted) == 1
     assert site.states.count(R.REMOVED) == 1
@@ -301,7 +322,7 @@ async def test_a_cancel_is_heard_until_there_is_no_way_back(remove: Begin, step:
     handle = await remove(site)
     await site.holding.wait()
     await handle.cancel()
-    if step in ("survey_removal", "acquire_lease"):
+    if step in ("survey_removal", "acquire_lease", "await_lease"):
         site.go.set()
         with pytest.raises(WorkflowFailureError) as caught:
             await handle.result()
@@ -457,6 +478,23 @@ async def test_a_host_that_is_held_stays_as_it_is(remove: Begin) -> None:
     assert refused.type == "LeaseHeld"
     assert site.state is R.MAINTENANCE
     assert "begin_removal" not in site.calls
+
+
+async def test_one_whose_passwords_are_being_changed_is_not_begun_with(remove: Begin) -> None:
+    site = in_maintenance()
+    site.trust = rotation = Owner(workflow_id="rotation/cluster-1", first_run_id="run-0")
+    refused = await failure(await remove(site))
+    assert refused.type == "LeaseHeld"
+    assert "kvm-1 is held by rotation/cluster-1" in refused.message
+    assert "kvm-1 stays as it is. Put it back: hostler maintenance leave kvm-1" in refused.message
+    assert (site.lease, site.trust, site.state) == (None, rotation, R.MAINTENANCE)
+    assert "begin_removal" not in site.calls
+    # One that was terminated holds nothing.
+    site.closed_holder = rotation
+    handle = await remove(site)
+    assert (await handle.result()).outcome is RemovalOutcome.REMOVED
+    assert "timer_fired" in await _event_names(handle)
+    assert site.trust is None
 
 
 async def test_what_fails_after_the_take_over_says_how_to_go_back(remove: Begin) -> None:

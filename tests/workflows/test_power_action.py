@@ -43,8 +43,9 @@ from contracts.states import MAINTENANCE_STATES, ResourceState
 from contracts.vms import Vm
 from drivers.errors import BmcCommandRejected, HostUnreachable, PowerOutcomeUnknown
 from drivers.protocols import Boot, HostAccess, Hypervisor, ServiceManager
-from inventory import Database, Inventory, SecretBox
+from inventory import Inventory, SecretBox
 from inventory.models import ReservationRow
+from tests.databases import sqlite_database
 from tests.fake_bmcs import FakeBmc, FakeBmcs, mute, rejected
 from tests.inventory.conftest import enabled, ref
 from tests.workflows.world import running
@@ -165,8 +166,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def power(client: Client, tmp_path: Path) -> AsyncIterator[Site]:
-    database = Database(f"sqlite:///{tmp_path / 'inventory.db'}")
-    await database.upgrade()
+    database = sqlite_database(tmp_path)
     inventory = Inventory(database, SecretBox(SecretBox.new_key()))
     await inventory.topology.create_zone("zone-1", actor="test")
     await inventory.topology.create_pod("pod-1", "zone-1", actor="test")

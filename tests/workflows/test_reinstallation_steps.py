@@ -224,7 +224,7 @@ async def test_each_step_is_done_twice_and_has_one_effect(site: Site) -> None:
     assert len(await site.messages("reinstallation.key_taken")) >= 1
 
 
-@pytest.mark.parametrize("step", [*BEFORE, *AFTER, *BACK])
+@pytest.mark.some_a_day("step", [*BEFORE, *AFTER, *BACK], number=6)
 async def test_another_one_goes_on_where_one_was_terminated(site: Site, step: str) -> None:
     await take_out(site)
     if step == "hand_over_maintenance":

@@ -13,7 +13,7 @@ from temporalio.worker import Replayer
 
 from workers.converter import HOSTLER_DATA_CONVERTER
 from workers.interceptors import HostlerInterceptor
-from workflows import WORKFLOWS
+from workflows.registry import WORKFLOWS
 
 HISTORIES = sorted((Path(__file__).parents[1] / "histories").glob("*.json"))
 

@@ -9,14 +9,13 @@ from temporalio.exceptions import ApplicationError
 
 from contracts.evacuation import Candidate, Survey
 from contracts.hosts import Host
-from contracts.leases import Lease, LeaseRef, Owner
+from contracts.leases import Lease, LeaseRef, LeaseScope, Owner
 from contracts.maintenance import MaintenanceSettings
 from contracts.oobm import HostPower
 from contracts.power import PowerState
 from contracts.power_actions import (
     SHOULD_BE,
     Action,
-    AwaitLeaseInput,
     FinishPowerInput,
     PowerCommandRef,
     PowerSeen,
@@ -32,6 +31,7 @@ from contracts.states import HostStatus, ResourceState, may_change_to
 from contracts.steps import (
     AcquireLeaseInput,
     AwaitChangeInput,
+    AwaitLeaseInput,
     AwaitTicketInput,
     BeginEvacuationInput,
     ChangeStateInput,
@@ -115,6 +115,7 @@ class World:
     status: HostStatus = HostStatus.UP
     fence: str | None = None
     lease: Owner | None = None
+    trust: Owner | None = None
     arriving: tuple[str, ...] = ()
     closed_holder: Owner | None = None
     memory_mib: int = 1024
@@ -179,12 +180,14 @@ class World:
     async def acquire_lease(self, request: AcquireLeaseInput) -> Lease:
         if request.known and request.host not in self.vms:
             raise refusal("NotFound", f"There is no host {request.host!r}.")
+        scope = "trust" if request.scope is LeaseScope.TRUST else "lease"
+        holder: Owner | None = getattr(self, scope)
         taken_over = None
-        if self.lease is not None and self.lease != request.owner:
-            if self.lease != self.closed_holder:
-                raise refusal("LeaseHeld", f"{request.host} is held by {self.lease.workflow_id}.")
-            taken_over = self.lease
-        self.lease = request.owner
+        if holder is not None and holder != request.owner:
+            if holder != self.closed_holder:
+                raise refusal("LeaseHeld", f"{request.host} is held by {holder.workflow_id}.")
+            taken_over = holder
+        setattr(self, scope, request.owner)
         return Lease(
             host=request.host,
             scope=request.scope,
@@ -196,8 +199,15 @@ class World:
 
     @activity.defn(name="release_lease")
     async def release_lease(self, lease: LeaseRef) -> None:
-        if self.lease == lease.owner:
+        if lease.scope is LeaseScope.TRUST:
+            self.trust = None if self.trust == lease.owner else self.trust
+        elif self.lease == lease.owner:
             self.lease = None
+
+    @activity.defn(name="await_lease")
+    async def await_lease(self, request: AwaitLeaseInput) -> Lease:
+        assert request.within_s > 0
+        return await World.acquire_lease(self, request.acquire)
 
     @activity.defn(name="wait_for_arrivals")
     async def wait_for_arrivals(self, request: AwaitChangeInput) -> None:

@@ -1,5 +1,7 @@
 """The guests: small machines that count on their console."""
 
+import hashlib
+import os
 import re
 import time
 import uuid
@@ -7,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import paths
+from . import image, paths
 from .host import Host
 from .shell import LabError
 
@@ -43,7 +45,7 @@ class Guest:
 
     def xml(self) -> str:
         """Its libvirt domain: nothing in it that would keep it from moving between hosts."""
-        command_line = "console=ttyS0 quiet loglevel=1 mitigations=off"
+        command_line = "console=ttyS0 quiet loglevel=1 mitigations=off cryptomgr.notests"
         if self.dirty:
             command_line += f" dirty={self.dirty}"
         extra = ""
@@ -148,22 +150,87 @@ def start(guest: Guest, on: Host, hosts: list[Host], timeout: float = 60) -> Non
     for host in where.defined:
         _undefine(host, guest.name)
     log = console(guest.name)
-    offset = log.stat().st_size if log.exists() else 0
     if guest.disk_local:
         on.run(["truncate", "-s", f"{_DISK_MIB}M", disk_path(guest.name)])
     on.run(["virsh", "-q", "-c", "qemu:///system", "define", "/dev/stdin"], stdin=guest.xml())
+    booted = _Booted(guest)
+    offset = log.stat().st_size if log.exists() else 0
+    if booted.there():
+        if booted.resume(on, log, timeout):
+            return
+        # Also if the host refuses VMs: the start says so.
+        booted.forget()
+        on.virsh("destroy", guest.name, check=False)
+        os.truncate(log, offset)
     for _ in range(_BOOTS):
         try:
             on.virsh("start", guest.name)
+            if _ticks(log, offset, timeout):
+                if booted.may_be_kept:
+                    booted.keep(on, log, offset, timeout)
+                return
         except LabError:
+            on.virsh("destroy", guest.name, check=False)
             _undefine(on, guest.name)
             raise
-        if _ticks(log, offset, timeout):
-            return
         on.virsh("destroy", guest.name)
     raise LabError(
         f"{guest.name} does not tick {timeout:.0f} s after each of {_BOOTS} boots (console: {log})"
     )
+
+
+class _Booted:
+    """A guest as it was at its first ticks, in a file: the next start goes on from there. To boot
+    takes an emulated machine longest."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._name = guest.name
+        recipe = f"{image.recipe()} {guest.xml()}"
+        self._file = f"saved/{guest.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+        # Of the others, an interface has another address, and a disk what was written to it.
+        self.may_be_kept = guest.bridge is None and not guest.disk_local
+
+    def there(self) -> bool:
+        """Whether there is such a file; what is renamed last is whole."""
+        return self._console.exists()
+
+    def keep(self, on: Host, log: Path, offset: int, timeout: float) -> None:
+        """Write the file, and go on. Raises LabError if it does not tick then."""
+        self._console.parent.mkdir(exist_ok=True)
+        on.virsh("save", self._name, self._inside)
+        printed = self._console.with_suffix(".new")
+        printed.write_bytes(log.read_bytes()[offset:])
+        printed.rename(self._console)
+        self._restore(on, log, timeout)
+
+    def resume(self, on: Host, log: Path, timeout: float) -> bool:
+        """Go on from the file, on the console too; whether it does."""
+        with log.open("ab") as console:
+            console.write(self._console.read_bytes())
+        try:
+            self._restore(on, log, timeout)
+        except LabError:
+            return False
+        return True
+
+    def forget(self) -> None:
+        """The next start boots."""
+        self._console.unlink()
+
+    def _restore(self, on: Host, log: Path, timeout: float) -> None:
+        offset = log.stat().st_size
+        on.virsh("restore", self._inside)
+        if not _ticks(log, offset, timeout):
+            raise LabError(f"{self._name} does not go on from {self._inside} (console: {log})")
+
+    @property
+    def _inside(self) -> str:
+        """The file, as hosts see it."""
+        return f"/shared/consoles/{self._file}"
+
+    @property
+    def _console(self) -> Path:
+        return paths.CONSOLES / f"{self._file}.console"
 
 
 def _ticks(log: Path, offset: int, timeout: float) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from contracts.errors import HostlerError
 from drivers.protocols import BmcAccess
+from tests.ports import free_port
 
 USER, PASSWORD = "admin", "a-password"
 OPERATOR = "operator"  # of ipmi_sim
@@ -54,12 +55,6 @@ def fields_of(refused: HostlerError) -> list[str]:
     """Which are not valid."""
     named: Any = refused.details["fields"]
     return [one["field"] for one in named]
-
-
-def free_port(address: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 async def until_ready(port: int, address: str, kind: str) -> None:
@@ -151,7 +146,7 @@ class IpmiSim:
 @asynccontextmanager
 async def ipmi_sim(directory: Path) -> AsyncIterator[IpmiSim]:
     address = "127.3.0.1"
-    server = IpmiSim(directory, address, free_port(address))
+    server = IpmiSim(directory, address, free_port(address, socket.SOCK_DGRAM))
     server.write()
     command = ("ipmi_sim", "-n", "-c", f"{directory}/lan.conf", "-f", f"{directory}/sim.emu")
     async with running(*command, "-s", f"{directory}/state"):
@@ -223,7 +218,7 @@ class SimulatedBmc:
 
 @asynccontextmanager
 async def simulated_bmcs(directory: Path, count: int = 3) -> AsyncIterator[SimulatedBmcs]:
-    servers = SimulatedBmcs(directory / "control", free_port(str(_FIRST)), count)
+    servers = SimulatedBmcs(directory / "control", free_port(str(_FIRST), socket.SOCK_DGRAM), count)
     arguments = ("--count", str(count), "--first", f"{_FIRST}:{servers.port}")
     login = ("--user", USER, "--password", PASSWORD)
     control = ("--control", str(servers.control_path))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +33,8 @@ from tests.drivers.power.servers import (
     SimulatedBmc,
     SimulatedBmcs,
     fields_of,
-    free_port,
 )
+from tests.ports import free_port
 
 ENOUGH = 30.0
 OTHER = "5f2b1c52-3f3a-4f0e-9f0b-0d7f0f7a1111"
@@ -272,7 +273,9 @@ async def test_a_mute_bmc_is_unreachable(driver: PowerDriver, bmc: SimulatedBmc)
 
 
 async def test_a_closed_port_and_an_unknown_name_are_unreachable(driver: PowerDriver) -> None:
-    nobody = BmcAccess("kvm-1", "127.4.8.8", "admin", "password", port=free_port("127.4.8.8"))
+    nobody = BmcAccess(
+        "kvm-1", "127.4.8.8", "admin", "password", port=free_port("127.4.8.8", socket.SOCK_DGRAM)
+    )
     with pytest.raises(BmcUnreachable):
         await driver.power_state(nobody, timeout=ENOUGH)
     with pytest.raises(BmcUnreachable):

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,10 +36,10 @@ from tests.drivers.power.servers import (
     SYSTEMS,
     USER,
     fields_of,
-    free_port,
     running,
     until_ready,
 )
+from tests.ports import free_port
 
 ENOUGH = 30.0
 
@@ -69,7 +68,7 @@ class Emulator:
 
 @asynccontextmanager
 async def emulator(directory: Path) -> AsyncIterator[Emulator]:
-    port = free_port("127.0.0.1", socket.SOCK_STREAM)
+    port = free_port()
     certificate, files = own_certificate(directory)
     module = ("-m", "tests.drivers.power.redfish_emulator")
     async with running(sys.executable, *module, str(directory), str(port), *files):
@@ -336,7 +335,7 @@ async def test_a_system_without_a_uuid_of_its_own_is_not_taken_for_another_one(
 
 
 async def test_a_closed_port_and_an_unknown_name_are_unreachable(redfish: RedfishDriver) -> None:
-    port = free_port("127.0.0.1", socket.SOCK_STREAM)
+    port = free_port()
     nobody = BmcAccess("kvm-1", "127.0.0.1", "admin", "password", port=port)
     for access in (nobody, replace(nobody, address="bmc.invalid")):
         with pytest.raises(BmcUnreachable):

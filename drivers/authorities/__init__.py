@@ -1,0 +1,1 @@
+"""Certificate authorities: the ports, the providers, and X.509 itself."""
