@@ -114,6 +114,7 @@ class ProvisioningActivities:
         await self._restarts.change(request.lease, restore)
         if by_tls:
             await uninterrupted(self._prove(access, await self._in_force(access)))
+            await uninterrupted(self._certificates.confirm(access, request.lease.epoch))
 
     @activity.defn(name="finish_certificates")
     async def finish_certificates(

@@ -442,8 +442,11 @@ class HostCertificates(Protocol):
         self, access: HostAccess, name: str, epoch: int, *, restart: bool = True
     ) -> bool:
         """What counted before the switch counts again, and the set is deleted. True if libvirtd
-        listens by certificates of Hostler's again that it had left. Raises HostBusy while VMs
-        migrate, if libvirtd has to be restarted for that."""
+        listens by certificates of Hostler's again that it had left, until that is confirmed. Raises
+        HostBusy while VMs migrate, if libvirtd has to be restarted for that."""
+
+    async def confirm(self, access: HostAccess, epoch: int) -> None:
+        """What was restored has been proven from outside."""
 
     async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
         """The switch stays: delete what it has replaced."""

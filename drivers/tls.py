@@ -126,6 +126,10 @@ class ScriptCertificates:
         may = _may(restart=restart)
         return bool((await self._change(access, "restore", name, epoch, may)).strip())
 
+    async def confirm(self, access: HostAccess, epoch: int) -> None:
+        """What was restored has been proven."""
+        await self._change(access, "confirm", "-", epoch)
+
     async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
         """The switch stays: delete what it has replaced."""
         await self._change(access, "finish", name, epoch)

@@ -23,8 +23,9 @@ def signed_by_one_of(certificate: str, authorities: str) -> bool:
 
 
 class CertifiedHost:
-    """`in_force`: the set that counts; `fails_at`: the step that ends badly, after its effect
-    (`ask`: while a switch may be put back);
+    """`in_force`: the set that counts; `unconfirmed`: it was restored; `fails_at`: the step that
+    ends badly, after its effect (`ask`: while a switch may be put back); `away_at`: at which it
+    does not answer, once;
     `lets_in`: also who has no certificate; `knows_hostler`: and who has Hostler's; `by_tls_only`:
     how it migrates. `wants_restart`: libvirtd has to be restarted for what is to change;
     `restarted`: it was. `crls`, `trusts`: what each host has got; `silent`: hosts that do not
@@ -34,8 +35,10 @@ class CertifiedHost:
         self.sets: dict[str, dict[str, str]] = {}
         self.in_force: str | None = None
         self.before: str | None = None
+        self.unconfirmed = False
         self.fails_at: str | None = None
         self.stops_at: str | None = None
+        self.away_at: str | None = None
         self.stopped = asyncio.Event()
         self.steps: list[str] = []
         self.lets_in = False
@@ -52,6 +55,9 @@ class CertifiedHost:
 
     async def _did(self, step: str) -> None:
         self.steps.append(step)
+        if self.away_at == step:
+            self.away_at = None
+            raise HostUnreachable("kvm-1 does not answer.")
         if self.fails_at == step:
             raise CommandFailed(f"'tls {step}' on kvm-1 ended with status 74: No space left.")
         if self.stops_at == step:
@@ -114,13 +120,17 @@ class CertifiedHost:
     async def restore(
         self, access: HostAccess, name: str, epoch: int, *, restart: bool = True
     ) -> bool:
-        changes = self.in_force == name
-        if changes:
+        if self.in_force == name:
             self._may(restart=restart)
             self.in_force, self.before = self.before, None
+            self.unconfirmed = self.in_force is not None
         self.sets.pop(name, None)
         await self._did("restore")
-        return changes and self.in_force is not None
+        return self.unconfirmed
+
+    async def confirm(self, access: HostAccess, epoch: int) -> None:
+        self.unconfirmed = False
+        await self._did("confirm")
 
     async def finish(self, access: HostAccess, name: str, epoch: int) -> None:
         assert self.in_force == name

@@ -659,6 +659,25 @@ async def test_what_fails_is_put_back(system: System, step: str) -> None:
     assert await system.inventory.leases.find("kvm-1", LeaseScope.TRUST) is None
 
 
+@pytest.mark.parametrize(
+    ("step", "then"),
+    [
+        ("restore", ["restore", "restore", "ask", "confirm"]),
+        ("ask", ["restore", "ask", "restore", "ask", "confirm"]),
+        ("confirm", ["restore", "ask", "confirm", "restore"]),
+    ],
+)
+async def test_what_was_put_back_is_proven_whatever_comes_between(
+    system: System, step: str, then: list[str]
+) -> None:
+    await system.done("cert", "provision", "kvm-1")
+    system.machine.fails_at, system.machine.away_at = "switch", step
+    system.machine.steps.clear()
+    said = await system.hostler("cert", "provision", "kvm-1")
+    assert "No space left. kvm-1 has what it had before." in said.err
+    assert system.machine.steps[system.machine.steps.index("restore") :] == then
+
+
 @pytest.mark.parametrize("step", ["trust", "crl"])
 async def test_what_fails_after_that_leaves_the_inventory_right_about_it(
     system: System, step: str

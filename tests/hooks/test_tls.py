@@ -222,13 +222,29 @@ async def test_a_renewal_needs_none_and_neither_does_its_way_back(host: Host) ->
     await host.place("set-2", 4)
     await host.switch("set-2", 4, restart=False)
     assert host.did() == ["reload"]
-    await host.certificates.restore(ACCESS, "set-2", 4, restart=False)
+    assert await host.certificates.restore(ACCESS, "set-2", 4, restart=False)
     assert host.did() == ["reload"]
     current = host.root / "etc/hostler/tls/current"
     assert current.readlink() == Path("sets/set-1")
     assert current.lstat().st_mtime == since, "VMs that were started before hold an older one"
     assert not (host.root / "etc/hostler/tls/sets/set-2").exists()
     assert (host.root / "active/libvirtd-tls.socket").exists()
+
+
+async def test_what_was_restored_is_to_be_proven_until_that_is_confirmed(host: Host) -> None:
+    await host.provision("set-1", 2)
+    await host.place("set-2", 4)
+    await host.switch("set-2", 4)
+    for _ in range(2):
+        assert await host.certificates.restore(ACCESS, "set-2", 4)
+    await host.certificates.confirm(ACCESS, 4)
+    assert not await host.certificates.restore(ACCESS, "set-2", 4)
+    # Or until something else counts.
+    await host.place("set-3", 6)
+    await host.switch("set-3", 6)
+    assert await host.certificates.restore(ACCESS, "set-3", 6)
+    await host.provision("set-4", 8)
+    assert not await host.certificates.restore(ACCESS, "set-4", 8)
 
 
 async def test_not_while_vms_migrate_by_somebody_elses_hand(host: Host) -> None:
