@@ -25,7 +25,6 @@ check() {
     lint-imports --no-cache
     mypy
     mypy deploy/demo.py deploy/lab/simulated_bmcs.py
-    MYPYPATH=deploy/lab mypy -p hostlerlab
     shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/chassis .ci/run
 }
 

@@ -6,6 +6,7 @@ environment, files, signals, the exit code. What others see of the process (its 
 environment in /proc) is not.
 """
 
+import asyncio
 import atexit
 import logging
 import multiprocessing
@@ -13,8 +14,10 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -37,6 +40,7 @@ class Forked:
         command: of these two.
         environment: all of it.
         stdout, stderr: files to be written anew; without `stderr`, both go to the same.
+        stdin: a file; without, there is nothing to be read.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class Forked:
         environment: Mapping[str, str],
         stdout: Path,
         stderr: Path | None = None,
+        stdin: Path | None = None,
     ) -> None:
-        arguments = (tuple(command), str(directory), dict(environment), stdout, stderr)
+        files = (stdin or Path(os.devnull), stdout, stderr)
+        arguments = (tuple(command), str(directory), dict(environment), files)
         self._process = _CONTEXT.Process(target=_run, args=arguments)
         # A child would run what started the tests, or a benchmark, as its own main module.
         with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):
@@ -74,25 +80,59 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+async def command(
+    *command: str, directory: Path, environment: Mapping[str, str], stdin: str = ""
+) -> Said:
+    """Run it to its end."""
+    with tempfile.TemporaryDirectory() as files:
+        read, stdout, stderr = (Path(files, name) for name in ("stdin", "stdout", "stderr"))
+        read.write_text(stdin)
+        process = Forked(
+            command,
+            directory=directory,
+            environment=environment,
+            stdout=stdout,
+            stderr=stderr,
+            stdin=read,
+        )
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(process.sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(process.sentinel)
+        return Said(process.wait(), *(path.read_text() for path in (stdout, stderr)))
+
+
 def _run(
     command: tuple[str, ...],
     directory: str,
     environment: dict[str, str],
-    stdout: Path,
-    stderr: Path | None,
+    files: tuple[Path, Path, Path | None],
 ) -> None:
     atexit._clear()  # noqa: SLF001 - those of the process that was forked
     logging.disable(logging.NOTSET)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
-    for number, path in ((1, stdout), (2, stderr)):
-        if path is not None:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    anew = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    for number, path in enumerate(files):
+        if path is None:
+            os.dup2(1, number)
+        else:
+            file = os.open(path, anew if number else os.O_RDONLY, 0o644)
             os.dup2(file, number)
             os.close(file)
-    if stderr is None:
-        os.dup2(1, 2)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - multiprocessing puts another one there
     program, *arguments = command
     try:
         if program == "hostler":

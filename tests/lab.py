@@ -1,19 +1,26 @@
-"""The lab, for tests: deploy/lab/lab, called as people call it."""
+"""The lab, for tests: what deploy/lab/lab does, most of it without starting Python each time."""
 
 import asyncio
 import dataclasses
-import json
 import os
 import re
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from drivers.protocols import HostAccess
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "deploy/lab"))
+
+from hostlerlab import guests, machine  # noqa: E402
+from hostlerlab.host import Host, known_hosts  # noqa: E402
+from hostlerlab.report import host_row, report  # noqa: E402
+from hostlerlab.shell import LabError  # noqa: E402
+
 BRIDGE = "hostler0"
 _PROGRAM = ROOT / "deploy/lab/lab"
 _CONSOLES = ROOT / "deploy/lab/.state/consoles"
@@ -41,6 +48,7 @@ if [ -n "$there" ] || grep -qs '^# begin hostler$' $configuration; then
     systemctl start $units
 fi
 """
+_T = TypeVar("_T")
 _TICK = re.compile(rb"^tick (\d+)\r?$", re.MULTILINE)
 
 
@@ -69,8 +77,8 @@ class Lab:
 
     async def status(self) -> dict[str, Any]:
         """What `lab status --json` says."""
-        status: dict[str, Any] = json.loads((await self._lab("status", "--json")).stdout)
-        return status
+        found = await _in_thread(report)
+        return {"hosts": found.hosts, "guests": found.guests}
 
     async def up(self, hosts: int = 3) -> None:
         """Start it, or repair it, unless all is well, with at least so many hosts."""
@@ -82,7 +90,13 @@ class Lab:
         self, host: str, *command: str, stdin: str | None = None, check: bool = True
     ) -> Said:
         """Run a command in a host, network or not."""
-        return await self._lab("exec", host, "--", *command, stdin=stdin, check=check)
+        try:
+            inside = Host(host).inside(command)
+        except LabError as error:
+            if check:
+                raise AssertionError(f"lab: {error}") from error
+            return Said(1, "", str(error))
+        return await _run(*inside, stdin=stdin, check=check)
 
     async def virsh(
         self, host: str, *arguments: str, stdin: str | None = None, check: bool = True
@@ -107,15 +121,24 @@ class Lab:
         """Start a guest; its UUID. `dirty`: MiB of memory that it rewrites for ever; `bridge`: of
         the host, to which it has an interface; `disk_local`: with a disk in the host's own file
         system."""
-        more = [] if dirty is None else ["--dirty", str(dirty), "--memory", "128"]
-        more += [] if bridge is None else ["--bridge", bridge]
-        more += ["--disk-local"] if disk_local else []
-        await self._lab("guest", "start", name, "--on", on, *more)
+        memory = guests.DEFAULT_MEMORY if dirty is None else 128
+        guest = guests.Guest(name, memory, bridge, disk_local, dirty)
+
+        def start() -> None:
+            with machine.locked(shared=True):
+                guests.start(guest, Host(on), known_hosts())
+
+        await _in_thread(start)
         return (await self.virsh(on, "domuuid", name)).stdout.strip()
 
     async def remove_guest(self, name: str) -> None:
         """Leave nothing of a guest."""
-        await self._lab("guest", "remove", name)
+
+        def remove() -> None:
+            with machine.locked(shared=True):
+                guests.remove(name, known_hosts())
+
+        await _in_thread(remove)
 
     async def cut(self, host: str) -> None:
         """Cut a host's cable."""
@@ -148,14 +171,14 @@ class Lab:
     async def access(self, host: str) -> HostAccess:
         """How to reach a host; its key is read inside, not through the network."""
         key = (await self.exec(host, "cat", "/etc/ssh/ssh_host_ed25519_key.pub")).stdout
-        row = await self._host(host)
+        its = Host(host)
         return HostAccess(
             name=host,
-            address=row["address"],
+            address=its.address,
             port=22,
             user="root",
             host_key=" ".join(key.split()[:2]),
-            password=Path(row["password_file"]).read_text().strip(),  # noqa: ASYNC240 - small
+            password=its.password_file.read_text().strip(),
         )
 
     @asynccontextmanager
@@ -172,12 +195,11 @@ class Lab:
 
     async def boot_id(self, host: str) -> str | None:
         """The kernel's name for the boot of a host; None while it is off or just starting."""
-        boot_id: str | None = (await self._host(host))["boot_id"]
-        return boot_id
+        return Host(host).boot_id()
 
     async def bmc(self, host: str) -> BmcAccess:
         """How to reach a host's BMC, with the password that it was made with."""
-        row = (await self._host(host))["bmc"]
+        row = host_row(Host(host))["bmc"]
         password = Path(row["password_file"]).read_text().strip()  # noqa: ASYNC240 - small
         return BmcAccess(row["address"], row["port"], row["user"], password, row["guid"])
 
@@ -212,13 +234,15 @@ class Lab:
         while self.ticks(guest)[-1] < wanted:
             await asyncio.sleep(0.05)
 
-    async def _host(self, name: str) -> dict[str, Any]:
-        """A host's row of the status."""
-        rows: list[dict[str, Any]] = (await self.status())["hosts"]
-        return next(row for row in rows if row["name"] == name)
-
     async def _lab(self, *arguments: str, stdin: str | None = None, check: bool = True) -> Said:
         return await _run(_PROGRAM, *arguments, stdin=stdin, check=check)
+
+
+async def _in_thread(action: Callable[[], _T]) -> _T:
+    try:
+        return await asyncio.to_thread(action)
+    except LabError as error:
+        raise AssertionError(f"lab: {error}") from error
 
 
 async def _run(

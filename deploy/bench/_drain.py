@@ -30,9 +30,9 @@ from typing import Any
 
 from _histories import Run, runs_of, stored_bytes
 from _report import EVENTS_PER_VM, BenchFailed, Report
-from hostlerlab.host import Host
 from temporalio.client import WorkflowFailureError
 
+from hostlerlab.host import Host
 from tests.e2e.system import System
 from tests.lab import Lab
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -60,12 +59,14 @@ from drivers.power.registry import PowerDrivers
 from inventory import Inventory
 from inventory.certificates import NewCertificate
 from inventory.models import CertificateAuthorityRow, CertificateRow
+from tests import forked
 from tests.api.conftest import start_temporal
 from tests.authorities.certified_host import CertifiedFleet, CertifiedHost
 from tests.authorities.conftest import prepared_inventory
 from tests.authorities.issuing import activities
 from tests.authorities.samples import KEYS, ca, contents, csr, key_pem, openssl, write
 from tests.authorities.test_issuing import new
+from tests.forked import Said
 from workers.home import listen
 from workers.interceptors import HostlerInterceptor
 from workers.parts import running_api
@@ -78,15 +79,6 @@ QUEUE = "certificates"
 _HISTORIES = ROOT / "tests" / "histories"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
 
 
 @dataclass
@@ -107,26 +99,22 @@ class System:
 
     async def hostler(self, *arguments: str, token: str | None = None, stdin: str = "") -> Said:
         """Run the command."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", *arguments),
-            cwd=ROOT,
-            env={
+        return await forked.command(
+            *("hostler", *arguments),
+            directory=ROOT,
+            environment={
                 "PATH": os.environ["PATH"],
                 "HOSTLER_API_URL": self.url,
                 "HOSTLER_TOKEN": token or self.admin,
             },
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=stdin,
         )
-        out, err = await process.communicate(stdin.encode())
-        return Said(process.returncode or 0, out.decode(), err.decode())
 
     async def done(self, *arguments: str, stdin: str = "") -> str:
         """Run a command that has to succeed: what it prints."""
         said = await self.hostler(*arguments, stdin=stdin)
-        assert said.status == 0, said.err
-        return said.out
+        assert said.status == 0, said.stderr
+        return said.stdout
 
     def http(self, token: str | None = None) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -213,10 +201,10 @@ async def test_a_certificate_from_request_to_revocation(system: System, tmp_path
     signed = await system.hostler(
         *("cert", "sign", "kvm-1", "--csr-file", str(request), "--out", str(leaf))
     )
-    assert (signed.status, signed.out) == (0, ""), signed.err
+    assert (signed.status, signed.stdout) == (0, ""), signed.stderr
     await system.keep("signing/kvm-1", "certificate_signing")
     ((row,),) = [await system.inventory.certificates.list()]
-    assert signed.err == f"Certificate {row.serial} is issued.\n"
+    assert signed.stderr == f"Certificate {row.serial} is issued.\n"
     assert leaf.read_text() == row.pem
     assert await system.done("ca", "chain", "--out", str(anchor)) == ""
     verified = openssl("verify", "-verify_ip", "198.18.1.11", "-CAfile", str(anchor), str(leaf))
@@ -242,12 +230,12 @@ async def test_a_certificate_from_request_to_revocation(system: System, tmp_path
     # Whatever became of the first one, it may be repeated; another reason is no repetition.
     assert f"Revoked: {row.serial}." in await system.done("cert", "revoke", "--host", "kvm-1")
     again = await system.hostler("cert", "revoke", row.serial, "--reason", "superseded")
-    assert (again.status, "revoked already: keyCompromise" in again.err) == (1, True)
+    assert (again.status, "revoked already: keyCompromise" in again.stderr) == (1, True)
     none = await system.hostler("cert", "revoke", "--host", "kvm-9")
-    assert (none.status, "No certificate of kvm-9 was issued" in none.err) == (1, True)
+    assert (none.status, "No certificate of kvm-9 was issued" in none.stderr) == (1, True)
     refused = await system.hostler("cert", "sign", "kvm-1", "--csr-file", str(request))
     assert refused.status == 1
-    assert "others may have the key" in refused.err
+    assert "others may have the key" in refused.stderr
 
     async with system.http() as nobody:
         der = await nobody.get("/v1/ca/crl")
@@ -306,7 +294,7 @@ async def test_an_operators_ca_is_imported_and_its_key_seen_nowhere(
 async def test_a_ca_is_made_and_shown(system: System) -> None:
     none = await system.hostler("ca", "show")
     assert none.status == 1
-    assert "no certificate authority yet" in none.err
+    assert "no certificate authority yet" in none.stderr
     first = await system.done("ca", "create")
     assert "CN=Hostler CA" in first
     shown = await system.done("ca", "show")
@@ -343,8 +331,8 @@ async def test_what_is_wrong_is_said_in_one_line(system: System, tmp_path: Path)
             *words, *(more.get(" ".join(words[:2]), ()) if "KEY" not in arguments else ())
         )
         assert said.status == status, (arguments, said)
-        assert any(one in said.err for one in says.split("|")), (arguments, said.err)
-        assert len(said.err.splitlines()) == 1, said.err
+        assert any(one in said.stderr for one in says.split("|")), (arguments, said.stderr)
+        assert len(said.stderr.splitlines()) == 1, said.stderr
 
 
 async def test_only_admins_sign_revoke_and_set_up(system: System) -> None:
@@ -494,7 +482,7 @@ async def test_a_provider_that_is_gone_holds_up_no_other(system: System) -> None
         actor="test",
     )
     said = await system.hostler("cert", "revoke", "--host", "kvm-1")
-    assert (said.status, "no CA provider 'acme'" in said.err) == (1, True)
+    assert (said.status, "no CA provider 'acme'" in said.stderr) == (1, True)
     (left,) = await system.inventory.certificates.list(state=CertificateState.VALID)
     assert left.provider == "acme"
     crl = (await system.inventory.authorities.get("root")).crl
@@ -577,8 +565,8 @@ async def test_a_revocation_gets_to_all_hosts(system: System) -> None:
 async def test_the_doctor_says_what_is_wrong_with_tls(system: System) -> None:
     none = await system.hostler("doctor", "tls", "kvm-1")
     assert none.status == 1
-    assert "[no-certificates]" in none.out
-    assert "hostler cert provision kvm-1" in none.out
+    assert "[no-certificates]" in none.stdout
+    assert "hostler cert provision kvm-1" in none.stdout
     await system.done("cert", "provision", "kvm-1")
     serial = next(
         one.serial
@@ -594,7 +582,7 @@ async def test_the_doctor_says_what_is_wrong_with_tls(system: System) -> None:
     system.machine.lets_in, system.machine.allowed = True, '["CN=*"]'
     wrong = await system.hostler("doctor", "tls", "kvm-1")
     assert wrong.status == 1
-    assert "does not work: allow-list, lets-in-anybody (2 errors, 1 warning)" in wrong.err
+    assert "does not work: allow-list, lets-in-anybody (2 errors, 1 warning)" in wrong.stderr
     async with system.http(system.operator) as operator:
         answer = (await operator.post("/v1/hosts/kvm-1/certificate/check")).json()
         assert {one["code"] for one in answer["findings"]} == {
@@ -653,7 +641,7 @@ async def test_what_fails_is_put_back(system: System, step: str) -> None:
     system.machine.fails_at = step
     said = await system.hostler("cert", "provision", "kvm-1")
     assert said.status == 1
-    assert "No space left. kvm-1 has what it had before." in said.err
+    assert "No space left. kvm-1 has what it had before." in said.stderr
     assert (system.machine.in_force, system.machine.sets) == before
     assert await system.inventory.certificates.list(state=CertificateState.VALID) == valid
     assert await system.inventory.leases.find("kvm-1", LeaseScope.TRUST) is None
@@ -674,7 +662,7 @@ async def test_what_was_put_back_is_proven_whatever_comes_between(
     system.machine.fails_at, system.machine.away_at = "switch", step
     system.machine.steps.clear()
     said = await system.hostler("cert", "provision", "kvm-1")
-    assert "No space left. kvm-1 has what it had before." in said.err
+    assert "No space left. kvm-1 has what it had before." in said.stderr
     assert system.machine.steps[system.machine.steps.index("restore") :] == then
 
 
@@ -685,7 +673,7 @@ async def test_what_fails_after_that_leaves_the_inventory_right_about_it(
     system.machine.fails_at = step
     said = await system.hostler("cert", "provision", "kvm-1")
     assert said.status == 1
-    assert "No space left" in said.err
+    assert "No space left" in said.stderr
     assert system.machine.in_force is not None
     assert (await system.inventory.hosts.get("kvm-1")).tls is TlsState.READY
     valid = await system.inventory.certificates.list(host="kvm-1", state=CertificateState.VALID)
@@ -697,7 +685,7 @@ async def test_one_that_lets_in_anybody_is_put_back(system: System) -> None:
     system.machine.lets_in = True
     said = await system.hostler("cert", "provision", "kvm-1")
     assert said.status == 1
-    assert "lets in who has no certificate" in said.err
+    assert "lets in who has no certificate" in said.stderr
     assert system.machine.in_force is None
 
 
@@ -718,11 +706,14 @@ async def test_a_cluster_is_secured_by_one_command(system: System) -> None:
     system.machine.fails_at = "place"
     failed = await system.hostler("cert", "secure", "cluster-1")
     assert failed.status == 1
-    assert "1 of 2 hosts of cluster-1 are without certificates: kvm-1 (" in failed.err
+    assert "1 of 2 hosts of cluster-1 are without certificates: kvm-1 (" in failed.stderr
     assert (await system.inventory.hosts.get("kvm-2")).tls is TlsState.READY
     system.machine.fails_at = None
     said = await system.hostler("cert", "secure", "cluster-1", "--reason", "audit")
-    assert (said.status, said.out) == (0, "2 hosts of cluster-1 take and give VMs by TLS only.\n")
+    assert (said.status, said.stdout) == (
+        0,
+        "2 hosts of cluster-1 take and give VMs by TLS only.\n",
+    )
     await system.keep("cluster-certificates/cluster-1", "cluster_certificates")
     shown = await system.done("host", "show", "kvm-1", "--json")
     assert json.loads(shown)["tls"] == "secured"
@@ -735,7 +726,7 @@ async def test_a_cluster_is_secured_by_one_command(system: System) -> None:
     key = (await system.inventory.secrets.reveal(found[1])).plaintext.splitlines()[1]
     assert key not in "".join((await system.histories()).values())
     none = await system.hostler("cert", "secure", "cluster-9")
-    assert (none.status, "cluster-9" in none.err) == (1, True)
+    assert (none.status, "cluster-9" in none.stderr) == (1, True)
     async with system.http(system.operator) as operator:
         started = await operator.post("/v1/clusters/cluster-1/certificates", json={})
         assert started.status_code == 202
@@ -752,23 +743,23 @@ async def test_a_secured_host_is_revoked_and_looked_at_like_others(system: Syste
     for name, host in system.fleet.hosts.items():
         assert len(revoked(host.crls[name])) >= 2
     checked = await system.hostler("doctor", "tls", "kvm-1")
-    assert "[revoked]" in checked.out
+    assert "[revoked]" in checked.stdout
     await system.done("cert", "provision", "kvm-1")
     assert (await system.inventory.hosts.get("kvm-1")).tls is TlsState.SECURED
     system.machine.by_tls_only, system.machine.knows_hostler = False, False
     checked = await system.hostler("doctor", "tls", "kvm-1")
-    assert "does not work: not-forced, hostler-kept-out (2 errors, 0 warnings)" in checked.err
+    assert "does not work: not-forced, hostler-kept-out (2 errors, 0 warnings)" in checked.stderr
 
 
 async def test_a_ca_is_replaced_by_another_one(system: System, tmp_path: Path) -> None:
     """kvm-2 is away, and left out in the end."""
     none = await system.hostler("ca", "rollover", "--dry-run")
-    assert (none.status, "no certificate authority yet" in none.err) == (1, True)
+    assert (none.status, "no certificate authority yet" in none.stderr) == (1, True)
     for host in ("kvm-1", "kvm-2"):
         await system.done("cert", "provision", host)
     former = await system.done("ca", "chain")
     refused = await system.hostler("ca", "rollover", token=system.operator)
-    assert (refused.status, "admin" in refused.err) == (1, True)
+    assert (refused.status, "admin" in refused.stderr) == (1, True)
     for wrong, says in (
         (("--leave-out", "kvm-9"), "There is no host 'kvm-9'"),
         (("--key-file", "x"), "go together"),
@@ -776,7 +767,7 @@ async def test_a_ca_is_replaced_by_another_one(system: System, tmp_path: Path) -
     ):
         refused = await system.hostler("ca", "rollover", *wrong)
         assert refused.status != 0
-        assert says in refused.err
+        assert says in refused.stderr
     planned = await system.done("ca", "rollover", "--dry-run")
     assert _fields(planned)["hosts"] == "2"
     watched = await system.done("ca", "rollover", "status", "--watch")
@@ -787,7 +778,7 @@ async def test_a_ca_is_replaced_by_another_one(system: System, tmp_path: Path) -
     started = await system.done("ca", "rollover", "--reason", "it is old")
     assert "hostler ca rollover status --watch" in started
     again = await system.hostler("ca", "rollover")
-    assert (again.status, "rollover/root" in again.err) == (1, True)
+    assert (again.status, "rollover/root" in again.stderr) == (1, True)
     while "it is Down" not in (shown := await system.done("ca", "rollover", "status")):
         pass
     assert (_fields(shown)["stage"], _fields(shown)["waited for"]) == ("trust", "1")
@@ -802,11 +793,11 @@ async def test_a_ca_is_replaced_by_another_one(system: System, tmp_path: Path) -
     assert "stands still" in await system.done("ca", "rollover", "status")
     await system.inventory.settings.set(CA_PROVIDER.name, "root", actor="test")
     twice = await system.hostler("ca", "rollover", "pause")
-    assert (twice.status, "paused already" in twice.err) == (1, True)
+    assert (twice.status, "paused already" in twice.stderr) == (1, True)
     shown = await system.done("ca", "rollover", "status")
     assert _fields(shown)["paused"] == "yes"
     gone = await system.hostler("ca", "rollover", "leave-out", "kvm-9", "--reason", "x")
-    assert (gone.status, "There is no host 'kvm-9'" in gone.err) == (1, True)
+    assert (gone.status, "There is no host 'kvm-9'" in gone.stderr) == (1, True)
     await system.done("ca", "rollover", "leave-out", "kvm-2", "--reason", "in repair")
     await system.done("ca", "rollover", "resume")
     said = await system.done("ca", "rollover", "status", "--watch")
@@ -837,7 +828,7 @@ async def test_a_ca_is_replaced_by_another_one(system: System, tmp_path: Path) -
     body = "".join(key_pem(own.key).splitlines()[1:-1])[20:60]
     assert body not in "".join((await system.histories()).values())
     used = await system.hostler("ca", "rollover", *files, "--watch")
-    assert (used.status, "is in use now" in used.err) == (1, True)
+    assert (used.status, "is in use now" in used.stderr) == (1, True)
 
 
 def _fields(text: str) -> dict[str, str]:

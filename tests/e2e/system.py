@@ -7,10 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
 from contracts.operations import DEFAULT_TASK_QUEUE
-from tests.forked import MODULES, Forked
+from tests import forked
+from tests.forked import MODULES, Forked, Said
 from tests.ports import free_port
 from workers.converter import HOSTLER_DATA_CONVERTER
 
@@ -33,15 +32,6 @@ _PAUSE_S = 0.2
 _TRUST = httpx.create_ssl_context()
 # To the logs, where the test of secrets finds them.
 _TRACED = {"OTEL_TRACES_EXPORTER": "console"}
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command answered."""
-
-    status: int
-    stdout: str
-    stderr: str
 
 
 class System:
@@ -172,7 +162,9 @@ class System:
 
     async def command(self, *command: str, **settings: str) -> Said:
         if self._forks(command, settings):
-            return await self._forked_command(command, settings)
+            return await forked.command(
+                *command, directory=self.logs, environment=self._environment | settings
+            )
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=self.logs,
@@ -183,25 +175,6 @@ class System:
         )
         stdout, stderr = await process.communicate()
         return Said(process.returncode or 0, stdout.decode(), stderr.decode())
-
-    async def _forked_command(self, command: tuple[str, ...], settings: dict[str, str]) -> Said:
-        with tempfile.TemporaryDirectory() as directory:
-            stdout, stderr = Path(directory, "stdout"), Path(directory, "stderr")
-            process = Forked(
-                command,
-                directory=self.logs,
-                environment=self._environment | settings,
-                stdout=stdout,
-                stderr=stderr,
-            )
-            ended, loop = asyncio.Event(), asyncio.get_running_loop()
-            loop.add_reader(process.sentinel, ended.set)
-            try:
-                await ended.wait()
-            finally:
-                loop.remove_reader(process.sentinel)
-            status = process.wait()
-            return Said(status, *(path.read_text() for path in (stdout, stderr)))
 
     async def done(self, *arguments: str) -> str:
         """The output of a `hostler` command that must succeed."""

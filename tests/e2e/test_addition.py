@@ -10,7 +10,8 @@ import pytest_asyncio
 from tests.e2e.conftest import add_host, add_topology
 from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_in_service, assert_nothing_left, assert_ticks, places
-from tests.e2e.system import Said, System
+from tests.e2e.system import System
+from tests.forked import Said
 from tests.lab import Lab
 
 pytestmark = pytest.mark.timeout(900)

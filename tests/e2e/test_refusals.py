@@ -8,7 +8,8 @@ import pytest_asyncio
 
 from contracts.host_checks import HOST_CHECK, HOUSEKEEPING
 from tests.e2e.conftest import HOSTS
-from tests.e2e.system import START, Said, System, problem
+from tests.e2e.system import START, System, problem
+from tests.forked import Said
 from tests.lab import Lab
 
 pytestmark = pytest.mark.timeout(300)

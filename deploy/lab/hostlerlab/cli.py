@@ -11,6 +11,7 @@ from typing import Any
 
 from . import bmc, guests, machine, paths
 from .host import Host, known_hosts
+from .report import report
 from .shell import PATH as SYSTEM_PATH
 from .shell import LabError, say
 from .supervisor import supervise
@@ -65,64 +66,15 @@ def _down(_arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     machine.require_own_lab()
-    # The remains of a dead lab of another checkout are not reported as this one's.
-    hosts = known_hosts() if machine.owner() in (None, paths.CHECKOUT) else []
-    unclear = []
-
-    def names(host: Host) -> set[str]:
-        """A host that hangs must not hang the status of the others."""
-        if not host.running():
-            return set()
-        try:
-            return set(host.virsh("list", "--name", timeout=10).split())
-        except LabError as error:
-            unclear.append(str(error))
-            return set()
-
-    with ThreadPoolExecutor(max(1, len(hosts))) as pool:
-        active = dict(zip((h.name for h in hosts), pool.map(names, hosts), strict=True))
-    seen = {name for each in active.values() for name in each}
-    if paths.CONSOLES.is_dir():
-        seen |= {log.stem for log in paths.CONSOLES.glob("*.log")}
-    host_rows: list[dict[str, Any]] = [
-        {
-            "name": host.name,
-            "address": host.address,
-            "state": "running" if host.running() else "stopped",
-            "boot_id": host.boot_id(),
-            "host_key_sha256": host.host_key_fingerprint(),
-            "password_file": str(host.password_file),
-            "bmc": _bmc_row(host),
-        }
-        for host in hosts
-    ]
-    places = {name: [h.name for h in hosts if name in active[h.name]] for name in seen}
-    ordered = sorted(seen, key=lambda name: (len(name), name))
+    found = report()
     if arguments.json:
-        guest_rows = [
-            {"name": name, "hosts": places[name], "last_tick": guests.last_tick(name)}
-            for name in ordered
-        ]
-        report = {"hosts": host_rows, "guests": guest_rows}
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        rows = {"hosts": found.hosts, "guests": found.guests}
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
-        sys.stdout.write(_table(host_rows, {name: places[name] for name in ordered}))
-    for line in unclear:
+        places = {guest["name"]: guest["hosts"] for guest in found.guests}
+        sys.stdout.write(_table(found.hosts, places))
+    for line in found.unclear:
         say(line)
-
-
-def _bmc_row(host: Host) -> dict[str, str | int | None] | None:
-    """How to reach a host's BMC; None before the end of the first `up`."""
-    its = bmc.Bmc.load(host.name)
-    if its is None:
-        return None
-    return {
-        "address": its.address,
-        "port": bmc.PORT,
-        "user": its.user,
-        "password_file": str(its.password_file),
-        "guid": host.machine_uuid(),
-    }
 
 
 def _table(hosts: list[dict[str, Any]], places: dict[str, list[str]]) -> str:
