@@ -54,8 +54,14 @@ at_the_end() {
     deploy/lab/lab down >/dev/null 2>&1 || true
 }
 trap at_the_end EXIT
-# Those that work on the lab mostly wait, and so do those of workflows: all others run beside them.
-WORKFLOWS="Tests of workflows" OTHERS="Tests of all else without the lab" CHECKS="Checks"
+# On labs of their own, side by side: what works on a lab mostly waits. FILES of pytest.
+on_a_lab() {
+    exec deploy/lab/apart bash -c 'deploy/lab/lab up && exec pytest -m lab "$@"' pytest "$@"
+}
+# The first lab's; whatever else is marked `lab` is the second one's.
+FIRST=(tests/activities tests/matrix tests/e2e/test_[a-h]*.py)
+# Those of workflows mostly wait too: all others run beside them.
+LAB="Tests on a second lab" WORKFLOWS="Tests of workflows" OTHERS="Tests of all else without the lab" CHECKS="Checks"
 if [[ $# -eq 0 ]]; then
     begin "$WORKFLOWS" nice -n 10 pytest -m "not lab" tests/workflows
     begin "$OTHERS" nice -n 10 pytest -m "not lab" --ignore tests/workflows
@@ -64,20 +70,21 @@ say "What a newcomer runs first, and checks beside it"
 begin "$CHECKS" check
 deploy/quickstart.sh --once
 end "$CHECKS"
-say "Lab"
 deploy/lab/lab down
-deploy/lab/lab up
 
-say "Tests"
 if [[ ${1:-} == --matrix ]]; then
     set -- tests/matrix tests/e2e tests/simulation tests/workflows -k "test_matrix or killed_at_each_step or terminated or test_rotation_matrix" "$@"
 fi
 if [[ $# -gt 0 ]]; then
+    deploy/lab/lab up
+    say "Tests"
     pytest "$@"
     exit
 fi
 
+begin "$LAB" on_a_lab "${FIRST[@]/#/--ignore=}"
+say "Tests on a lab"
 failed=0
-pytest -m lab || failed=$?
-end "$WORKFLOWS" "$OTHERS" || failed=$?
+(on_a_lab "${FIRST[@]}") || failed=$?
+end "$LAB" "$WORKFLOWS" "$OTHERS" || failed=$?
 exit "$failed"
