@@ -25,7 +25,7 @@ check() {
     lint-imports --no-cache
     mypy
     mypy deploy/demo.py deploy/lab/simulated_bmcs.py
-    shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/chassis .ci/run
+    shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/apart deploy/lab/chassis .ci/run
 }
 
 outputs=$(mktemp -d)
