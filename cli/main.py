@@ -23,6 +23,7 @@ from cli import (
 )
 from cli.output import complain
 from contracts.errors import HostlerError, InvalidInput
+from workers.limits import keep_memory_private
 
 
 class _Hostler(TyperGroup):
@@ -83,7 +84,8 @@ events.register(app)
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
+    """Run the command that the arguments name. Some ask for passwords, or print them."""
+    keep_memory_private()
     app(prog_name="hostler")
 
 

@@ -191,7 +191,6 @@ def _use(use: MasterKeyUse) -> str:
 
 def _run(work: Callable[[Settings, Say], Awaitable[None]]) -> None:
     """Exit code 1 or 2 and one line on stderr when `work` fails."""
-    from workers.limits import keep_memory_private
     from workers.logs import configure_logs
 
     async def main(settings: Settings) -> None:
@@ -200,7 +199,6 @@ def _run(work: Callable[[Settings, Say], Awaitable[None]]) -> None:
     # Databases, logs and keys are for this account alone, whoever made their directory.
     os.umask(0o077)
     try:
-        keep_memory_private()
         settings = load_settings()
         configure_logs(settings.log_level, settings.log_format)
         asyncio.run(main(settings))
