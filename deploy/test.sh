@@ -59,7 +59,7 @@ on_a_lab() {
     exec deploy/lab/apart bash -c 'deploy/lab/lab up && exec pytest -m lab "$@"' pytest "$@"
 }
 # The first lab's; whatever else is marked `lab` is the second one's.
-FIRST=(tests/activities tests/matrix tests/e2e/test_[a-h]*.py)
+FIRST=(tests/activities tests/deploy tests/matrix tests/e2e/test_[a-h]*.py)
 # Those of workflows mostly wait too: all others run beside them.
 LAB="Tests on a second lab" WORKFLOWS="Tests of workflows" OTHERS="Tests of all else without the lab" CHECKS="Checks"
 if [[ $# -eq 0 ]]; then
