@@ -62,6 +62,7 @@ def test_what_it_leaves_behind_ends_with_it() -> None:
 def test_so_it_does_when_it_is_ended() -> None:
     running = subprocess.Popen([_APART, "sleep", "98765"])
     while not _sleeping():
+        assert running.poll() is None
         time.sleep(0.05)
     running.terminate()
     assert running.wait(30) != 0

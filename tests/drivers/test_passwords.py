@@ -17,7 +17,7 @@ from drivers.protocols import HostAccess
 from drivers.ssh import AsyncSshShell
 from tests.simulation.ssh_hosts import READY, read_hosts
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 FIRST = "simulated"
 PASSWORDS = [
