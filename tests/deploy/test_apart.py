@@ -1,5 +1,6 @@
 """deploy/lab/apart: what runs there, for a lab of its own, meets nothing of the machine's."""
 
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 LAB_DIR = Path(__file__).resolve().parents[2] / "deploy/lab"
 _APART = LAB_DIR / "apart"
 _STATE = LAB_DIR / ".state"
+_THERE = shlex.quote(str(_STATE))
 
 
 def apart(script: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +37,7 @@ def test_its_processes_its_network_and_its_groups_are_its_own() -> None:
     try:
         done = apart(
             "ls /sys/class/net; cat /proc/1/comm; cat /proc/self/cgroup | cut -d: -f3 | sort -u;"
-            f" ls {mark} {_STATE} 2>&1 | grep -c 'No such file'"
+            f" ls {mark} {_THERE} 2>&1 | grep -c 'No such file'"
         )
     finally:
         mark.unlink()
@@ -44,7 +46,7 @@ def test_its_processes_its_network_and_its_groups_are_its_own() -> None:
 
 def test_what_it_keeps_in_the_checkout_is_seen_by_nobody_else() -> None:
     before = sorted(_STATE.iterdir()) if _STATE.exists() else None
-    done = apart(f"mkdir {_STATE} && touch {_STATE}/apart && rm -r {_STATE} && mkdir {_STATE}")
+    done = apart(f"mkdir {_THERE} && touch {_THERE}/apart && rm -r {_THERE} && mkdir {_THERE}")
     assert done.returncode == 0, done.stderr
     assert (sorted(_STATE.iterdir()) if _STATE.exists() else None) == before
 
