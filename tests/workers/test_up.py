@@ -58,7 +58,7 @@ class Machine:
     ) -> subprocess.Popen[str]:
         """`within`: a command that runs it."""
         process = subprocess.Popen(
-            [*within, sys.executable, "-m", "tests.workers.program", *arguments],
+            [*within, sys.executable, "-m", "cli.main", *arguments],
             cwd=ROOT,
             env=self.environment(**more),
             stdout=subprocess.PIPE,
@@ -86,7 +86,7 @@ class Machine:
 
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tests.workers.program", *arguments],
+            [sys.executable, "-m", "cli.main", *arguments],
             cwd=ROOT,
             env=self.environment(**more),
             capture_output=True,
