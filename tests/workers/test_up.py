@@ -25,6 +25,8 @@ import pytest
 
 from inventory import SecretBox
 from inventory.secret_box import key_id
+from tests import forked
+from tests.forked import Said
 from tests.openbao import OpenBao
 from tests.ports import free_port
 from workers.settings import Settings
@@ -84,14 +86,12 @@ class Machine:
                 break
         return lines
 
-    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments],
-            cwd=ROOT,
-            env=self.environment(**more),
-            capture_output=True,
-            text=True,
-            check=False,
+    def run(self, *arguments: str, **more: str) -> Said:
+        """A command that ends by itself."""
+        return asyncio.run(
+            forked.command(
+                "hostler", *arguments, directory=ROOT, environment=self.environment(**more)
+            )
         )
 
     def stderr(self) -> str:
@@ -159,7 +159,7 @@ def test_up_serves_until_it_is_told_to_stop(machine: Machine) -> None:
     assert allowed.status_code == 200
 
     second = machine.run("up")
-    assert second.returncode == 1
+    assert second.status == 1
     assert f"already runs on {machine.home} (process {process.pid})" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     assert process.poll() is None
@@ -208,7 +208,7 @@ def test_a_lost_master_key_is_not_replaced(machine: Machine) -> None:
     key = machine.home / "master-key"
     key.unlink()
     done = machine.run("up")
-    assert done.returncode == 1
+    assert done.status == 1
     assert f"hostler: The master key {key} is missing" in done.stderr
     assert not key.exists()
     assert machine.processes() == {}
@@ -235,7 +235,7 @@ def test_a_taken_port_is_named(machine: Machine, port: str, says: str) -> None:
     number = getattr(machine, port)
     with socket.create_server(("127.0.0.1", number)):
         done = machine.run("up")
-    assert done.returncode == 1
+    assert done.status == 1
     assert re.fullmatch(rf"hostler: Port {number} at 127\.0\.0\.1, {says}.*\n", done.stderr)
     assert machine.processes() == {}
 
@@ -243,7 +243,7 @@ def test_a_taken_port_is_named(machine: Machine, port: str, says: str) -> None:
 @pytest.mark.parametrize("command", ["up", "worker", "api"])
 def test_a_wrong_setting_is_named_at_start(machine: Machine, command: str) -> None:
     done = machine.run(command, HOSTLER_LOG_LEVEL="loud", HOSTLER_HOEM="/tmp")  # noqa: S108
-    assert done.returncode == 2
+    assert done.status == 2
     assert "HOSTLER_HOEM: there is no such setting (is HOSTLER_HOME meant?)" in done.stderr
     assert "HOSTLER_LOG_LEVEL: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -253,7 +253,7 @@ def test_a_wrong_setting_is_named_at_start(machine: Machine, command: str) -> No
 @pytest.mark.parametrize("command", ["worker", "api"])
 def test_a_database_that_is_not_there_is_named(machine: Machine, command: str) -> None:
     done = machine.run(command)
-    assert done.returncode == 1
+    assert done.status == 1
     assert "hostler db upgrade" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -263,7 +263,7 @@ def test_a_temporal_that_is_away_is_named(machine: Machine, command: str) -> Non
     machine.up().send_signal(signal.SIGTERM)
     machine.started[0].wait()
     done = machine.run(command)
-    assert done.returncode == 1
+    assert done.status == 1
     assert f"Temporal at 127.0.0.1:{machine.temporal_port} does not answer: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -274,7 +274,7 @@ def test_worker_and_api_run_on_their_own(machine: Machine, tmp_path: Path) -> No
     port = str(free_port())
     own = {"HOSTLER_API_PORT": port}
     token = machine.run("token", "create", "someone", "--role", "viewer", **own)
-    assert token.returncode == 0, token.stderr
+    assert token.status == 0, token.stderr
     worker = machine.start("worker", **own)
     assert machine.said(worker, "Worker on queue hostler")
     api = machine.start("api", **own)
@@ -289,13 +289,13 @@ def test_worker_and_api_run_on_their_own(machine: Machine, tmp_path: Path) -> No
 def test_db_upgrade_may_be_repeated(machine: Machine) -> None:
     for _ in range(2):
         done = machine.run("db", "upgrade")
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.status, done.stderr) == (0, "")
         assert done.stdout == "The database is up to date.\n"
 
 
 def test_a_wrong_role_is_refused(machine: Machine) -> None:
     done = machine.run("token", "create", "someone", "--role", "king")
-    assert done.returncode == 2
+    assert done.status == 2
     assert "king" in done.stderr
 
 
@@ -312,18 +312,18 @@ def test_a_home_that_was_there_is_private_all_the_same(machine: Machine) -> None
 
 def test_a_key_that_can_not_be_written_is_named(machine: Machine) -> None:
     done = machine.run("key", "create", HOSTLER_MASTER_KEY_FILE="/proc/master-key")
-    assert done.returncode == 1
+    assert done.status == 1
     assert "hostler: /proc/master-key can't be written: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_lost_key_is_not_replaced_where_no_token_tells(machine: Machine) -> None:
-    assert machine.run("key", "create").returncode == 0
-    assert machine.run("db", "upgrade").returncode == 0
-    assert machine.run("token", "create", "someone").returncode == 0
+    assert machine.run("key", "create").status == 0
+    assert machine.run("db", "upgrade").status == 0
+    assert machine.run("token", "create", "someone").status == 0
     (machine.home / "master-key").unlink()
     done = machine.run("key", "create")
-    assert done.returncode == 1
+    assert done.status == 1
     assert "Put it back from your backup" in done.stderr
     assert not (machine.home / "master-key").exists()
 
@@ -361,8 +361,8 @@ def test_up_says_at_each_start_what_the_master_key_means(machine: Machine) -> No
 def test_a_wrong_key_is_named_at_start_and_nothing_is_overwritten(
     machine: Machine, command: tuple[str, ...]
 ) -> None:
-    assert machine.run("db", "upgrade").returncode == 0
-    assert machine.run("key", "create").returncode == 0
+    assert machine.run("db", "upgrade").status == 0
+    assert machine.run("key", "create").status == 0
     (secret,) = store(machine, "canary-51f0")
     file = machine.home / "master-key"
     right, wrong = file.read_text(), SecretBox.new_key()
@@ -370,7 +370,7 @@ def test_a_wrong_key_is_named_at_start_and_nothing_is_overwritten(
     with sqlite3.connect(machine.home / "inventory.db") as database:
         before = "\n".join(database.iterdump())
     done = machine.run(*command)
-    assert done.returncode == 1
+    assert done.status == 1
     assert len(done.stderr.splitlines()) == 1
     for named in ("A master key is missing: 1 stored", key_id(right.strip()), key_id(wrong)):
         assert named in done.stderr
@@ -387,7 +387,7 @@ def test_a_key_that_others_may_read_ends_the_start(machine: Machine) -> None:
     machine.started[0].wait()
     (machine.home / "master-key").chmod(0o640)
     done = machine.run("up")
-    assert done.returncode == 1
+    assert done.status == 1
     assert "is not private: its mode is 0640" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -401,7 +401,7 @@ def test_a_key_is_changed_while_up_runs_and_the_old_one_goes(machine: Machine) -
     new = key_id(file.read_text().split()[0])
     assert new in added.stdout
     refused = machine.run("key", "remove", old)
-    assert refused.returncode == 1
+    assert refused.status == 1
     assert f"The master key {old} is needed: 1 stored credentials take it" in refused.stderr
     assert "hostler secret rekey" in refused.stderr
     rows = machine.run("key", "list").stdout.splitlines()[1:]
@@ -410,7 +410,7 @@ def test_a_key_is_changed_while_up_runs_and_the_old_one_goes(machine: Machine) -
         [new, "0", "yes", "none:", "it", "may", "go"],
     ]
     done = machine.run("secret", "rekey")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     assert done.stdout.splitlines()[-2].startswith("1 done, 0 to do")
     listed = {
         use["key_id"]: (use["secrets"], use["encrypts"], use["may_go"])
@@ -418,7 +418,7 @@ def test_a_key_is_changed_while_up_runs_and_the_old_one_goes(machine: Machine) -
     }
     assert listed == {new: (1, True, False), old: (0, False, True)}
     removed = machine.run("key", "remove", old)
-    assert removed.returncode == 0, removed.stderr
+    assert removed.status == 0, removed.stderr
     assert "Keep a copy" in removed.stdout
     assert [key_id(word) for word in file.read_text().split()] == [new]
     # The process that was started with the old one alone knows the new one now.
@@ -474,7 +474,7 @@ def test_a_change_of_the_key_is_killed_under_load_and_no_login_fails(machine: Ma
         load = [threads.submit(show_over_and_over, number) for number in range(6)]
         load.append(threads.submit(look_at_processes))
         try:
-            assert machine.run("key", "add").returncode == 0
+            assert machine.run("key", "add").status == 0
             for least in (100, 300):
                 rekey = machine.start("secret", "rekey")
                 assert rekey.stdout is not None
@@ -488,9 +488,9 @@ def test_a_change_of_the_key_is_killed_under_load_and_no_login_fails(machine: Ma
                 refused = machine.run("key", "remove", old)
                 assert f"The master key {old} is needed" in refused.stderr
             last = machine.run("secret", "rekey")
-            assert last.returncode == 0, last.stderr
+            assert last.status == 0, last.stderr
             removed = machine.run("key", "remove", old)
-            assert removed.returncode == 0, removed.stderr
+            assert removed.status == 0, removed.stderr
         finally:
             stop.set()
         assert all(one.result() > 0 for one in load)
@@ -533,51 +533,51 @@ def test_what_was_shown_is_in_the_answer_and_nowhere_else(machine: Machine) -> N
 
 
 def test_a_lost_key_is_given_up_on_purpose_alone(machine: Machine) -> None:
-    assert machine.run("db", "upgrade").returncode == 0
-    assert machine.run("key", "create").returncode == 0
+    assert machine.run("db", "upgrade").status == 0
+    assert machine.run("key", "create").status == 0
     store(machine, "one", "other")
     file = machine.home / "master-key"
     old = key_id(file.read_text().strip())
     file.unlink()
-    assert machine.run("key", "create").returncode == 1
-    assert machine.run("key", "add").returncode == 0
+    assert machine.run("key", "create").status == 1
+    assert machine.run("key", "add").status == 0
     refused = machine.run("token", "create", "someone")
-    assert refused.returncode == 1
+    assert refused.status == 1
     assert f"hostler key give-up {old} --reason" in refused.stderr
     done = machine.run("key", "give-up", old, "--reason", "the disk died")
-    assert (done.returncode, done.stdout) == (
+    assert (done.status, done.stdout) == (
         0,
         f"The master key {old} is given up, and 2 credentials with it.\n",
     )
-    assert machine.run("token", "create", "someone").returncode == 0
+    assert machine.run("token", "create", "someone").status == 0
     assert "given up: these credentials are lost" in machine.run("key", "list").stdout
     failed = machine.run("secret", "rekey")
-    assert failed.returncode == 1
+    assert failed.status == 1
     assert "2 can't be read and stayed as they are" in failed.stderr
 
 
 def test_keys_of_the_environment(machine: Machine) -> None:
-    assert machine.run("db", "upgrade").returncode == 0
+    assert machine.run("db", "upgrade").status == 0
     one, other = SecretBox.new_key(), SecretBox.new_key()
     own = {"HOSTLER_MASTER_KEYS": f"{one} {other}"}
-    assert machine.run("token", "create", "someone", **own).returncode == 0
-    assert machine.run("key", "create", **own).returncode == 0
+    assert machine.run("token", "create", "someone", **own).status == 0
+    assert machine.run("key", "create", **own).status == 0
     assert not (machine.home / "master-key").exists()
     rows = machine.run("key", "list", **own).stdout.splitlines()[1:]
     assert [row.split()[0] for row in rows] == [key_id(one), key_id(other)]
     for change in (("key", "add"), ("key", "remove", key_id(other))):
         refused = machine.run(*change, **own)
-        assert refused.returncode == 1
+        assert refused.status == 1
         assert "The master keys come from HOSTLER_MASTER_KEYS" in refused.stderr
     wrong = machine.run("token", "create", "x", HOSTLER_MASTER_KEYS="c2hvcnQ=")
-    assert wrong.returncode == 1
+    assert wrong.status == 1
     assert "not 32 bytes in base64" in wrong.stderr
     assert "c2hvcnQ=" not in wrong.stderr
 
 
 def test_from_a_file_to_a_key_service(machine: Machine, key_service: OpenBao) -> None:
-    assert machine.run("db", "upgrade").returncode == 0
-    assert machine.run("key", "create").returncode == 0
+    assert machine.run("db", "upgrade").status == 0
+    assert machine.run("key", "create").status == 0
     (secret,) = store(machine, "canary-51f0")
     file = machine.home / "master-key"
     old = key_id(file.read_text().strip())
@@ -588,7 +588,7 @@ def test_from_a_file_to_a_key_service(machine: Machine, key_service: OpenBao) ->
     }
     for command in (("key", "add"), ("secret", "rekey"), ("key", "remove", old)):
         done = machine.run(*command, **own)
-        assert done.returncode == 0, done.stderr
+        assert done.status == 0, done.stderr
     (wrapped,) = file.read_text().split()
     assert wrapped.startswith("vault:")
     process = machine.start("up", **own)
@@ -606,20 +606,20 @@ def test_from_a_file_to_a_key_service(machine: Machine, key_service: OpenBao) ->
     away = machine.run(
         "token", "create", "x", **{**own, "HOSTLER_KEY_SERVICE_URL": "https://[::1]:1"}
     )
-    assert away.returncode == 1
+    assert away.status == 1
     assert "The key service at https://[::1]:1 does not answer" in away.stderr
     assert len(away.stderr.splitlines()) == 1
 
 
 def test_a_new_installation_makes_its_own_key_once(machine: Machine) -> None:
-    assert machine.run("db", "upgrade").returncode == 0
+    assert machine.run("db", "upgrade").status == 0
     refused = machine.run("token", "create", "someone")
-    assert refused.returncode == 1
+    assert refused.status == 1
     assert "hostler key create" in refused.stderr
     made = machine.run("key", "create")
     assert "Back it up" in made.stdout
     key = (machine.home / "master-key").read_text()
     assert key not in made.stdout
-    assert machine.run("key", "create").returncode == 0
+    assert machine.run("key", "create").status == 0
     assert (machine.home / "master-key").read_text() == key
     assert machine.run("token", "create", "someone", "--role", "admin").stdout.strip()
