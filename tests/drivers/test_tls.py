@@ -218,6 +218,25 @@ async def test_what_fails_is_put_back(
         await certificates.ask(host, ca("another").pem)
 
 
+async def test_what_fails_is_put_back_on_a_full_disk_too(
+    lab: Lab, host: HostAccess, certificates: ScriptCertificates
+) -> None:
+    before = await provision(certificates, host, "set-1", 2)
+    libvirt, qemu = issued(await certificates.prepare(host, "set-2", 4, key_bits=256), host)
+    await certificates.place(host, "set-2", 4, libvirt=libvirt, qemu=qemu)
+    await certificates.switch(host, "set-2", 4, allowed=ALLOWED)
+    fill = 'fallocate -l "$(df --output=avail -B1 /etc | tail -n 1)" /etc/filler'
+    await lab.exec(SOURCE, "sh", "-c", fill)
+    try:
+        assert await certificates.restore(host, "set-2", 4)
+        assert (await certificates.ask(host, AUTHORITY.pem)).serial == before
+        await certificates.confirm(host, 4)
+        assert not await certificates.restore(host, "set-2", 4)
+    finally:
+        await lab.exec(SOURCE, "rm", "/etc/filler")
+    await whole(lab)
+
+
 async def test_what_an_operator_has_put_there_comes_back(
     lab: Lab, host: HostAccess, certificates: ScriptCertificates
 ) -> None:
