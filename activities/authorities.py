@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from activities.execution import surprises_of
-from contracts.certificates import Authority, AuthorityOrigin
+from contracts.certificates import Authority, AuthorityOrigin, is_qemu_authority
 from contracts.errors import Failed, HostlerError, Unavailable
 from contracts.secrets import CA_KEY
 from contracts.settings import CA_PROVIDER, ResolvedSettings
@@ -22,6 +22,9 @@ from drivers.authorities.protocols import (
 from drivers.authorities.x509 import read_certificate, require_anchored, split_chain
 from inventory import Inventory
 from inventory.authorities import KeyedAuthority, NewAuthority
+
+# Also where another one is chosen: whoever may sign by that could make a CA that signs for all.
+_OWN = "root"
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Directory:
 
     def _provider(self, name: str, settings: ResolvedSettings, operation: str) -> Provider:
         store = InventoryStore(self._inventory, name, operation)
-        context = ProviderContext(settings, store, self._access)
-        return Provider(name, self._providers(name)(context), settings)
+        context = ProviderContext(name, settings, store, self._access)
+        plugin = _OWN if is_qemu_authority(name) else name
+        return Provider(name, self._providers(plugin)(context), settings)
 
 
 class InventoryStore:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
-from contracts.certificates import CertificateNames, CertificateRole
+from contracts.certificates import CertificateNames, CertificateRole, qemu_authority
 from contracts.errors import Conflict
 from contracts.hosts import Host
 from contracts.settings import Network
@@ -60,9 +60,9 @@ def names_of(
 def names_in_role(names: CertificateNames, role: CertificateRole) -> CertificateNames:
     """QEMU has a unit of its own: what it holds must not be on libvirt's list of who may come in,
     since whoever breaks out of a VM has it."""
-    if role is not CertificateRole.QEMU:
+    if role is not CertificateRole.QEMU or names.unit is None:
         return names
-    return names.model_copy(update={"unit": f"{names.unit}-qemu"})
+    return names.model_copy(update={"unit": qemu_authority(names.unit)})
 
 
 def allowed_names(unit: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from contracts.certificates import (
     Certificate,
     CertificateIssuers,
     CertificateNames,
+    CertificateRole,
     CertificateSigningResult,
     CertificateState,
     CrlFacts,
@@ -33,6 +34,7 @@ from contracts.certificates import (
     RevokedCertificates,
     SetUpAuthorityInput,
     UpkeepPlan,
+    qemu_authority,
 )
 from contracts.errors import Conflict, Failed, HostlerError, InvalidInput, Unavailable
 from contracts.settings import (
@@ -82,7 +84,7 @@ class CertificateActivities:
         """The same; `key_secret`: id of the private key, which Hostler has."""
         certificate = await self._inventory.certificates.find_request(request.request)
         if certificate is None:
-            provider = await self._directory.chosen(request.operation)
+            provider = await self._issuer(request)
             authority = await self._directory.authority(provider, request.operation)
             if authority.crl is None:
                 # Who checks a certificate for which there is no list refuses it.
@@ -235,6 +237,12 @@ class CertificateActivities:
             )
 
     # --- issuing --------------------------------------------------------------------------------
+
+    async def _issuer(self, request: IssueCertificateInput) -> Provider:
+        if request.role is CertificateRole.QEMU and request.host is not None:
+            unit = await self._inventory.certificates.unit(request.host)
+            return await self._directory.named(qemu_authority(unit), request.operation)
+        return await self._directory.chosen(request.operation)
 
     async def _issue(
         self,

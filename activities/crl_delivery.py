@@ -10,14 +10,14 @@ from activities.directory import HostDirectory
 from activities.execution import surprises_of, uninterrupted
 from activities.leases import LeaseActivities
 from contracts.certificate_upkeep import CrlDelivery, DeliverCrlsInput, HostsWithoutCrls
-from contracts.certificates import crl_to_pem
+from contracts.certificates import concerns, crl_to_pem
 from contracts.errors import HostlerError, LeaseHeld, LeaseLost, NotFound
 from contracts.leases import LeaseRef, LeaseScope, Owner
 from contracts.settings import CA_CRL_DELIVERY_CONCURRENCY
 from contracts.steps import AcquireLeaseInput
 from drivers.protocols import HostAccess, HostCertificates
 from inventory import Inventory
-from inventory.trust import Anchors
+from inventory.trust import HostAnchors
 
 _BUSY = "another operation changes its passwords or certificates; it gets them after that"
 _MOST = 500
@@ -64,15 +64,13 @@ class CrlDeliveryActivities:
         """Have these hosts trust the CAs that they are to, and bring them the newest lists; note
         who has which. May be called many times. Raises LeaseLost."""
         settings = await self._inventory.settings.resolve()
-        # The numbers first: who then gets a newer list gets it once more, never too few.
-        numbers = await self._inventory.authorities.crl_numbers()
-        pem = await newest_crls(self._inventory)
+        lists = _ListsByUnit(self._inventory)
         slots = asyncio.Semaphore(settings[CA_CRL_DELIVERY_CONCURRENCY])
         problems: dict[str, str | None] = {}
 
         async def one(host: str) -> None:
             async with slots:
-                problems[host] = await self._deliver(host, request.owner, numbers, pem)
+                problems[host] = await self._deliver(host, request.owner, lists)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -85,11 +83,10 @@ class CrlDeliveryActivities:
             missing={host: said for host in request.hosts if (said := problems[host])},
         )
 
-    async def _deliver(
-        self, host: str, owner: Owner, numbers: dict[str, int], pem: str
-    ) -> str | None:
+    async def _deliver(self, host: str, owner: Owner, lists: "_ListsByUnit") -> str | None:
         """What went wrong; nothing (""), or it is no host any more (None)."""
         try:
+            numbers, pem = await lists.of(host)
             lease = await self._acquire(host, owner)
         except LeaseHeld:
             return _BUSY
@@ -158,15 +155,33 @@ class CrlDeliveryActivities:
         return _ref(lease.host, owner, lease.epoch)
 
 
-async def newest_crls(inventory: Inventory) -> str:
-    """Those of all authorities whose certificates are in use, in PEM."""
+async def newest_crls(inventory: Inventory, unit: str) -> str:
+    """Those of all authorities whose certificates are in use and that concern hosts of that unit,
+    in PEM."""
     return "".join(
         [
             crl_to_pem(await inventory.authorities.crl(one.provider, one.generation))
             for one in await inventory.authorities.live()
-            if one.crl is not None
+            if one.crl is not None and concerns(one.provider, unit)
         ]
     )
+
+
+class _ListsByUnit:
+    """The newest lists, and their numbers, for hosts; each unit's are read once."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._found: dict[str, tuple[dict[str, int], str]] = {}
+
+    async def of(self, host: str) -> tuple[dict[str, int], str]:
+        """Raises NotFound."""
+        unit = await self._inventory.certificates.unit(host)
+        if unit not in self._found:
+            # The numbers first: who then gets a newer list gets it once more, never too few.
+            numbers = await self._inventory.authorities.crl_numbers(unit)
+            self._found[unit] = numbers, await newest_crls(self._inventory, unit)
+        return self._found[unit]
 
 
 async def give_crls(
@@ -178,10 +193,12 @@ async def give_crls(
 
 
 async def give_trust(
-    certificates: HostCertificates, access: HostAccess, epoch: int, anchors: Anchors
+    certificates: HostCertificates, access: HostAccess, epoch: int, anchors: HostAnchors
 ) -> None:
     """Have the host trust these, and no others."""
-    await certificates.update_trust(access, epoch, anchors.pem)
+    await certificates.update_trust(
+        access, epoch, libvirt=anchors.libvirt.pem, qemu=anchors.qemu.pem
+    )
 
 
 def _in_words(error: BaseException) -> str:

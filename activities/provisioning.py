@@ -149,8 +149,9 @@ class ProvisioningActivities:
         anchors = await self._inventory.trust.of_issuers(_issuer(libvirt), _issuer(qemu))
         await uninterrupted(give_trust(self._certificates, access, request.lease.epoch, anchors))
         await self._inventory.trust.note(anchors.names, lease=request.lease)
-        numbers = await self._inventory.authorities.crl_numbers()
-        crls = await newest_crls(self._inventory)
+        unit = await self._inventory.certificates.unit(request.lease.host)
+        numbers = await self._inventory.authorities.crl_numbers(unit)
+        crls = await newest_crls(self._inventory, unit)
         await uninterrupted(give_crls(self._certificates, access, request.lease.epoch, crls))
         await self._inventory.certificate_upkeep.note_crls(numbers, lease=request.lease)
         return CertificateProvisioningResult(
@@ -187,7 +188,7 @@ class ProvisioningActivities:
             )
 
     async def _files(self, one: Certificate) -> CertificateFiles:
-        anchors = await self._inventory.trust.of_issuers(_issuer(one))
+        anchors = await self._inventory.trust.of_issuer(_issuer(one))
         crl = await self._inventory.authorities.crl(one.provider, one.generation)
         return CertificateFiles(
             certificate=one.pem,

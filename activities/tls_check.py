@@ -68,10 +68,13 @@ class TlsCheckActivities:
             }
         wanted = await self._inventory.trust.wanted(host)
         if wanted.names:
-            known["trusts"] = hashlib.sha256(wanted.pem.encode()).hexdigest()
-        crls = await newest_crls(self._inventory)
+            known |= {
+                "trusts": _sha256(wanted.libvirt.pem),
+                "qemu_trusts": _sha256(wanted.qemu.pem),
+            }
+        crls = await newest_crls(self._inventory, unit)
         if crls:
-            known["crls"] = hashlib.sha256(crls.encode()).hexdigest()
+            known["crls"] = _sha256(crls)
         try:
             with surprises_of(host):
                 access = await self._directory.access(host)
@@ -136,9 +139,13 @@ class TlsCheckActivities:
         authorities = self._inventory.authorities
         if installed is not None:
             issuer = (installed.provider, installed.generation)
-            return (await self._inventory.trust.of_issuers(issuer)).pem
+            return (await self._inventory.trust.of_issuer(issuer)).pem
         provider = (await self._inventory.settings.resolve())[CA_PROVIDER]
         return "".join((await authorities.get(provider)).chain)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(pem: str) -> dict[str, Any]:

@@ -49,6 +49,15 @@ HostArgument = Annotated[
 ClusterArgument = Annotated[
     str, typer.Argument(metavar="CLUSTER", callback=check_name, help="The cluster's name.")
 ]
+QemuOfClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="NAME",
+        callback=check_optional_name,
+        help="The CA of this cluster's QEMUs instead of that of all hosts.",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, as the API gives it, for programs.")
 ]

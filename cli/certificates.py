@@ -12,7 +12,13 @@ import typer
 from pydantic import TypeAdapter
 
 from cli import rollovers
-from cli.arguments import ClusterArgument, HostArgument, JsonOption, check_optional_name
+from cli.arguments import (
+    ClusterArgument,
+    HostArgument,
+    JsonOption,
+    QemuOfClusterOption,
+    check_optional_name,
+)
 from cli.client import Api, connect
 from cli.credentials import check_file, read_file
 from cli.output import note, say, say_fields, say_json, say_table
@@ -246,10 +252,10 @@ def revoke(
         say(f"{name} has not got it yet: {problem}")
 
 
-def show_authority(as_json: JsonOption = False) -> None:
+def show_authority(cluster: QemuOfClusterOption = None, as_json: JsonOption = False) -> None:
     """Show what issues certificates now."""
     with connect() as api:
-        answer = api.get("ca")
+        answer = api.get("ca", cluster=cluster)
         if as_json:
             say_json(answer)
             return
@@ -297,16 +303,18 @@ def chain(
             "--trusted", help="Of all CAs that hosts are to trust now: two, during a rollover."
         ),
     ] = False,
+    cluster: QemuOfClusterOption = None,
 ) -> None:
     """Print the CA's chain in PEM: the issuing certificate first, the root last."""
     with connect() as api:
-        _put(api.text("ca", "chain", trusted=str(trusted).lower()), out)
+        _put(api.text("ca", "chain", trusted=str(trusted).lower(), cluster=cluster), out)
 
 
-def crl(out: OutOption = None) -> None:
-    """Print the newest revocation lists in PEM: those of all CAs whose certificates are in use."""
+def crl(out: OutOption = None, cluster: QemuOfClusterOption = None) -> None:
+    """Print the newest revocation lists in PEM: those of all CAs whose certificates are in use;
+    with --cluster, as hosts of that one have them."""
     with connect() as api:
-        _put(api.text("ca", "crl", format="pem"), out)
+        _put(api.text("ca", "crl", format="pem", cluster=cluster), out)
 
 
 def hosts(

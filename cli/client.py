@@ -92,10 +92,14 @@ class Api:
                 return items
 
     def post(
-        self, *path: str, body: Mapping[str, object], within_s: float = _ANSWER_WITHIN_S
+        self,
+        *path: str,
+        body: Mapping[str, object],
+        within_s: float = _ANSWER_WITHIN_S,
+        **query: object,
     ) -> Any:
-        """The answer, None if it is empty."""
-        return self._request("POST", path, body=body, within_s=within_s)
+        """The answer, None if it is empty; a query parameter that is None is left out."""
+        return self._request("POST", path, query=query, body=body, within_s=within_s)
 
     def put(self, *path: str, body: Mapping[str, object], **query: object) -> Any:
         """The answer."""

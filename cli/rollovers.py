@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter
 
-from cli.arguments import HostArgument, JsonOption, check_name
+from cli.arguments import HostArgument, JsonOption, QemuOfClusterOption, check_name
 from cli.client import Api, connect
 from cli.credentials import check_file, read_file
 from cli.output import console, one_line, say, say_fields, say_json, say_table
@@ -26,12 +26,12 @@ from contracts.rollover import (
     AuthorityRolloverView,
     RolloverProgress,
     RolloverStage,
+    rollover_command,
 )
 
 _KIND = OperationKind.ROLLOVER
 _CHAIN: TypeAdapter[str] = TypeAdapter(CertificatesPem)
-_NOTHING_DRIVES_IT = "Nothing drives it. Have it go on: hostler ca rollover"
-_WATCH_AGAIN = "hostler ca rollover status --watch"
+_NOTHING_DRIVES_IT = "Nothing drives it. Have it go on: {0}"
 
 WatchOption = Annotated[bool, typer.Option("--watch", help="Show how it goes, to its end.")]
 
@@ -78,15 +78,19 @@ def rollover(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what there is to do.")
     ] = False,
+    cluster: QemuOfClusterOption = None,
     watch: WatchOption = False,
 ) -> None:
     """Have another CA, a new one or your own, take the place of the one that issues.
 
     First every host gets to trust both; then the new one issues, and every host gets certificates
     of it; then the old one is trusted no more. Hosts that are away are waited for. Whatever ends
-    it, it goes on from there when it is started again.
+    it, it goes on from there when it is started again. The CA that only a cluster's QEMUs go by
+    has a rollover of its own.
     """
     if context.invoked_subcommand is not None:
+        if cluster is not None:
+            raise typer.BadParameter(f"comes after {context.invoked_subcommand}.")
         return
     body: dict[str, Any] = {
         "leave_out": [check_name(one) for one in leave_out or []],
@@ -99,7 +103,7 @@ def rollover(
         body["chain"] = check_file("--chain-file", _CHAIN, read_file("--chain-file", chain_file))
         body["private_key"] = read_file("--key-file", key_file)
     with connect() as api:
-        started = api.read(Operation, api.post("ca", "rollover", body=body))
+        started = api.read(Operation, api.post("ca", "rollover", body=body, cluster=cluster))
         if dry_run:
             ended = until_closed(api, started, say=say, while_running=lambda _: None)
             if ended.status != COMPLETED:
@@ -107,19 +111,23 @@ def rollover(
             _show_progress(api.read(AuthorityRolloverResult, ended.details).progress)
             return
         if watch:
-            _watch(api, started.subject)
+            _watch(api, started.subject, cluster)
             return
-    say(f"The rollover has started. Watch it: {_WATCH_AGAIN}")
+    say(
+        f"The rollover has started. Watch it: {rollover_command('status --watch', cluster=cluster)}"
+    )
 
 
-def status(as_json: JsonOption = False, watch: WatchOption = False) -> None:
+def status(
+    cluster: QemuOfClusterOption = None, as_json: JsonOption = False, watch: WatchOption = False
+) -> None:
     """Show how far a rollover is, and whom it waits for."""
     if as_json and watch:
         raise typer.BadParameter("goes with --watch or with --json, not with both.")
     with connect() as api:
-        view = _view(api)
+        view = _view(api, cluster)
         if watch:
-            _watch(api, view.progress.provider)
+            _watch(api, view.progress.provider, cluster)
             return
     if as_json:
         say_json(view.model_dump(mode="json"))
@@ -136,7 +144,7 @@ def status(as_json: JsonOption = False, watch: WatchOption = False) -> None:
             )
         )
     elif view.progress.stage is not RolloverStage.NONE:
-        say(_NOTHING_DRIVES_IT)
+        say(_NOTHING_DRIVES_IT.format(view.progress.command()))
     _show_progress(view.progress, view.status.busy if view.status is not None else {})
     if view.status is not None and view.status.commands:
         say("")
@@ -145,37 +153,39 @@ def status(as_json: JsonOption = False, watch: WatchOption = False) -> None:
             typer.echo(f"    {one_line(command)}")
 
 
-def pause_rollover() -> None:
+def pause_rollover(cluster: QemuOfClusterOption = None) -> None:
     """Let no other host begin; those in work come to their end."""
     with connect() as api:
-        api.post("ca", "rollover", "pause", body={})
-    say("No other host begins. Go on: hostler ca rollover resume")
+        api.post("ca", "rollover", "pause", body={}, cluster=cluster)
+    say(f"No other host begins. Go on: {rollover_command('resume', cluster=cluster)}")
 
 
-def resume() -> None:
+def resume(cluster: QemuOfClusterOption = None) -> None:
     """Go on after a pause."""
     with connect() as api:
-        api.post("ca", "rollover", "resume", body={})
+        api.post("ca", "rollover", "resume", body={}, cluster=cluster)
     say("It goes on.")
 
 
 def leave_out(
     host: HostArgument,
     reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")],
+    cluster: QemuOfClusterOption = None,
 ) -> None:
     """Do not wait for a host. It gets new certificates if it is back before the rollover ends;
     afterwards by the automatic renewal or, where that is off, by `hostler cert provision`. From
     the withdrawal of the old CA until then, others do not trust it."""
     with connect() as api:
-        api.post("ca", "rollover", "leave-out", body={"host": host, "reason": reason})
+        body = {"host": host, "reason": reason}
+        api.post("ca", "rollover", "leave-out", body=body, cluster=cluster)
     say(f"{host} is not waited for.")
 
 
-def _view(api: Api) -> AuthorityRolloverView:
-    return api.read(AuthorityRolloverView, api.get("ca", "rollover"))
+def _view(api: Api, cluster: str | None) -> AuthorityRolloverView:
+    return api.read(AuthorityRolloverView, api.get("ca", "rollover", cluster=cluster))
 
 
-def _watch(api: Api, provider: str) -> None:
+def _watch(api: Api, provider: str, cluster: str | None) -> None:
     """Until it has ended. Raises Failed with the reason."""
     out, told = console(), ""
 
@@ -183,8 +193,9 @@ def _watch(api: Api, provider: str) -> None:
         out.print(one_line(line), soft_wrap=True)
         out.file.flush()
 
-    with interruptible(f"The rollover goes on. Watch it again: {_WATCH_AGAIN}"):
-        while (view := patiently(lambda: _view(api), tell)).status is not None:
+    again = rollover_command("status --watch", cluster=cluster)
+    with interruptible(f"The rollover goes on. Watch it again: {again}"):
+        while (view := patiently(lambda: _view(api, cluster), tell)).status is not None:
             waiting = ", ".join(f"{one.host} ({one.reason})" for one in view.progress.waiting[:5])
             line = view.status.message + (f": {waiting}" if waiting else "")
             if line != told:
@@ -202,7 +213,7 @@ def _watch(api: Api, provider: str) -> None:
         say(f"No rollover of the CA of {provider} is open; the last one was a dry run.")
         _show_progress(progress)
     elif progress.stage is not RolloverStage.NONE:
-        say(_NOTHING_DRIVES_IT)
+        say(_NOTHING_DRIVES_IT.format(progress.command()))
     elif progress.behind:
         names = ", ".join(progress.behind[:5]) + (", ..." if progress.behind_count > 5 else "")
         say(
@@ -217,6 +228,7 @@ def _show_progress(progress: RolloverProgress, busy: dict[str, str] | None = Non
     say_fields(
         (
             ("provider", progress.provider),
+            ("QEMUs of", progress.cluster),
             ("issues", f"generation {progress.current}"),
             ("rollover to", f"generation {progress.to}" if progress.to is not None else None),
             ("stage", progress.stage),

@@ -113,6 +113,32 @@ class CertificateRole(StrEnum):
     """Hostler's own, to connect to hosts with; it names no host."""
 
 
+_QEMU_AUTHORITY = re.compile(r"cluster-[0-9a-f]+-qemu")
+
+
+def unit_of(certificate_id: str) -> str:
+    """The organizational unit of a cluster, by the id that it has in certificates."""
+    return f"cluster-{certificate_id}"
+
+
+def qemu_authority(unit: str) -> str:
+    """Who certifies the QEMUs of the cluster of that unit, and of no other one: QEMU has no list of
+    who may come in, so its only anchor has to be one by which nobody else has certificates. It is
+    also the organizational unit of these."""
+    return f"{unit}-qemu"
+
+
+def is_qemu_authority(provider: str) -> bool:
+    """Whether it is such a one, and none that settings could choose."""
+    return _QEMU_AUTHORITY.fullmatch(provider) is not None
+
+
+def concerns(provider: str, unit: str) -> bool:
+    """Whether a host of that unit has to do with the provider: QEMU's of other clusters are nothing
+    to it."""
+    return not is_qemu_authority(provider) or provider == qemu_authority(unit)
+
+
 class ExtraNames(StrEnum):
     """What becomes of a signing request that asks for more than the inventory knows."""
 
@@ -185,7 +211,8 @@ class Certificate(Contract):
     """A certificate that was issued.
 
     Attributes:
-        provider: the plugin that issued it, and which of its authorities (`generation`).
+        provider: the plugin that issued it, or the cluster's `qemu_authority`; and which of its
+            authorities (`generation`).
         host: None for Hostler's own.
         subject: in the order of the certificate ("O=Hostler,CN=kvm-1"), which is also that of
             libvirt's `tls_allowed_dn_list`.

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from contracts.base import Contract, Name, Reason
-from contracts.certificates import CertificatesPem
+from contracts.certificates import CertificatesPem, is_qemu_authority
 from contracts.settings import CA_PROVIDER
 from contracts.states import Phase
 
@@ -43,6 +43,7 @@ class RolloverProgress(Contract):
     """Where a rollover stands, as the inventory knows it.
 
     Attributes:
+        cluster: whose QEMUs' CA it is; None: it is that of all hosts.
         current: the generation that issues now; `newest`: the highest that there is.
         to: the generation that hosts are being brought to; None: there is no rollover.
         total: hosts that have certificates of this provider.
@@ -61,6 +62,7 @@ class RolloverProgress(Contract):
     """
 
     provider: Name
+    cluster: Name | None = None
     current: Generation
     newest: Generation
     to: Generation | None
@@ -85,11 +87,21 @@ class RolloverProgress(Contract):
         """Whether the present stage is at its end."""
         return self.due_count + self.waiting_count == 0
 
+    def command(self, *words: str) -> str:
+        """Of the CLI, about this rollover."""
+        return rollover_command(*words, cluster=self.cluster)
+
+
+def rollover_command(*words: str, cluster: str | None) -> str:
+    """Of the CLI, about the rollover of the CA of a cluster's QEMUs; without one, of all hosts'."""
+    of = ("--cluster", cluster) if cluster is not None else ()
+    return " ".join(("hostler ca rollover", *words, *of))
+
 
 def why_stopped(provider: str, chosen: str) -> str:
     """Why a rollover of that provider stands still where the settings name the chosen one, or
     nothing: hosts would get certificates of a CA that others do not trust."""
-    if chosen == provider:
+    if chosen == provider or is_qemu_authority(provider):
         return ""
     return f"the setting {CA_PROVIDER.name} names another provider, {chosen}, which issues now."
 

@@ -80,7 +80,8 @@ class TlsCase(Contract):
         serial, not_before, not_after, ip_addresses: of the certificate that lies there.
         allowed: who may come in, as libvirtd.conf should have it.
         crls: SHA-256 of the lists that the host should have; None: there are none.
-        trusts: the same of the CAs that it should trust; None: it has no certificates.
+        trusts, qemu_trusts: the same of the CAs that its libvirt should trust, and its QEMU; None:
+            it has no certificates.
     """
 
     host: str
@@ -103,6 +104,7 @@ class TlsCase(Contract):
     allowed: str = ""
     crls: str | None = None
     trusts: str | None = None
+    qemu_trusts: str | None = None
 
 
 class TlsCheckInput(Contract):

@@ -180,7 +180,8 @@ def _of_lists(case: TlsCase, facts: TlsFacts) -> Iterator[Finding]:
 
 
 def _of_trust(case: TlsCase, facts: TlsFacts) -> Iterator[Finding]:
-    if case.trusts is not None and not facts.trusts == facts.qemu_trusts == case.trusts:
+    wanted = case.trusts, case.qemu_trusts
+    if case.trusts is not None and (facts.trusts, facts.qemu_trusts) != wanted:
         yield warning(
             "trust-outdated",
             f"{case.host} does not trust just the CAs that it is to: of another one, it refuses "

@@ -456,9 +456,11 @@ class HostCertificates(Protocol):
         restarted, and what is connected stays so. If it does not take them, the former ones count.
         """
 
-    async def update_trust(self, access: HostAccess, epoch: int, authorities: str) -> None:
+    async def update_trust(
+        self, access: HostAccess, epoch: int, *, libvirt: str, qemu: str
+    ) -> None:
         """Have libvirt and QEMU trust these CAs (PEM) from now on, and no others; they have to
-        have signed the host's own certificates. libvirtd is not restarted. If it does not take
+        have signed its own certificates. libvirtd is not restarted. If it does not take
         them, or the host itself any more, the former ones count."""
 
     async def examine(self, access: HostAccess) -> TlsFacts:

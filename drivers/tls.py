@@ -5,7 +5,7 @@ import importlib.resources
 import os
 import ssl
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -95,8 +95,8 @@ class ScriptCertificates:
         qemu: CertificateFiles,
     ) -> None:
         """Write the certificates beside their keys, and check that they belong together."""
-        text = "".join(
-            f"== {part}/{file}\n{pem.strip()}\n"
+        text = _parts(
+            (f"{part}/{file}", pem)
             for part, files in (("libvirt", libvirt), ("qemu", qemu))
             for file, pem in (
                 ("cert.pem", files.certificate),
@@ -142,9 +142,12 @@ class ScriptCertificates:
         """Have libvirt and QEMU go by these revocation lists from now on."""
         await self._change(access, "crl", "-", epoch, stdin=crls)
 
-    async def update_trust(self, access: HostAccess, epoch: int, authorities: str) -> None:
+    async def update_trust(
+        self, access: HostAccess, epoch: int, *, libvirt: str, qemu: str
+    ) -> None:
         """Have libvirt and QEMU trust these CAs from now on, and no others."""
-        await self._change(access, "trust", "-", epoch, access.address, stdin=authorities)
+        text = _parts((("libvirt/ca.pem", libvirt), ("qemu/ca.pem", qemu)))
+        await self._change(access, "trust", "-", epoch, access.address, stdin=text)
 
     async def examine(self, access: HostAccess) -> TlsFacts:
         """What is so of all that, and of libvirtd."""
@@ -245,6 +248,11 @@ def _field(name: str, values: list[str]) -> object:
         body = "\n".join(textwrap.wrap(values[0], _PEM_COLUMNS))
         return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
     return tuple(values) if name in _MANY else values[0]
+
+
+def _parts(files: Iterable[tuple[str, str]]) -> str:
+    """Files of a set, by their names in it, as the script reads them."""
+    return "".join(f"== {name}\n{pem.strip()}\n" for name, pem in files)
 
 
 def _may(*, restart: bool) -> str:

@@ -14,6 +14,8 @@ from contracts.certificates import (
     AuthorityState,
     CrlFacts,
     RevocationReason,
+    concerns,
+    is_qemu_authority,
 )
 from contracts.errors import Conflict, NotFound
 from inventory.database import Database
@@ -99,8 +101,11 @@ class Authorities:
         if found is None:
             raise NotFound(
                 f"The provider {provider!r} has no certificate authority yet.",
-                remedy="Have it made with `hostler ca create`, or import your own with `hostler "
-                "ca import`.",
+                remedy="It is made with the first certificates in its cluster: see `hostler cert "
+                "provision`."
+                if is_qemu_authority(provider)
+                else "Have it made with `hostler ca create`, or import your own with `hostler ca "
+                "import`.",
             )
         return found.authority
 
@@ -110,21 +115,26 @@ class Authorities:
             return [_authority(row) for row in await session.exec(_of(provider))]
 
     async def providers(self) -> list[str]:
-        """Those that have, or had, any, by name."""
+        """Those that have, or had, any, by name; without those of QEMUs."""
         provider = col(CertificateAuthorityRow.provider)
         async with self._database.reading() as session:
-            return [*await session.exec(select(provider).distinct().order_by(provider))]
+            found = await session.exec(select(provider).distinct().order_by(provider))
+            return [name for name in found if not is_qemu_authority(name)]
 
     async def live(self) -> list[Authority]:
         """Whose revocation lists are needed, by provider and generation: those that issue, or are
-        to, and those that have issued what is not expired."""
+        to, and those that have issued what is not expired. Of QEMU's, the latter alone: their
+        clusters may have gone."""
         async with self._database.reading() as session:
             issued = await _unexpired(session)
             return [
                 _authority(row)
                 for row in await session.exec(_all())
-                if row.state in (AuthorityState.NEXT, AuthorityState.CURRENT)
-                or (row.provider, row.generation) in issued
+                if (row.provider, row.generation) in issued
+                or (
+                    row.state in (AuthorityState.NEXT, AuthorityState.CURRENT)
+                    and not is_qemu_authority(row.provider)
+                )
             ]
 
     async def trusted(self) -> list[Authority]:
@@ -313,9 +323,14 @@ class Authorities:
             raise AssertionError("a list that was stored is not there")
         return kept
 
-    async def crl_numbers(self) -> dict[str, int]:
-        """Of the newest lists that are needed, by authority ("root/1"): who has these, has all."""
-        return {one.name: one.crl.number for one in await self.live() if one.crl is not None}
+    async def crl_numbers(self, unit: str | None = None) -> dict[str, int]:
+        """Of the newest lists that are needed, by authority ("root/1"): who has those that concern
+        it, has all. `unit`: only those that concern hosts of that one."""
+        return {
+            one.name: one.crl.number
+            for one in await self.live()
+            if one.crl is not None and (unit is None or concerns(one.provider, unit))
+        }
 
     async def crl(self, provider: str, generation: int) -> bytes:
         """The newest list of that authority, in DER. Raises NotFound."""

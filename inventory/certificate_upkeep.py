@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select
 
 from contracts.certificate_upkeep import HostCrls
+from contracts.certificates import concerns, unit_of
 from contracts.leases import LeaseRef
 from contracts.states import HostStatus, ResourceState
 from inventory.certificates import event_subject
@@ -17,7 +18,7 @@ from inventory.database import Database
 from inventory.events import add_event
 from inventory.host_keys import in_reinstallation
 from inventory.leases import verify_lease
-from inventory.models import CertificateRow, CertificateUpkeepRow, HostRow, now
+from inventory.models import CertificateRow, CertificateUpkeepRow, ClusterRow, HostRow, now
 from inventory.pages import page
 from inventory.upsert import insert_if_absent
 
@@ -32,7 +33,7 @@ HOST_IN_SHORT = (
 )
 
 Lists = Mapping[str, int]
-"""Numbers of revocation lists, by authority ("root/1")."""
+"""Numbers of revocation lists, by authority ("root/1"); a host has those that concern it."""
 
 
 class CertificateUpkeep:
@@ -48,7 +49,11 @@ class CertificateUpkeep:
         `limit`, of names that come after `after`."""
         query = page(of_certified(), HostRow.name, limit=limit, after=after)
         async with self._database.reading() as session:
-            return [_crls(host.name, upkeep, newest) for host, upkeep in await session.exec(query)]
+            lists = await _by_cluster(session, newest)
+            return [
+                _crls(host.name, upkeep, lists[host.cluster_id])
+                for host, upkeep in await session.exec(query)
+            ]
 
     async def without_crls(
         self, newest: Lists, *, again_after: timedelta
@@ -60,13 +65,15 @@ class CertificateUpkeep:
         not_now: dict[str, str] = {}
         query = of_certified().order_by(col(HostRow.name))
         async with self._database.reading() as session:
+            lists = await _by_cluster(session, newest)
             for host, upkeep in await session.exec(query):
-                if _has(upkeep, newest):
+                wanted = lists[host.cluster_id]
+                if _has(upkeep, wanted):
                     continue
                 away = absence(host)
                 if away is not None:
                     not_now[host.name] = away
-                elif _is_due(upkeep, newest, host.status_since, again_after):
+                elif _is_due(upkeep, wanted, host.status_since, again_after):
                     due.append(host.name)
                 else:
                     not_now[host.name] = upkeep.crls_problem if upkeep is not None else ""
@@ -166,6 +173,19 @@ async def upkeep_of(session: AsyncSession, host: str) -> CertificateUpkeepRow | 
     await insert_if_absent(session, CertificateUpkeepRow(host=host))
     query = select(CertificateUpkeepRow).where(col(CertificateUpkeepRow.host) == host)
     return (await session.exec(query.with_for_update())).one()
+
+
+async def _by_cluster(session: AsyncSession, newest: Lists) -> dict[int | None, Lists]:
+    """Those that concern the hosts of each cluster, by the id of its row."""
+    units = await session.exec(select(ClusterRow.id, ClusterRow.certificate_id))
+    return {
+        cluster: {
+            name: number
+            for name, number in newest.items()
+            if concerns(name.rpartition("/")[0], unit_of(certificate_id))
+        }
+        for cluster, certificate_id in units
+    }
 
 
 def _has(row: CertificateUpkeepRow | None, newest: Lists) -> bool:

@@ -14,6 +14,7 @@ from contracts.certificates import (
     CertificateState,
     RevocationReason,
     check_reason,
+    unit_of,
 )
 from contracts.errors import Conflict, NotFound, Unavailable
 from inventory.authorities import issuing_authority
@@ -285,7 +286,16 @@ class Certificates:
             found = (await session.exec(query)).first()
         if found is None:
             raise NotFound(f"There is no host {host!r}.")
-        return f"cluster-{found}"
+        return unit_of(found)
+
+    async def unit_of_cluster(self, cluster: str) -> str:
+        """The organizational unit of a cluster. Raises NotFound."""
+        query = select(ClusterRow.certificate_id).where(col(ClusterRow.name) == cluster)
+        async with self._database.reading() as session:
+            found = (await session.exec(query)).first()
+        if found is None:
+            raise NotFound(f"There is no cluster {cluster!r}.")
+        return unit_of(found)
 
     async def _select(
         self, *conditions: ColumnElement[bool], limit: int | None = None

@@ -18,7 +18,7 @@ from datetime import timedelta
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.certificates import AuthorityState
+from contracts.certificates import AuthorityState, qemu_authority, unit_of
 from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseScope
 from contracts.rollover import RolloverProgress, RolloverStage, WaitingHost
@@ -112,6 +112,7 @@ class Rollovers:
             hosts = await _certified(session, known)
             left_out = await _left_out(session, known)
             clusters = await _clusters(session)
+            cluster = await _cluster_of(session, provider)
             unmanaged = await _unmanaged(session, known)
         lacks, stage = _lacking(known), known.stage
         total = [host for host in hosts if _is_of(host, known)]
@@ -134,6 +135,7 @@ class Rollovers:
         first = _in_turn(due, besides, busy)[:_MOST_DUE]
         return RolloverProgress(
             provider=provider,
+            cluster=cluster,
             current=known.current.generation,
             newest=max(row.generation for row in known.rows),
             to=known.to.generation if stage is not RolloverStage.NONE else None,
@@ -371,6 +373,19 @@ async def _left_out(session: AsyncSession, known: _Authorities) -> dict[str, str
 
 async def _clusters(session: AsyncSession) -> Mapping[int | None, str]:
     return {row.id: row.name for row in await session.exec(select(ClusterRow))}
+
+
+async def _cluster_of(session: AsyncSession, provider: str) -> str | None:
+    """Whose QEMUs it certifies, if it is such a provider."""
+    query = select(ClusterRow.name, ClusterRow.certificate_id)
+    return next(
+        (
+            name
+            for name, certificate_id in await session.exec(query)
+            if qemu_authority(unit_of(certificate_id)) == provider
+        ),
+        None,
+    )
 
 
 async def _unmanaged(session: AsyncSession, known: _Authorities) -> int:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from contracts.certificates import CertificateRole
 from contracts.leases import LeaseRef
 from inventory.authorities import trusted_authorities
 from inventory.certificate_upkeep import absence, is_in_force, is_time, of_certified, upkeep_of
@@ -34,33 +35,54 @@ class Anchors:
     pem: str
 
 
+@dataclass(frozen=True)
+class HostAnchors:
+    """Those that a host trusts: its libvirt, and its QEMU."""
+
+    libvirt: Anchors
+    qemu: Anchors
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all of them, sorted."""
+        return tuple(sorted({*self.libvirt.names, *self.qemu.names}))
+
+
 class Trust:
     """Reads and writes it.
 
-    A host trusts all authorities of the provider that has issued its certificates which issue, are
-    to, or have issued what is in use; and always its own issuer: without that, its libvirtd would
-    not go by its own certificate.
+    libvirt and QEMU of a host each trust all authorities of the provider that has issued their
+    certificate which issue, are to, or have issued what is in use; and always their own issuer:
+    without that, they would not go by their own certificate.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def wanted(self, host: str) -> Anchors:
+    async def wanted(self, host: str) -> HostAnchors:
         """Those that it is to trust by the certificates that it goes by; none without any."""
+        query = (
+            select(CertificateRow.role, CertificateRow.provider, CertificateRow.generation)
+            .join(HostRow, col(HostRow.name) == col(CertificateRow.host))
+            .where(is_in_force(), col(HostRow.name) == host)
+            .distinct()
+        )
+        libvirt: list[Issuer] = []
+        qemu: list[Issuer] = []
         async with self._database.reading() as session:
-            query = (
-                select(CertificateRow.provider, CertificateRow.generation)
-                .join(HostRow, col(HostRow.name) == col(CertificateRow.host))
-                .where(is_in_force(), col(HostRow.name) == host)
-                .distinct()
-            )
-            issuers = {*(await session.exec(query))}
-            return await _anchors(session, issuers)
+            for role, provider, generation in await session.exec(query):
+                part = qemu if role == CertificateRole.QEMU else libvirt
+                part.append((provider, generation))
+            return HostAnchors(await _anchors(session, libvirt), await _anchors(session, qemu))
 
-    async def of_issuers(self, *issuers: Issuer) -> Anchors:
-        """Those that a host is to trust that gets certificates of these."""
+    async def of_issuer(self, issuer: Issuer) -> Anchors:
+        """Those that whoever gets a certificate of it is to trust."""
         async with self._database.reading() as session:
-            return await _anchors(session, issuers)
+            return await _anchors(session, [issuer])
+
+    async def of_issuers(self, libvirt: Issuer, qemu: Issuer) -> HostAnchors:
+        """Those that a host is to trust that gets certificates of these."""
+        return HostAnchors(await self.of_issuer(libvirt), await self.of_issuer(qemu))
 
     async def without(self, *, again_after: timedelta) -> tuple[list[str], dict[str, str]]:
         """Hosts that do not trust just what they are to, by name. First those that can be told

@@ -34,13 +34,15 @@ def headline(progress: RolloverProgress, *, paused: bool) -> str:
 
 def next_commands(progress: RolloverProgress | None, *, paused: bool) -> tuple[str, ...]:
     """What can be run now, ready to paste."""
+    if progress is None:
+        return ("hostler ca rollover resume" if paused else "hostler ca rollover status",)
     if paused:
-        return ("hostler ca rollover resume",)
-    if progress is None or progress.stage is RolloverStage.NONE:
-        return ("hostler ca rollover status",)
+        return (progress.command("resume"),)
+    if progress.stage is RolloverStage.NONE:
+        return (progress.command("status"),)
     return (
-        *(f"hostler ca rollover leave-out {one.host} --reason ..." for one in progress.waiting[:3]),
-        "hostler ca rollover pause",
+        *(progress.command("leave-out", one.host, "--reason ...") for one in progress.waiting[:3]),
+        progress.command("pause"),
     )
 
 

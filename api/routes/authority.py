@@ -11,10 +11,16 @@ from api.dependencies import NameInPath, TheInventory, TheOperations
 from api.operations import Operations, as_operation, is_open, link
 from api.requests import AuthorityRequest, CrlFormat, Page, PageQuery, RolloverRequest
 from contracts.access import Principal
-from contracts.base import Contract
+from contracts.base import Contract, Name
 from contracts.certificate_upkeep import HostCrls
-from contracts.certificates import Authority, AuthoritySetupInput, crl_to_pem
-from contracts.errors import HostlerError, NotFound, Unavailable
+from contracts.certificates import (
+    Authority,
+    AuthoritySetupInput,
+    crl_to_pem,
+    is_qemu_authority,
+    qemu_authority,
+)
+from contracts.errors import HostlerError, InvalidInput, NotFound, Unavailable
 from contracts.operations import Operation, OperationKind, workflow_id
 from contracts.rollover import (
     AuthorityRolloverInput,
@@ -35,11 +41,13 @@ _KIND = OperationKind.CA_SETUP
 _GENERATE = AuthorityRequest()
 _ANOTHER = RolloverRequest()
 
+OfCluster = Annotated[Name | None, Query(description="The CA of this cluster's QEMUs instead.")]
+
 
 @router.get("")
-async def get_authority(inventory: TheInventory) -> Authority:
+async def get_authority(inventory: TheInventory, cluster: OfCluster = None) -> Authority:
     """What issues now, with its chain and the facts of its newest revocation list."""
-    return await inventory.authorities.get(await _provider(inventory))
+    return await inventory.authorities.get(await _provider(inventory, cluster))
 
 
 @public_router.get(
@@ -47,18 +55,20 @@ async def get_authority(inventory: TheInventory) -> Authority:
     response_class=Response,
     responses={200: {"content": {"application/x-pem-file": {}}}},
 )
-async def get_chain(inventory: TheInventory, trusted: bool = False) -> Response:
+async def get_chain(
+    inventory: TheInventory, trusted: bool = False, cluster: OfCluster = None
+) -> Response:
     """Its certificates in PEM: the issuing one first, the trust anchor last. `trusted`: those of
     all CAs of its provider that hosts are to trust now, which during a rollover are two. Needs no
     token."""
+    provider = await _provider(inventory, cluster)
     if trusted:
-        provider = await _provider(inventory)
         chains = [
             one.chain for one in await inventory.authorities.trusted() if one.provider == provider
         ]
         pems = dict.fromkeys(pem for chain in chains for pem in chain)
         return Response("".join(pems), media_type="application/x-pem-file")
-    authority = await inventory.authorities.get(await _provider(inventory))
+    authority = await inventory.authorities.get(provider)
     return Response("".join(authority.chain), media_type="application/x-pem-file")
 
 
@@ -67,17 +77,22 @@ async def get_chain(inventory: TheInventory, trusted: bool = False) -> Response:
     response_class=Response,
     responses={200: {"content": {"application/pkix-crl": {}, "application/x-pem-file": {}}}},
 )
-async def get_crl(inventory: TheInventory, format: CrlFormat = CrlFormat.DER) -> Response:  # noqa: A002 - the query's name
+async def get_crl(
+    inventory: TheInventory,
+    format: CrlFormat = CrlFormat.DER,  # noqa: A002 - the query's name
+    cluster: OfCluster = None,
+) -> Response:
     """The newest revocation list of what issues now, in DER. In PEM: those of all whose
-    certificates are not expired yet, one after the other, as libvirt and QEMU take them. Needs no
-    token."""
+    certificates are not expired yet, one after the other, as libvirt and QEMU take them; with
+    `cluster`, as hosts of that one have them. Needs no token."""
+    provider = await _provider(inventory, cluster)
     if format is CrlFormat.DER:
-        authority = await inventory.authorities.get(await _provider(inventory))
+        authority = await inventory.authorities.get(provider)
         return await get_crl_of(authority.provider, authority.generation, inventory)
     lists = [
         await inventory.authorities.crl(one.provider, one.generation)
         for one in await inventory.authorities.live()
-        if one.crl is not None
+        if one.crl is not None and (one.provider == provider or not is_qemu_authority(one.provider))
     ]
     if not lists:
         raise NotFound(
@@ -145,11 +160,17 @@ async def start_rollover(
     operations: TheOperations,
     response: Response,
     request: RolloverRequest = _ANOTHER,
+    cluster: OfCluster = None,
 ) -> Operation:
     """Start an AuthorityRollover: another CA, made or an operator's own, takes the place of the
     present one, while all hosts trust both. One that was begun before goes on. With `dry_run`, its
     result tells what there is to do."""
-    provider = await _provider(inventory)
+    if cluster is not None and request.chain is not None:
+        raise InvalidInput(
+            "chain: the CA of a cluster's QEMUs is always made by Hostler, and no operator's own.",
+            remedy="Leave out private_key and chain, or cluster.",
+        )
+    provider = await _provider(inventory, cluster)
     await inventory.authorities.get(provider)
     for host in request.leave_out:
         await inventory.hosts.get(host)
@@ -179,9 +200,11 @@ async def start_rollover(
 
 
 @router.get("/rollover")
-async def get_rollover(inventory: TheInventory, operations: TheOperations) -> AuthorityRolloverView:
+async def get_rollover(
+    inventory: TheInventory, operations: TheOperations, cluster: OfCluster = None
+) -> AuthorityRolloverView:
     """How far the rollover is, by the inventory; and the operation that drives it, if one does."""
-    provider, running = await _find_rollover(inventory, operations)
+    provider, running = await _find_rollover(inventory, operations, cluster)
     progress = await inventory.rollovers.progress(provider)
     if running is None:
         return AuthorityRolloverView(progress=progress)
@@ -195,29 +218,35 @@ async def get_rollover(inventory: TheInventory, operations: TheOperations) -> Au
 
 
 @router.post("/rollover/pause", status_code=status.HTTP_204_NO_CONTENT)
-async def pause_rollover(caller: Admin, inventory: TheInventory, operations: TheOperations) -> None:
+async def pause_rollover(
+    caller: Admin, inventory: TheInventory, operations: TheOperations, cluster: OfCluster = None
+) -> None:
     """Let no other host begin; those in work come to their end."""
-    await _steer("pause", PauseInput(), "asked for", caller, inventory, operations)
+    await _steer("pause", PauseInput(), "asked for", caller, inventory, operations, cluster)
 
 
 @router.post("/rollover/resume", status_code=status.HTTP_204_NO_CONTENT)
 async def resume_rollover(
-    caller: Admin, inventory: TheInventory, operations: TheOperations
+    caller: Admin, inventory: TheInventory, operations: TheOperations, cluster: OfCluster = None
 ) -> None:
     """Go on."""
-    await _steer("resume", PauseInput(), "asked for", caller, inventory, operations)
+    await _steer("resume", PauseInput(), "asked for", caller, inventory, operations, cluster)
 
 
 @router.post("/rollover/leave-out", status_code=status.HTTP_204_NO_CONTENT)
 async def leave_host_out_of_rollover(
-    request: LeaveOutInput, caller: Admin, inventory: TheInventory, operations: TheOperations
+    request: LeaveOutInput,
+    caller: Admin,
+    inventory: TheInventory,
+    operations: TheOperations,
+    cluster: OfCluster = None,
 ) -> None:
     """Do not wait for a host. It gets its certificates if it is back before the rollover ends;
     afterwards by the automatic renewal, unless that is off, or by a provisioning. From the
     withdrawal of the old CA until then, others do not trust it, nor it others."""
     await inventory.hosts.get(request.host)
     said = f"{request.host}: {request.reason}"
-    await _steer("leave_out", request, said, caller, inventory, operations)
+    await _steer("leave_out", request, said, caller, inventory, operations, cluster)
 
 
 async def _steer(
@@ -227,8 +256,9 @@ async def _steer(
     caller: Principal,
     inventory: Inventory,
     operations: Operations,
+    cluster: str | None,
 ) -> None:
-    provider, running = await _find_rollover(inventory, operations)
+    provider, running = await _find_rollover(inventory, operations, cluster)
     if running is None:
         raise NotFound(
             f"No rollover of the CA of {provider} is open.",
@@ -245,12 +275,13 @@ async def _steer(
 
 
 async def _find_rollover(
-    inventory: Inventory, operations: Operations
+    inventory: Inventory, operations: Operations, cluster: str | None
 ) -> tuple[str, WorkflowExecutionDescription | None]:
     """The open one and its provider, which the settings may not name any more; without any, the
-    provider that they name."""
-    chosen = await _provider(inventory)
-    for provider in dict.fromkeys((chosen, *await inventory.authorities.providers())):
+    provider that they name. With a cluster, that of its QEMUs' CA."""
+    chosen = await _provider(inventory, cluster)
+    others = await inventory.authorities.providers() if cluster is None else []
+    for provider in dict.fromkeys((chosen, *others)):
         with suppress(NotFound):
             found = await operations.find(OperationKind.ROLLOVER, provider)
             if is_open(found):
@@ -288,5 +319,8 @@ async def _start(
         raise
 
 
-async def _provider(inventory: Inventory) -> str:
+async def _provider(inventory: Inventory, cluster: str | None = None) -> str:
+    """The one that the settings choose; with a cluster, the CA of its QEMUs. Raises NotFound."""
+    if cluster is not None:
+        return qemu_authority(await inventory.certificates.unit_of_cluster(cluster))
     return (await inventory.settings.resolve())[CA_PROVIDER]

@@ -69,9 +69,14 @@ def algorithm_of(key: AuthorityKey, setting: str | None) -> Hash | None:
 
 
 def root_certificate(
-    key: AuthorityKey, subject: x509.Name, algorithm: Hash | None, validity: timedelta
+    key: AuthorityKey,
+    subject: x509.Name,
+    algorithm: Hash | None,
+    validity: timedelta,
+    *,
+    path_length: int | None = None,
 ) -> x509.Certificate:
-    """Self-signed, with a random serial."""
+    """Self-signed, with a random serial; `path_length`: of CAs that may come below it."""
     begin = _now() - _BACKDATED
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
@@ -82,7 +87,7 @@ def root_certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
         .not_valid_after(begin + validity)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(identifier, critical=False)
         .add_extension(

@@ -150,8 +150,10 @@ class ExternalAccess:
 
 @dataclass(frozen=True)
 class ProviderContext:
-    """What a provider works with: the settings in force, its store, and its way out."""
+    """What a provider works with: its name in the inventory, the settings in force, its store, and
+    its way out."""
 
+    name: str
     settings: ResolvedSettings
     store: AuthorityStore
     access: ExternalAccess

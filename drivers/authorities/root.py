@@ -1,4 +1,5 @@
-"""Hostler's own certificate authority: a key pair that was made once, or an operator's."""
+"""Hostler's own certificate authorities: the provider `root`, a key pair that was made once, or an
+operator's; and those of the clusters' QEMUs, which are always made here."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from contracts.certificates import AuthorityOrigin, RevocationReason
+from contracts.certificates import AuthorityOrigin, RevocationReason, is_qemu_authority
 from contracts.errors import Conflict, Failed, InvalidInput
 from contracts.settings import (
     CA_CRL_URL,
@@ -48,6 +49,7 @@ class RootAuthority:
     """CertificateAuthority, ImportsAuthority, SucceedsAuthority. The store has all that is kept."""
 
     def __init__(self, context: ProviderContext) -> None:
+        self._provider = context.name
         self._settings = context.settings
         self._store = context.store
 
@@ -60,7 +62,7 @@ class RootAuthority:
         stored = await self._stored()
         url = self._settings[CA_CRL_URL]
         if url is not None:
-            url = f"{url.rstrip('/')}/root/{stored.generation}/crl"
+            url = f"{url.rstrip('/')}/{self._provider}/{stored.generation}/crl"
         certificate = host_certificate(self._issuer(stored), order, url)
         return certificate.public_bytes(Encoding.PEM).decode()
 
@@ -71,7 +73,7 @@ class RootAuthority:
         """A new one, of all that the inventory has as revoked."""
         stored = await self._store.find(issuer)
         if stored is None:
-            raise Failed("The CA of root has no key for such a certificate.")
+            raise Failed(f"The CA of {self._provider} has no key for such a certificate.")
         validity = timedelta(days=self._settings[CA_CRL_VALIDITY])
         # RFC 5280, 3.3: an entry stays for one more list after its certificate has expired.
         order = await self._store.begin_crl(stored.generation, kept=validity)
@@ -79,6 +81,7 @@ class RootAuthority:
 
     async def import_authority(self, key: str, chain: str) -> None:
         """Take the operator's own in the place of one that has issued nothing."""
+        self._require_taker()
         private, certificates = _read_key(key), split_chain(chain)
         _check_chain(private, certificates)
         stored = await self._store.find()
@@ -90,13 +93,7 @@ class RootAuthority:
 
     async def make_next(self, after: int) -> str:
         """A new key pair and its self-signed certificate, of a name of its own."""
-        name = x509.Name(
-            [
-                *_name(self._settings[CA_ROOT_ISSUER_DN]),
-                x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, f"generation {after + 1}"),
-            ]
-        )
-        pem, key = await self._make(name)
+        pem, key = await self._make(f"generation {after + 1}")
         stored = await self._store.add_next(
             (pem,), _pem(key), AuthorityOrigin.GENERATED, after=after
         )
@@ -104,6 +101,7 @@ class RootAuthority:
 
     async def import_next(self, key: str, chain: str, after: int) -> str:
         """The operator's own."""
+        self._require_taker()
         private, certificates = _read_key(key), split_chain(chain)
         _check_chain(private, certificates)
         stored = await self._store.add_next(
@@ -121,15 +119,34 @@ class RootAuthority:
         found = await self._store.find()
         if found is not None:
             return found
-        pem, key = await self._make(_name(self._settings[CA_ROOT_ISSUER_DN]))
+        pem, key = await self._make()
         return await self._add((pem,), key, AuthorityOrigin.GENERATED, 0)
 
-    async def _make(self, name: x509.Name) -> tuple[str, AuthorityKey]:
-        """A self-signed certificate in PEM, and its key."""
+    def _require_taker(self) -> None:
+        """Raises Conflict."""
+        if is_qemu_authority(self._provider):
+            raise Conflict(
+                f"The CA {self._provider} is made by Hostler: with an operator's own as their "
+                "anchor, QEMUs would trust all that it has ever signed."
+            )
+
+    async def _make(self, *units: str) -> tuple[str, AuthorityKey]:
+        """A self-signed certificate in PEM, and its key; `units` follow the name."""
+        of_qemu = is_qemu_authority(self._provider)
+        if of_qemu:
+            units = (self._provider, *units)
+        name = x509.Name(
+            [
+                *_name(self._settings[CA_ROOT_ISSUER_DN]),
+                *(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit) for unit in units),
+            ]
+        )
         # RSA takes seconds.
         key = await asyncio.to_thread(new_key, self._settings[CA_KEY_SIZE])
         algorithm = algorithm_of(key, self._settings[CA_SIGNATURE_ALGORITHM])
-        certificate = root_certificate(key, name, algorithm, _ROOT_VALIDITY)
+        certificate = root_certificate(
+            key, name, algorithm, _ROOT_VALIDITY, path_length=0 if of_qemu else None
+        )
         return certificate.public_bytes(Encoding.PEM).decode(), key
 
     async def _add(

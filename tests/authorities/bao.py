@@ -104,10 +104,8 @@ class Bao:
         return data
 
     def serve_unit(self, unit: str, name: str = "hostler", **change: object) -> None:
-        """With roles for certificates of that unit, and of QEMU's; `change`: what is wrong with
-        them."""
-        for one in (unit, f"{unit}-qemu"):
-            self.write(f"pki/roles/{name}-{one}", **{**ROLE, "ou": one, **change})
+        """With a role for certificates of that unit; `change`: what is wrong with it."""
+        self.write(f"pki/roles/{name}-{unit}", **{**ROLE, "ou": unit, **change})
 
     def new_issuer(self) -> None:
         """Another intermediate CA issues from now on."""

@@ -28,8 +28,8 @@ class CertifiedHost:
     does not answer, once;
     `lets_in`: also who has no certificate; `knows_hostler`: and who has Hostler's; `by_tls_only`:
     how it migrates. `wants_restart`: libvirtd has to be restarted for what is to change;
-    `restarted`: it was. `crls`, `trusts`: what each host has got; `silent`: hosts that do not
-    answer when they are to get some."""
+    `restarted`: it was. `crls`, `trusts` (libvirt's, QEMU's): what each host has got; `silent`:
+    hosts that do not answer when they are to get some."""
 
     def __init__(self) -> None:
         self.sets: dict[str, dict[str, str]] = {}
@@ -48,7 +48,7 @@ class CertifiedHost:
         self.restarted = False
         self.crls: dict[str, str] = {}
         self.crl_epochs: list[int] = []
-        self.trusts: dict[str, str] = {}
+        self.trusts: dict[str, tuple[str, str]] = {}
         self.silent: set[str] = set()
         self.allowed: str | None = None
         self.old_vnc: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class CertifiedHost:
             assert signed_by_one_of(files.certificate, files.authorities)
             assert files.crls.startswith("-----BEGIN X509 CRL-----")
             self.sets[name][part] = files.certificate
-        self.sets[name]["ca"] = libvirt.authorities
+        self.sets[name] |= {"ca": libvirt.authorities, "qemu-ca": qemu.authorities}
         await self._did("place")
 
     async def switch(
@@ -145,15 +145,17 @@ class CertifiedHost:
         self.crls[access.name] = crls
         await self._did("crl")
 
-    async def update_trust(self, access: HostAccess, epoch: int, authorities: str) -> None:
+    async def update_trust(
+        self, access: HostAccess, epoch: int, *, libvirt: str, qemu: str
+    ) -> None:
         if access.name in self.silent:
             raise HostUnreachable(f"{access.name} does not answer.")
         if self.in_force is not None:
             one = self.sets[self.in_force]
-            assert signed_by_one_of(one["libvirt"], authorities)
-            assert signed_by_one_of(one["qemu"], authorities)
-            one["ca"] = authorities
-        self.trusts[access.name] = authorities
+            assert signed_by_one_of(one["libvirt"], libvirt)
+            assert signed_by_one_of(one["qemu"], qemu)
+            one |= {"ca": libvirt, "qemu-ca": qemu}
+        self.trusts[access.name] = libvirt, qemu
         await self._did("trust")
 
     async def examine(self, access: HostAccess) -> TlsFacts:
@@ -166,7 +168,10 @@ class CertifiedHost:
         if self.in_force is None:
             return facts
         crls = hashlib.sha256(self.crls[access.name].encode()).hexdigest()
-        trusts = hashlib.sha256(self.sets[self.in_force]["ca"].encode()).hexdigest()
+        trusts, qemu_trusts = (
+            hashlib.sha256(self.sets[self.in_force][part].encode()).hexdigest()
+            for part in ("ca", "qemu-ca")
+        )
         return facts.model_copy(
             update={
                 "set": self.in_force,
@@ -175,7 +180,7 @@ class CertifiedHost:
                 "crls": crls,
                 "qemu_crls": crls,
                 "trusts": trusts,
-                "qemu_trusts": trusts,
+                "qemu_trusts": qemu_trusts,
                 "allowed": self.allowed,
                 "tls_socket": "active",
                 "listens": True,

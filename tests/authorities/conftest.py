@@ -52,6 +52,7 @@ async def root(inventory: Inventory, **settings: object) -> RootAuthority:
         await inventory.settings.set(name.replace("_", "."), value, actor="test")
     return RootAuthority(
         ProviderContext(
+            "root",
             await inventory.settings.resolve(),
             InventoryStore(inventory, "root", OPERATION),
             ExternalAccess(),

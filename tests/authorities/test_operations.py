@@ -554,11 +554,13 @@ async def test_a_revocation_gets_to_all_hosts(system: System) -> None:
         ).json()
     assert page["next"] is None
     (there,) = page["items"]
-    assert (there["host"], there["lists"], there["current"]) == ("kvm-2", {"root/1": 2}, True)
+    of_qemus = f"{await system.inventory.certificates.unit('kvm-2')}-qemu/1"
+    assert (there["host"], there["current"]) == ("kvm-2", True)
+    assert there["lists"] == {"root/1": 2, of_qemus: 1}
     events = await system.inventory.events.list(kind="certificate.crl_delivered")
     assert {event.subject: event.message for event in reversed(events)} == {
-        "host/kvm-1": "root/1: number 1",
-        "host/kvm-2": "root/1: number 2",
+        "host/kvm-1": f"{of_qemus}: number 1, root/1: number 1",
+        "host/kvm-2": f"{of_qemus}: number 1, root/1: number 2",
     }
 
 

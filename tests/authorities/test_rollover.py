@@ -102,7 +102,7 @@ async def test_both_have_a_list_that_hosts_get(begun: Inventory) -> None:
             PublishCrlInput(provider="root", generation=generation, operation=OPERATION)
         )
     assert {*await begun.authorities.crl_numbers()} == {"root/1", "root/2"}
-    text = await newest_crls(begun)
+    text = await newest_crls(begun, await begun.certificates.unit("kvm-1"))
     lists = [f"{one}-----END X509 CRL-----\n" for one in text.split("-----END X509 CRL-----\n")]
     issuers = {x509.load_pem_x509_crl(one.encode()).issuer.rfc4514_string() for one in lists[:-1]}
     assert len(issuers) == 2

@@ -19,7 +19,7 @@ GOOD = TlsFacts(
     crls="c1",
     qemu_crls="c1",
     trusts="t2",
-    qemu_trusts="t2",
+    qemu_trusts="q2",
     allowed=ALLOWED,
     daemon="active",
     tls_socket="active",
@@ -41,6 +41,7 @@ WORKS = TlsCase(
     allowed=ALLOWED,
     crls="c1",
     trusts="t2",
+    qemu_trusts="q2",
 )
 
 
@@ -77,7 +78,7 @@ def test_where_all_is_well_there_is_nothing_to_say() -> None:
         (case({"qemu_crls": "c0"}), "crl-outdated", "newest"),
         (case({"crls": None}), "crl-missing", "revoked"),
         (case({"trusts": "t1"}), "trust-outdated", "just the CAs"),
-        (case({"qemu_trusts": "t1"}), "trust-outdated", "just the CAs"),
+        (case({"qemu_trusts": "t2"}), "trust-outdated", "just the CAs"),
         (case({"trusts": None}), "trust-outdated", "just the CAs"),
         (case({"daemon": "failed"}), "libvirtd-failed", "failed"),
         (case({"tls_socket": "inactive"}), "tls-socket", "inactive"),

@@ -55,6 +55,7 @@ from tests.lab import Lab
 UNIT = "cluster-1f"
 ALLOWED = (f"O=Hostler,OU={UNIT},CN=*", "O=Hostler,CN=hostler controller")
 AUTHORITY = ca("lab")
+QEMUS = ca("the QEMUs of the lab")
 # Whether what libvirt and QEMU go by is one set: keys and certificates that belong together.
 WHOLE = """
 cd /etc/pki 2>/dev/null || exit 0
@@ -63,13 +64,14 @@ for file in CA/* libvirt/*.pem libvirt/private/* qemu/*.pem libvirt-vnc/*; do
     if [ -e "$file" ]; then found=1; fi
 done
 [ -n "$found" ] || exit 0
-for pair in libvirt/servercert.pem:libvirt/private/serverkey.pem \\
-    libvirt/clientcert.pem:libvirt/private/clientkey.pem \\
-    qemu/server-cert.pem:qemu/server-key.pem; do
+for three in libvirt/servercert.pem:libvirt/private/serverkey.pem:ca.pem \\
+    libvirt/clientcert.pem:libvirt/private/clientkey.pem:ca.pem \\
+    qemu/server-cert.pem:qemu/server-key.pem:qemu/ca.pem; do
+    ca=${three##*:} pair=${three%:*}
     certificate=${pair%:*} key=${pair#*:}
     of_certificate=$(openssl x509 -in $certificate -noout -pubkey) || exit 1
     [ "$of_certificate" = "$(openssl pkey -in $key -pubout)" ] || exit 2
-    openssl verify -CAfile /etc/hostler/tls/current/ca.pem $certificate >/dev/null || exit 3
+    openssl verify -CAfile /etc/hostler/tls/current/$ca $certificate >/dev/null || exit 3
 done
 """
 
@@ -110,11 +112,14 @@ def certificates(shell: AsyncSshShell) -> ScriptCertificates:
 
 
 def issued(
-    requests: tuple[str, str], host: HostAccess, *, by: Ca = AUTHORITY, days: int = 30
+    requests: tuple[str, str],
+    host: HostAccess,
+    *,
+    by: Ca = AUTHORITY,
+    qemu_by: Ca = QEMUS,
+    days: int = 30,
 ) -> tuple[CertificateFiles, CertificateFiles]:
     """Of libvirt and of QEMU."""
-    issuer = Issuer(by.certificate, by.key, hashes.SHA256())
-    crl = crl_to_pem(revocation_list(issuer, CrlOrder(1, ()), timedelta(days=7)))
     names = CertificateNames(
         common_name=host.name, unit=UNIT, dns_names=(host.name,), ip_addresses=(host.address,)
     )
@@ -127,12 +132,15 @@ def issued(
             timedelta(days=days),
         ),
     )
-    pems = (
-        host_certificate(issuer, order, None).public_bytes(Encoding.PEM).decode()
-        for order in orders
-    )
-    libvirt, qemu = (CertificateFiles(pem, by.pem, crl) for pem in pems)
+    libvirt, qemu = (_files(order, one) for order, one in zip(orders, (by, qemu_by), strict=True))
     return libvirt, qemu
+
+
+def _files(order: CertificateOrder, by: Ca) -> CertificateFiles:
+    issuer = Issuer(by.certificate, by.key, hashes.SHA256())
+    certificate = host_certificate(issuer, order, None).public_bytes(Encoding.PEM).decode()
+    crl = crl_to_pem(revocation_list(issuer, CrlOrder(1, ()), timedelta(days=7)))
+    return CertificateFiles(certificate, by.pem, crl)
 
 
 def client_certificate(name: str = "hostler controller") -> ClientCertificate:
@@ -394,34 +402,37 @@ async def test_other_cas_are_trusted_without_a_restart(
     assert await ours.is_let_in(host)
     assert not await theirs.is_let_in(host)
     files = "/etc/pki/CA/cacert.pem /etc/pki/qemu/ca-cert.pem /etc/pki/libvirt-vnc/ca-cert.pem"
+    of_qemu = QEMUS.pem + ca("next").pem
 
-    async def there() -> set[str]:
-        return {(await lab.exec(SOURCE, "cat", file)).stdout for file in files.split()}
+    async def there() -> list[str]:
+        return [(await lab.exec(SOURCE, "cat", file)).stdout for file in files.split()]
 
     for both in (AUTHORITY.pem + other.pem, other.pem + AUTHORITY.pem):
         for _ in range(2):
-            await certificates.update_trust(host, 4, both)
-            assert await there() == {both}
+            await certificates.update_trust(host, 4, libvirt=both, qemu=of_qemu)
+            assert await there() == [both, of_qemu, of_qemu]
         assert await ours.is_let_in(host)
         assert await theirs.is_let_in(host)
-    with pytest.raises(CommandFailed, match="of none of these CAs"):
-        await certificates.update_trust(host, 6, other.pem)
-    with pytest.raises(CommandFailed, match="full, or read-only"):
-        await certificates.update_trust(host, 6, both[:-30])
+    for libvirt, qemu in ((other.pem, QEMUS.pem), (both, AUTHORITY.pem)):
+        with pytest.raises(CommandFailed, match="of none of these CAs"):
+            await certificates.update_trust(host, 6, libvirt=libvirt, qemu=qemu)
+    for libvirt, qemu in ((both[:-30], QEMUS.pem), (both, QEMUS.pem[:-30]), (both, "")):
+        with pytest.raises(CommandFailed, match="full, or read-only"):
+            await certificates.update_trust(host, 6, libvirt=libvirt, qemu=qemu)
     garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     with pytest.raises(CommandFailed, match=r"does not take the CAs|of none of these CAs"):
-        await certificates.update_trust(host, 6, AUTHORITY.pem + garbage)
+        await certificates.update_trust(host, 6, libvirt=AUTHORITY.pem + garbage, qemu=QEMUS.pem)
     with pytest.raises(EpochRefused):
-        await certificates.update_trust(host, 4, AUTHORITY.pem)
-    assert await there() == {both}
+        await certificates.update_trust(host, 4, libvirt=AUTHORITY.pem, qemu=QEMUS.pem)
+    assert await there() == [both, of_qemu, of_qemu]
     assert await theirs.is_let_in(host)
     # Whoever places the set once more comes too late, and changes nothing.
     requests = await certificates.prepare(host, "set-1", 6, key_bits=256)
-    libvirt, qemu = issued(requests, host)
-    await certificates.place(host, "set-1", 6, libvirt=libvirt, qemu=qemu)
-    assert await there() == {both}
+    placed = issued(requests, host)
+    await certificates.place(host, "set-1", 6, libvirt=placed[0], qemu=placed[1])
+    assert await there() == [both, of_qemu, of_qemu]
 
-    await certificates.update_trust(host, 6, AUTHORITY.pem)
+    await certificates.update_trust(host, 6, libvirt=AUTHORITY.pem, qemu=QEMUS.pem)
     assert await ours.is_let_in(host)
     assert not await theirs.is_let_in(host)
     await whole(lab)
@@ -429,7 +440,7 @@ async def test_other_cas_are_trusted_without_a_restart(
         await lab.exec(SOURCE, "sh", "-c", "ls /etc/hostler/tls /etc/hostler/tls/sets/*")
     ).stdout
     assert "before" not in left
-    assert ".new" not in left
+    assert "new" not in left
     assert (await lab.exec(SOURCE, *show)).stdout == pid
     await lab.ticks_on("drv-vm")
 
@@ -446,11 +457,11 @@ async def test_killed_anywhere_it_trusts_whole_cas(
         killed = ScriptCertificates(Killed(shell, chance.uniform(0.02, 0.8)))  # type: ignore[arg-type]
         pem = AUTHORITY.pem + other.pem if number % 2 else AUTHORITY.pem
         with suppress(CommandFailed):
-            await killed.update_trust(host, 2 * number, pem)
+            await killed.update_trust(host, 2 * number, libvirt=pem, qemu=QEMUS.pem)
         await asyncio.sleep(0.2)
         await whole(lab)
         assert await ours.is_let_in(host)
-        await certificates.update_trust(host, 2 * number, pem)
+        await certificates.update_trust(host, 2 * number, libvirt=pem, qemu=QEMUS.pem)
         assert await ours.is_let_in(host)
         assert await theirs.is_let_in(host) is bool(number % 2)
 
@@ -461,7 +472,7 @@ async def test_a_host_without_certificates_takes_no_lists(
     with pytest.raises(CommandFailed, match="no certificates of Hostler's any more"):
         await certificates.update_crls(host, 2, lists(1))
     with pytest.raises(CommandFailed, match="no certificates of Hostler's any more"):
-        await certificates.update_trust(host, 2, AUTHORITY.pem)
+        await certificates.update_trust(host, 2, libvirt=AUTHORITY.pem, qemu=QEMUS.pem)
 
 
 async def test_a_host_says_what_is_so_of_its_tls(
@@ -485,7 +496,7 @@ async def test_a_host_says_what_is_so_of_its_tls(
         crls=digest,
         qemu_crls=digest,
         trusts=hashlib.sha256(AUTHORITY.pem.encode()).hexdigest(),
-        qemu_trusts=hashlib.sha256(AUTHORITY.pem.encode()).hexdigest(),
+        qemu_trusts=hashlib.sha256(QEMUS.pem.encode()).hexdigest(),
         allowed=f'["{ALLOWED[0]}", "{ALLOWED[1]}"]',
         daemon="active",
         tls_socket="active",

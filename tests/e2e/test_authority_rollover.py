@@ -70,10 +70,12 @@ async def migrate_between_all(lab: Lab) -> None:
     await assert_ticks(lab)
 
 
-async def until(system: System, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The rollover's view as soon as it is as wanted."""
+async def until(
+    system: System, wanted: Callable[[dict[str, Any]], bool], of: str = ""
+) -> dict[str, Any]:
+    """The rollover's view as soon as it is as wanted; `of`: the query that says which one."""
     while True:
-        view: dict[str, Any] = (await system.request("GET", "/v1/ca/rollover")).json()
+        view: dict[str, Any] = (await system.request("GET", f"/v1/ca/rollover{of}")).json()
         if view["status"] is not None and wanted(view):
             return view
         await asyncio.sleep(0.2)
@@ -85,12 +87,17 @@ def waits_for_the_one_away(view: dict[str, Any]) -> bool:
     return progress["due_count"] == 0 and waiting == [AWAY]
 
 
-async def trusted(lab: Lab, host: str) -> int:
-    """How many CAs the host trusts; libvirt and QEMU the same."""
+async def trusted(lab: Lab, host: str) -> tuple[int, int]:
+    """How many CAs the host's libvirt trusts, and its QEMU; none of them is trusted by both."""
     said = (await lab.exec(host, "sh", "-c", _TRUSTED)).stdout
-    libvirt, qemu = said.split("QEMU:\n")
-    assert libvirt == qemu
-    return len(certificates_in(libvirt))
+    libvirt, qemu = (certificates_in(part) for part in said.split("QEMU:\n"))
+    assert not {*libvirt} & {*qemu}
+    return len(libvirt), len(qemu)
+
+
+def some_have_new_ones(view: dict[str, Any]) -> bool:
+    progress = view["progress"]
+    return bool(progress["stage"] == "certificates" and progress["done"])
 
 
 async def test_all_hosts_trust_each_other_all_along(
@@ -130,7 +137,7 @@ async def test_all_hosts_trust_each_other_all_along(
     assert (await system.host(AWAY))["status"] == "Up"
     for host in HOSTS:
         # Rounds of checks tell who is back which CAs to trust, pause or not.
-        assert await trusted(lab, host) in ((1, 2) if host == AWAY else (2,))
+        assert await trusted(lab, host) in (((1, 1), (2, 1)) if host == AWAY else ((2, 1),))
     for host in HOSTS:
         serial, came_in = await asyncio.to_thread(former.connect, addresses[host])
         assert (serial, came_in) == (before[host], True)
@@ -138,14 +145,11 @@ async def test_all_hosts_trust_each_other_all_along(
     await system.done("ca", "rollover", "resume")
 
     # Some have certificates of the one, some of the other.
-    await until(
-        system,
-        lambda view: view["progress"]["stage"] == "certificates" and view["progress"]["done"] >= 1,
-    )
+    await until(system, some_have_new_ones)
     # By the API, before two others have begun.
     paused = await system.request("POST", "/v1/ca/rollover/pause")
     assert paused.status_code == 204, paused.text
-    assert {host: await trusted(lab, host) for host in HOSTS} == dict.fromkeys(HOSTS, 2)
+    assert {host: await trusted(lab, host) for host in HOSTS} == dict.fromkeys(HOSTS, (2, 1))
     await migrate_between_all(lab)
     for host in HOSTS:
         await assert_whole(lab, host)
@@ -167,11 +171,32 @@ async def test_all_hosts_trust_each_other_all_along(
         assert is_signed_by(one["pem"], anchor.read_text())
         assert await asyncio.to_thread(present.connect, addresses[host]) == (one["serial"], True)
         assert await asyncio.to_thread(stranger.connect, addresses[host]) == (one["serial"], False)
-        assert await trusted(lab, host) == 1
+        assert await trusted(lab, host) == (1, 1)
         assert (await system.host(host))["tls"] == "secured"
         await assert_whole(lab, host)
         found = await system.shown("doctor", "tls", host)
         assert [one for one in found["findings"] if one["severity"] == "error"] == []
+    await migrate_between_all(lab)
+
+    # The CA of the cluster's QEMUs is replaced in the same way, by itself.
+    of_qemus = ("--cluster", "cluster-1")
+    former_chain = await system.done("ca", "chain", *of_qemus)
+    await system.done("ca", "rollover", *of_qemus)
+    await until(system, some_have_new_ones, "?cluster=cluster-1")
+    await system.done("ca", "rollover", "pause", *of_qemus)
+    assert {host: await trusted(lab, host) for host in HOSTS} == dict.fromkeys(HOSTS, (1, 2))
+    await migrate_between_all(lab)
+    await system.done("ca", "rollover", "resume", *of_qemus)
+    said = await system.done("ca", "rollover", "status", "--watch", *of_qemus)
+    assert "-qemu issues, and hosts trust no other one" in said
+    chain = await system.done("ca", "chain", *of_qemus)
+    assert chain != former_chain
+    for host in HOSTS:
+        certified = await installed(system, host)
+        assert is_signed_by(certified["qemu"]["pem"], chain)
+        assert is_signed_by(certified["host"]["pem"], anchor.read_text())
+        assert await trusted(lab, host) == (1, 1)
+        await assert_whole(lab, host)
     await migrate_between_all(lab)
 
 
@@ -191,7 +216,7 @@ async def test_a_worker_killed_at_each_step(
     await populated_split.done("ca", "chain", "--out", str(anchor))
     for host in HOSTS:
         await assert_whole(lab, host)
-        assert await trusted(lab, host) == 1
+        assert await trusted(lab, host) == (1, 1)
         assert is_signed_by(
             (await installed(populated_split, host))["host"]["pem"], anchor.read_text()
         )

@@ -18,6 +18,7 @@ async def main(url: str, key: str) -> None:
     inventory = Inventory(database, SecretBox(key))
     authority = RootAuthority(
         ProviderContext(
+            "root",
             await inventory.settings.resolve(),
             InventoryStore(inventory, "root", "test"),
             ExternalAccess(),
