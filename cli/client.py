@@ -6,6 +6,7 @@ could read.
 """
 
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -172,7 +173,10 @@ class Api:
         except httpx.TransportError as error:
             raise Unavailable(
                 f"The API at {self._url} does not answer ({error or type(error).__name__}).",
-                remedy="Is Hostler running? Start it with `hostler up`, or set HOSTLER_API_URL.",
+                remedy="Is Hostler running? Start it with `hostler up`, or set HOSTLER_API_URL."
+                if self._url.startswith("http:")
+                else "Is it running? HOSTLER_API_CA_FILE says whom to trust there; if it asks for "
+                "a certificate: HOSTLER_API_CLIENT_CERT_FILE and HOSTLER_API_CLIENT_KEY_FILE.",
             ) from error
         if not response.is_success:
             raise self._problem(response)
@@ -208,7 +212,7 @@ def connect() -> Iterator[Api]:
             # The way to this machine itself needs no proxy, which would read the token.
             trust_env=url.host not in _LOOPBACK,
             # To read the CAs that are trusted takes a tenth of a command's time.
-            verify=url.scheme == "https",
+            verify=_tls() if url.scheme == "https" else False,
         )
     except ImportError as error:
         raise InvalidInput(
@@ -234,6 +238,39 @@ def _url() -> httpx.URL:
             remedy="Correct or unset it.",
         )
     return url
+
+
+def _tls() -> ssl.SSLContext:
+    """Raises InvalidInput, which names the variable."""
+    authorities, certificate, key = (
+        os.environ.get(name) or None
+        for name in (
+            "HOSTLER_API_CA_FILE",
+            "HOSTLER_API_CLIENT_CERT_FILE",
+            "HOSTLER_API_CLIENT_KEY_FILE",
+        )
+    )
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise InvalidInput(
+            f"HOSTLER_API_CA_FILE can't be used ({authorities}): {error}.",
+            remedy="Name a file with CA certificates in PEM.",
+        ) from error
+    if (certificate is None) != (key is None):
+        raise InvalidInput(
+            "HOSTLER_API_CLIENT_CERT_FILE and HOSTLER_API_CLIENT_KEY_FILE go together."
+        )
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key)
+        except OSError as error:
+            raise InvalidInput(
+                f"HOSTLER_API_CLIENT_CERT_FILE and HOSTLER_API_CLIENT_KEY_FILE can't be used "
+                f"({certificate}, {key}): {error}.",
+                remedy="Name a certificate and its key, in PEM.",
+            ) from error
+    return context
 
 
 def _token() -> str:

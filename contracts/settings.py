@@ -728,6 +728,15 @@ CA_ROOT_AUTH_STRICTNESS = Setting[bool](
     "secured host never takes or gives a VM otherwise than by TLS, whatever is set here.",
     scopes=_ONLY_GLOBAL,
 )
+CA_ALLOW_EXPIRED = Setting[bool](
+    "ca.plugin.root.allow.expired.cert",
+    bool,
+    False,
+    "Whether the API lets in a client whose certificate has expired, where it asks for one "
+    "(HOSTLER_API_TLS_CLIENT_CA_FILE); its token counts as ever. libvirt and QEMU refuse expired "
+    "certificates, always.",
+    scopes=_ONLY_GLOBAL,
+)
 LIBVIRT_TRANSPORT = Setting[str](
     "libvirt.transport",
     Literal["ssh", "tls"],
@@ -763,12 +772,9 @@ SETTINGS: Mapping[str, Setting[Any]] = {
 }
 
 # Names that people know from elsewhere for what is no setting here: a pair of key and certificate
-# that is set one by one is at some moment a wrong pair, and settings are shown; a setting that
-# nothing goes by would promise something.
+# that is set one by one is at some moment a wrong pair, and settings are shown.
 NO_SETTINGS: Mapping[str, str] = {
     "ca.plugin.root.private.key": "Give it with `hostler ca import`; it is stored encrypted.",
     "ca.plugin.root.public.key": "It is in the certificate that `hostler ca show` shows.",
     "ca.plugin.root.ca.certificate": "See `hostler ca show`; give it with `hostler ca import`.",
-    "ca.plugin.root.allow.expired.cert": "libvirt and QEMU refuse expired certificates, always; "
-    "nobody shows one to Hostler.",
 }

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -90,8 +91,11 @@ async def running_worker(worker: Worker, drain_s: float) -> AsyncIterator[Part]:
 
 
 @asynccontextmanager
-async def running_api(app: FastAPI, listener: socket.socket) -> AsyncIterator[Part]:
-    """Serve `app` on `listener` during the block; afterwards requests have 5 s to end."""
+async def running_api(
+    app: FastAPI, listener: socket.socket, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Part]:
+    """Serve `app` on `listener` during the block, by TLS if there is a context for it; afterwards
+    requests have 5 s to end."""
     server = _Server(
         uvicorn.Config(
             app,
@@ -100,6 +104,7 @@ async def running_api(app: FastAPI, listener: socket.socket) -> AsyncIterator[Pa
             lifespan="on",
             timeout_graceful_shutdown=_API_DRAIN_S,
             server_header=False,
+            ssl_context_factory=(lambda *_: tls) if tls is not None else None,
         )
     )
     task: asyncio.Task[object] = asyncio.create_task(server.serve(sockets=[listener]), name="api")

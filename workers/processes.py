@@ -10,6 +10,7 @@ from activities.bmcs import BmcDirectory
 from api.app import create_app
 from drivers.power.registry import PowerDrivers
 from inventory import Inventory
+from workers.api_tls import api_tls, following
 from workers.embedded_temporal import connect_when_ready, embedded_temporal
 from workers.home import listen, locked_home, require_free
 from workers.limits import allow_open_files
@@ -54,7 +55,7 @@ async def run_api(settings: Settings, say: Say) -> None:
             api = await _start_api(stack, settings, client, inventory, telemetry)
             _keep_what_is_there()
             say(f"API at {settings.api_url}.")
-            await first_end([api])
+            await first_end(api)
 
     await until_signalled(work)
 
@@ -79,7 +80,7 @@ async def run_up(settings: Settings, say: Say) -> None:
             worker = await _start_worker(stack, settings, client, inventory)
             _keep_what_is_there()
             say(_addresses(settings))
-            await first_end([server, worker, api])
+            await first_end([server, worker, *api])
 
     await until_signalled(work)
 
@@ -109,7 +110,8 @@ async def _start_api(
     client: Client,
     inventory: Inventory,
     telemetry: Telemetry,
-) -> Part:
+) -> list[Part]:
+    tls = await api_tls(settings, inventory)
     listener = stack.enter_context(
         listen(settings.api_host, settings.api_port, "the API", "HOSTLER_API_PORT")
     )
@@ -118,7 +120,11 @@ async def _start_api(
     bmcs = BmcDirectory(inventory, drivers)
     app = create_app(client, inventory, bmcs, task_queue=settings.task_queue)
     telemetry.instrument(app)
-    return await stack.enter_async_context(running_api(app, listener))
+    context = tls.context if tls is not None else None
+    parts = [await stack.enter_async_context(running_api(app, listener, context))]
+    if tls is not None:
+        parts.append(await stack.enter_async_context(following(tls)))
+    return parts
 
 
 def _require_free_ports(settings: Settings) -> None:

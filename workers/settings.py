@@ -18,7 +18,15 @@ from contracts.operations import DEFAULT_TASK_QUEUE
 PREFIX = "HOSTLER_"
 
 # Read by the command line's client alone, which needs none of the settings below.
-CLIENT_VARIABLES = frozenset({"HOSTLER_TOKEN", "HOSTLER_API_URL"})
+CLIENT_VARIABLES = frozenset(
+    {
+        "HOSTLER_TOKEN",
+        "HOSTLER_API_URL",
+        "HOSTLER_API_CA_FILE",
+        "HOSTLER_API_CLIENT_CERT_FILE",
+        "HOSTLER_API_CLIENT_KEY_FILE",
+    }
+)
 
 _HIGHEST_PORT = 65535
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -112,6 +120,19 @@ class Settings(BaseSettings):
         default="127.0.0.1", min_length=1, description="Address that the API listens on."
     )
     api_port: Port = Field(default=8480, description="Port that the API listens on.")
+    api_tls_cert_file: FilePath | None = Field(
+        default=None,
+        description="Certificate of the API and its chain (PEM): it speaks HTTPS, and nothing "
+        "else. Read anew when it changes.",
+    )
+    api_tls_key_file: FilePath | None = Field(
+        default=None, validate_default=True, description="Private key (PEM) of that certificate."
+    )
+    api_tls_client_ca_file: FilePath | None = Field(
+        default=None,
+        description="CA certificates (PEM): whoever connects to the API must show a certificate "
+        "of one of these, beside the token.",
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged, on stderr: this and everything worse."
@@ -177,6 +198,22 @@ class Settings(BaseSettings):
             raise ValueError("is needed beside HOSTLER_TEMPORAL_TLS_CERT_FILE")
         return path
 
+    @field_validator("api_tls_key_file", mode="after")
+    @classmethod
+    def _key_of_api(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path and not info.data.get("api_tls_cert_file"):
+            raise ValueError("needs HOSTLER_API_TLS_CERT_FILE as well")
+        if not path and info.data.get("api_tls_cert_file"):
+            raise ValueError("is needed beside HOSTLER_API_TLS_CERT_FILE")
+        return path
+
+    @field_validator("api_tls_client_ca_file", mode="after")
+    @classmethod
+    def _client_ca_of_api(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path and not info.data.get("api_tls_cert_file"):
+            raise ValueError("needs HOSTLER_API_TLS_CERT_FILE as well")
+        return path
+
     @field_validator("key_service_url", mode="after")
     @classmethod
     def _encrypted(cls, url: str | None) -> str | None:
@@ -220,7 +257,8 @@ class Settings(BaseSettings):
         """Where a client on this machine reaches the API."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104
         bracketed = f"[{host.strip('[]')}]" if ":" in host else host
-        return f"http://{bracketed}:{self.api_port}"
+        scheme = "https" if self.api_tls_cert_file is not None else "http"
+        return f"{scheme}://{bracketed}:{self.api_port}"
 
     @property
     def temporal_ui_url(self) -> str:

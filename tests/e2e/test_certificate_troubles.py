@@ -228,8 +228,11 @@ async def test_hosts_of_another_cluster_and_expired_clients_stay_out(
         ("expired", timedelta(minutes=4), False),
     ):
         client = await _client(system, tmp_path, name, validity)
-        for host in (HOST, STRANGER):
-            shown, let_in = await asyncio.to_thread(client.connect, addresses[host])
-            assert shown == (await installed(system, host))["host"]["serial"]
-            assert let_in is comes_in, (name, host)
+        # It is about the API alone.
+        for allowed in ("false", "true"):
+            await system.set("ca.plugin.root.allow.expired.cert", allowed)
+            for host in (HOST, STRANGER):
+                shown, let_in = await asyncio.to_thread(client.connect, addresses[host])
+                assert shown == (await installed(system, host))["host"]["serial"]
+                assert let_in is comes_in, (name, host, allowed)
     await assert_ticks(lab)

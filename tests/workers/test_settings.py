@@ -51,6 +51,9 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("HOSTLER_KEY_SERVICE_URL", "https://me:pw@bao", "HOSTLER_KEY_SERVICE_URL: string should"),
         ("HOSTLER_KEY_SERVICE_URL", "https://bao", "HOSTLER_KEY_SERVICE_TOKEN_FILE: is needed"),
         ("HOSTLER_TEMPORAL_TLS_KEY_FILE", __file__, "needs HOSTLER_TEMPORAL_TLS_CERT_FILE"),
+        ("HOSTLER_API_TLS_CERT_FILE", __file__, "HOSTLER_API_TLS_KEY_FILE: is needed beside"),
+        ("HOSTLER_API_TLS_KEY_FILE", __file__, "needs HOSTLER_API_TLS_CERT_FILE"),
+        ("HOSTLER_API_TLS_CLIENT_CA_FILE", __file__, "needs HOSTLER_API_TLS_CERT_FILE"),
     ],
 )
 def test_a_wrong_variable_is_named_in_one_line(

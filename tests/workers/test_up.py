@@ -23,12 +23,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from contracts.certificates import CertificateRole
 from inventory import SecretBox
 from inventory.secret_box import key_id
 from tests import forked
+from tests.authorities.samples import write
 from tests.forked import Said
 from tests.openbao import OpenBao
 from tests.ports import free_port
+from tests.workers.test_api_tls import CLIENTS, SERVERS, certified
 from workers.settings import Settings
 from workers.stores import open_inventory
 
@@ -284,6 +287,32 @@ def test_worker_and_api_run_on_their_own(machine: Machine, tmp_path: Path) -> No
     for process in (worker, api):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0, machine.stderr()
+
+
+def test_the_api_speaks_tls(machine: Machine, tmp_path: Path) -> None:
+    certificate, key = certified(tmp_path, "api", SERVERS, CertificateRole.SERVER)
+    own, own_key = certified(tmp_path, "someone", CLIENTS)
+    process = machine.start(
+        "up",
+        HOSTLER_API_TLS_CERT_FILE=str(certificate),
+        HOSTLER_API_TLS_KEY_FILE=str(key),
+        HOSTLER_API_TLS_CLIENT_CA_FILE=str(write(tmp_path / "clients.pem", CLIENTS.pem)),
+    )
+    url = f"https://127.0.0.1:{machine.api_port}"
+    assert any(url in line for line in machine.said(process, "Admin token")), machine.stderr()
+    shows = {
+        "HOSTLER_API_URL": url,
+        "HOSTLER_API_CA_FILE": str(write(tmp_path / "servers.pem", SERVERS.pem)),
+        "HOSTLER_API_CLIENT_CERT_FILE": str(own),
+        "HOSTLER_API_CLIENT_KEY_FILE": str(own_key),
+    }
+    listed = machine.run("zone", "list", **shows)
+    assert (listed.status, listed.stderr) == (0, "")
+    shows |= {"HOSTLER_API_CLIENT_CERT_FILE": "", "HOSTLER_API_CLIENT_KEY_FILE": ""}
+    refused = machine.run("zone", "list", **shows)
+    assert (refused.status, "HOSTLER_API_CLIENT_CERT_FILE" in refused.stderr) == (1, True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
 
 
 def test_db_upgrade_may_be_repeated(machine: Machine) -> None:

@@ -36,6 +36,7 @@ from contracts.certificates import (
     CertificateProvisioningInput,
     CertificateRole,
     certificates_in,
+    qemu_authority,
 )
 from contracts.errors import Unavailable
 from contracts.rollover import (
@@ -96,12 +97,18 @@ class TrustingFleet(CertifiedFleet):
             if host.in_force is not None and name not in self.apart
         }
         for (name, one), (other, another) in itertools.permutations(certified.items(), 2):
-            for part in ("libvirt", "qemu"):
-                assert signed_by_one_of(one[part], another["ca"]), f"{other} distrusts {name}"
+            for part, authorities in (("libvirt", "ca"), ("qemu", "qemu-ca")):
+                assert signed_by_one_of(one[part], another[authorities]), (
+                    f"{other} distrusts {name}"
+                )
 
 
 class Site:
-    """Hostler's side of it; `begin` starts an AuthorityRollover."""
+    """Hostler's side of it; `begin` starts an AuthorityRollover: of `provider`, whose certificates
+    are those of `part`."""
+
+    provider = "root"
+    part = "libvirt"
 
     def __init__(self, client: Client, inventory: Inventory, fleet: TrustingFleet) -> None:
         self.client = client
@@ -146,7 +153,9 @@ class Site:
     async def begin(self, **asked: Any) -> WorkflowHandle[Any, AuthorityRolloverResult]:
         return await self.client.start_workflow(
             AuthorityRollover.run,
-            AuthorityRolloverInput.model_validate({"reason": "it is old", **asked}),
+            AuthorityRolloverInput.model_validate(
+                {"reason": "it is old", "provider": self.provider, **asked}
+            ),
             id=ID,
             task_queue=self.queue,
         )
@@ -159,7 +168,8 @@ class Site:
 
     async def states(self) -> list[AuthorityState]:
         """Of all generations, the first to begin with."""
-        return [one.state for one in reversed(await self.inventory.authorities.of("root"))]
+        found = await self.inventory.authorities.of(self.provider)
+        return [one.state for one in reversed(found)]
 
     async def until(self, wanted: Callable[[AuthorityRolloverStatus], bool]) -> None:
         while not wanted(await self.handle.query("status", result_type=AuthorityRolloverStatus)):
@@ -183,30 +193,43 @@ class Site:
             with suppress(RPCError):
                 await self.client.get_workflow_handle(f"provisioning/{host}").terminate()
 
-    def trusts(self, host: str) -> int:
-        """How many CAs it does."""
+    async def replace_qemus(self) -> None:
+        """From now on, it is about the CA of the cluster's QEMUs."""
+        self.provider = qemu_authority(await self.inventory.certificates.unit(HOSTS[0]))
+        self.part = "qemu"
+
+    def in_force(self, host: str) -> dict[str, str]:
+        """The set that the host goes by."""
         machine: CertifiedHost = self.fleet.hosts[host]
         assert machine.in_force is not None
-        return len(certificates_in(machine.sets[machine.in_force]["ca"]))
+        return machine.sets[machine.in_force]
+
+    def authorities(self, host: str) -> str:
+        """That are trusted there."""
+        return self.in_force(host)["ca" if self.part == "libvirt" else "qemu-ca"]
+
+    def trusts(self, host: str) -> int:
+        """How many CAs it does."""
+        return len(certificates_in(self.authorities(host)))
 
     async def assert_rolled_over(self, generation: int = 2) -> None:
         """All is of the new one alone."""
         inventory = self.inventory
         assert (await self.states())[-1] is AuthorityState.CURRENT
         assert {*(await self.states())[:-1]} == {AuthorityState.WITHDRAWN}
-        current = await inventory.authorities.get("root")
+        current = await inventory.authorities.get(self.provider)
         assert current.generation == generation
+        name = f"{self.provider}/{generation}"
         for host in HOSTS:
             if host in self.fleet.apart:
                 continue
-            machine = self.fleet.hosts[host]
-            assert machine.in_force is not None
-            one = machine.sets[machine.in_force]
-            assert one["ca"] == "".join(current.chain)
-            assert signed_by_one_of(one["libvirt"], current.chain[0])
-            assert await inventory.trust.of_host(host) == (f"root/{generation}",)
+            assert self.authorities(host) == "".join(current.chain)
+            assert signed_by_one_of(self.in_force(host)[self.part], current.chain[0])
+            trusted = await inventory.trust.of_host(host)
+            assert [one for one in trusted if one.startswith(self.provider)] == [name]
+            assert len(trusted) == len(("libvirt", "qemu"))
             numbers = await inventory.authorities.crl_numbers()
-            assert {"root/1", f"root/{generation}"} <= {*numbers}
+            assert {f"{self.provider}/1", name} <= {*numbers}
 
 
 Open = Callable[..., Awaitable[Site]]
@@ -233,10 +256,15 @@ async def open_site(client: Client, tmp_path: Path) -> AsyncIterator[Open]:
         await site.terminate_provisionings()
 
 
+@pytest.mark.parametrize("of_qemus", [False, True])
 @pytest.mark.parametrize("repeated", [False, True])
-async def test_all_trust_both_before_the_new_one_issues(open_site: Open, repeated: bool) -> None:
+async def test_all_trust_both_before_the_new_one_issues(
+    open_site: Open, repeated: bool, of_qemus: bool
+) -> None:
     """Also with each step done twice, as after a kill."""
     site = await open_site(Fault(repeated=repeated))
+    if of_qemus:
+        await site.replace_qemus()
     result = await (await site.begin()).result()
     assert (result.progress.stage, result.progress.total) == (RolloverStage.NONE, 2)
     await site.assert_rolled_over()
@@ -251,10 +279,11 @@ async def test_all_trust_both_before_the_new_one_issues(open_site: Open, repeate
         for one in await site.inventory.certificates.list()
         if one.role is CertificateRole.CONTROLLER
     ]
-    assert own == [2]
-    first, second = reversed(await site.inventory.authorities.of("root"))
+    assert own == [1 if of_qemus else 2]
+    first, second = reversed(await site.inventory.authorities.of(site.provider))
     assert second.subject != first.subject
-    kinds = [event.kind for event in await site.inventory.events.list(subject="ca/root")]
+    told_of = f"ca/{site.provider}"
+    kinds = [event.kind for event in await site.inventory.events.list(subject=told_of)]
     told = ("ca.next", "ca.issuer_changed", "ca.leaving", "ca.withdrawn")
     assert [kind for kind in reversed(kinds) if kind in told] == [*told]
 
@@ -325,7 +354,7 @@ async def test_one_is_left_out_on_purpose_and_comes_back(open_site: Open) -> Non
     site.fleet.apart.clear()
     # What its own libvirtd goes by stays trusted there until it has others.
     anchors = await site.inventory.trust.wanted("kvm-2")
-    assert anchors.names == ("root/1", "root/2")
+    assert anchors.libvirt.names == ("root/1", "root/2")
     site.fleet.apart.add("kvm-2")
     await site.provision("kvm-2")
     site.fleet.apart.clear()
