@@ -500,7 +500,8 @@ class Operations:
                 rpc_timeout=_PATIENCE,
             )
             try:
-                return await handle.result(rpc_timeout=longest)
+                # Temporal says when its time is over, as long as it answers.
+                return await handle.result(rpc_timeout=longest + _PATIENCE)
             except WorkflowFailureError as failure:
                 if isinstance(failure.cause, exceptions.TimeoutError):
                     raise _no_worker() from failure
