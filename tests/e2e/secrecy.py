@@ -51,9 +51,9 @@ async def inventory_of(system: System, url: str | None = None) -> AsyncIterator[
         await database.close()
 
 
-async def authority_key(inventory: Inventory) -> str:
-    """The private key that Hostler's own CA signs with now."""
-    found = await inventory.authorities.find("root")
+async def authority_key(inventory: Inventory, provider: str = "root") -> str:
+    """The private key that a CA of Hostler's own signs with now."""
+    found = await inventory.authorities.find(provider)
     assert found is not None
     assert found.key_secret_id is not None
     return (await inventory.secrets.reveal(found.key_secret_id)).plaintext

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from contracts.certificates import qemu_authority
 from tests.authorities.samples import KEYS, ca, csr, key_pem, write
 from tests.capture import Capture
 from tests.drivers.test_migration_by_tls import IN_MEMORY
@@ -144,16 +145,21 @@ async def test_three_hosts_and_who_may_come_in(system: System, lab: Lab, tmp_pat
             )
         assert ":16509" not in (await lab.exec(host, "ss", "-Hltn")).stdout
         await assert_whole(lab, host)
+        # The list is of names as libvirt itself reads them.
+        own_name = (await installed(system, host))["host"]["subject"]
+        said = await lab.exec(host, "virt-pki-query-dn", "/etc/pki/libvirt/clientcert.pem")
+        assert said.stdout.strip() == own_name
     await assert_ticks(lab)
     await system.record("provisioning/kvm-1", "certificate_provisioning")
 
-    # No key of a host's has left it, and the CA's is nowhere but encrypted.
+    # No key of a host's has left it, and those of the CAs are nowhere but encrypted.
     async with inventory_of(system) as inventory:
-        keys = [await authority_key(inventory)]
+        of_qemus = qemu_authority(await inventory.certificates.unit(HOST))
+        keys = [await authority_key(inventory, provider) for provider in ("root", of_qemus)]
     for host in HOSTS:
         for file in _KEYS:
             keys.append((await lab.exec(host, "cat", file)).stdout)
-    assert len({*keys}) == 1 + len(HOSTS) * len(_KEYS)
+    assert len({*keys}) == 2 + len(HOSTS) * len(_KEYS)
     texts = await texts_of(system, "/v1/certificates", "/v1/events?limit=1000", "/v1/operations")
     texts["the wire"] = bytes(capture.kept)
     assert len(texts["the wire"]) > 10_000
