@@ -24,7 +24,7 @@ check() {
     ruff check .
     lint-imports --no-cache
     mypy
-    mypy deploy/demo.py deploy/lab/simulated_bmcs.py
+    MYPYPATH=deploy/bench mypy deploy/demo.py deploy/lab/simulated_bmcs.py deploy/bench/_*.py
     shellcheck -x deploy/quickstart.sh deploy/test.sh deploy/lab/apart deploy/lab/chassis .ci/run
 }
 

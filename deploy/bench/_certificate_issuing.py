@@ -12,6 +12,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import cast
 
 from _cost import cpu_seconds
 from _report import BenchFailed, Report
@@ -196,7 +197,7 @@ class _Issuer:
     def __init__(
         self, inventory: Inventory, requests: Sequence[_Request], access: ExternalAccess
     ) -> None:
-        self._inventory, self._requests = inventory, requests
+        self.inventory, self._requests = inventory, requests
         self._activities = CertificateActivities(inventory, Directory(inventory, provider, access))
 
     async def issue_all(self, at_a_time: int, server: int | None) -> _Taken:
@@ -229,10 +230,10 @@ class _Issuer:
         """Those that are good, and those that are in the inventory."""
         found = [
             one
-            for one in await self._inventory.certificates.list()
+            for one in await self.inventory.certificates.list()
             if one.issued_by == operation and one.dns_names == (one.host,)
         ]
-        authority = await self._inventory.authorities.get(found[0].provider, found[0].generation)
+        authority = await self.inventory.authorities.get(found[0].provider, found[0].generation)
         with tempfile.TemporaryDirectory(prefix="hostler-") as directory:
             certificates = Path(directory) / "certificates"
             certificates.mkdir()
@@ -269,7 +270,7 @@ async def _fill(inventory: Inventory, database: Database, requests: Sequence[_Re
     await inventory.settings.set(MIGRATION_NETWORK.name, f"{_MIGRATIONS}/16", actor=_ACTOR)
     login = await inventory.secrets.store("password", "none", actor=_ACTOR)
     async with database.writing() as session:
-        cluster_id = (await session.exec(select(ClusterRow.id))).one()
+        cluster_id = cast("int", (await session.exec(select(ClusterRow.id))).one())
         session.add_all(
             HostRow(
                 name=request.host,

@@ -91,7 +91,7 @@ class Ansible:
         self._home = directory / "a"
         self._inventory = directory / "inventory"
         self._program = environment / "bin" / "ansible"
-        pip = [environment / "bin" / "pip", "install", "--quiet", package]
+        pip: list[str | Path] = [environment / "bin" / "pip", "install", "--quiet", package]
         _done([_PYTHON, "-m", "venv", environment])
         _done(pip)
         options = f"-o UserKnownHostsFile={hosts_directory / 'known_hosts'} -o IdentitiesOnly=yes"

@@ -36,7 +36,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from _bmc_fleet import PASSWORD, PORT, USER, BmcFleet, SimulatedBmc
 from _cost import MemoryPeak, cpu_seconds
@@ -326,7 +326,7 @@ async def _fill(database: Database, key: str, bmcs: Sequence[SimulatedBmc]) -> N
         [("bmc_password", PASSWORD)] * len(bmcs), actor=actor
     )
     async with database.writing() as session:
-        cluster_id = (await session.exec(select(ClusterRow.id))).one()
+        cluster_id = cast("int", (await session.exec(select(ClusterRow.id))).one())
         session.add_all(
             HostRow(
                 name=bmc.host,
