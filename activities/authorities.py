@@ -51,11 +51,14 @@ class Directory:
     async def chosen(self, operation: str) -> Provider:
         """The one that issues. Raises Conflict if it is not installed."""
         settings = await self._inventory.settings.resolve()
-        return self._provider(settings[CA_PROVIDER], settings, operation)
+        name = settings[CA_PROVIDER]
+        return self._provider(name, name, settings, operation)
 
     async def named(self, name: str, operation: str) -> Provider:
-        """That one, also if another one issues by now. Raises Conflict if it is not installed."""
-        return self._provider(name, await self._inventory.settings.resolve(), operation)
+        """That one, also if another one issues by now; or the one of a cluster's QEMUs. Raises
+        Conflict if it is not installed."""
+        plugin = _OWN if is_qemu_authority(name) else name
+        return self._provider(name, plugin, await self._inventory.settings.resolve(), operation)
 
     async def authority(self, provider: Provider, operation: str) -> Authority:
         """What it issues with now: made if need be, and noted if it has changed. Raises Unavailable
@@ -81,10 +84,11 @@ class Directory:
             raise Unavailable(f"The CA of {provider.name} has just been replaced.")
         return noted.authority
 
-    def _provider(self, name: str, settings: ResolvedSettings, operation: str) -> Provider:
+    def _provider(
+        self, name: str, plugin: str, settings: ResolvedSettings, operation: str
+    ) -> Provider:
         store = InventoryStore(self._inventory, name, operation)
         context = ProviderContext(name, settings, store, self._access)
-        plugin = _OWN if is_qemu_authority(name) else name
         return Provider(name, self._providers(plugin)(context), settings)
 
 

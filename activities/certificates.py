@@ -86,7 +86,7 @@ class CertificateActivities:
         if certificate is None:
             provider = await self._issuer(request)
             authority = await self._directory.authority(provider, request.operation)
-            if authority.crl is None:
+            if authority.crl is None or authority.crl.next_update < datetime.now(UTC):
                 # Who checks a certificate for which there is no list refuses it.
                 await self._publish(provider, authority, request.operation)
             certificate = await uninterrupted(self._issue(request, provider, authority, key_secret))

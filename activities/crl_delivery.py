@@ -173,14 +173,16 @@ class _ListsByUnit:
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
         self._found: dict[str, tuple[dict[str, int], str]] = {}
+        self._reading = asyncio.Lock()
 
     async def of(self, host: str) -> tuple[dict[str, int], str]:
         """Raises NotFound."""
         unit = await self._inventory.certificates.unit(host)
-        if unit not in self._found:
-            # The numbers first: who then gets a newer list gets it once more, never too few.
-            numbers = await self._inventory.authorities.crl_numbers(unit)
-            self._found[unit] = numbers, await newest_crls(self._inventory, unit)
+        async with self._reading:
+            if unit not in self._found:
+                # The numbers first: who then gets a newer list gets it once more, never too few.
+                numbers = await self._inventory.authorities.crl_numbers(unit)
+                self._found[unit] = numbers, await newest_crls(self._inventory, unit)
         return self._found[unit]
 
 

@@ -102,13 +102,14 @@ class CertificateRole(StrEnum):
     """What a certificate is good for."""
 
     HOST = "host"
-    """All of a host's: its libvirtd as server and as client, both ends of its migrations, VNC."""
+    """A host's libvirtd, as server and as client."""
     SERVER = "server"
     """A host's, to be connected to."""
     CLIENT = "client"
     """A host's, to connect with."""
     QEMU = "qemu"
-    """Both ends of a host's migrations, and VNC: for QEMU, which is nobody to libvirt."""
+    """Both ends of a host's migrations, and VNC: for QEMU, which is nobody to libvirt. Of the
+    cluster's own CA for that."""
     CONTROLLER = "controller"
     """Hostler's own, to connect to hosts with; it names no host."""
 
@@ -129,7 +130,7 @@ def qemu_authority(unit: str) -> str:
 
 
 def is_qemu_authority(provider: str) -> bool:
-    """Whether it is such a one, and none that settings could choose."""
+    """Whether it is such a one, and no plugin."""
     return _QEMU_AUTHORITY.fullmatch(provider) is not None
 
 

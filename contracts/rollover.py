@@ -100,7 +100,8 @@ def rollover_command(*words: str, cluster: str | None) -> str:
 
 def why_stopped(provider: str, chosen: str) -> str:
     """Why a rollover of that provider stands still where the settings name the chosen one, or
-    nothing: hosts would get certificates of a CA that others do not trust."""
+    nothing: hosts would get certificates of a CA that others do not trust. That of QEMUs goes on:
+    libvirt's part of what it gives to hosts is of the chosen one, as in each renewal by then."""
     if chosen == provider or is_qemu_authority(provider):
         return ""
     return f"the setting {CA_PROVIDER.name} names another provider, {chosen}, which issues now."

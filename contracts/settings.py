@@ -701,7 +701,8 @@ CA_ROOT_ISSUER_DN = Setting[str](
     "ca.plugin.root.issuer.dn",
     DistinguishedName,
     "CN=Hostler CA,O=Hostler",
-    "Subject of the root CA (RFC 4514); the CA is made once, with what is set by then.",
+    "Subject of the root CA (RFC 4514), and the beginning of that of the CAs of QEMUs; each is "
+    "made once, with what is set by then.",
     scopes=_ONLY_GLOBAL,
 )
 CA_CLUSTER_PARALLEL = Setting[int](
@@ -732,9 +733,9 @@ CA_ALLOW_EXPIRED = Setting[bool](
     "ca.plugin.root.allow.expired.cert",
     bool,
     False,
-    "Whether the API lets in a client whose certificate has expired, where it asks for one "
-    "(HOSTLER_API_TLS_CLIENT_CA_FILE); its token counts as ever. libvirt and QEMU refuse expired "
-    "certificates, always.",
+    "Whether the API lets in a client whose certificate, or its CA's, has expired or is not valid "
+    "yet, where it asks for one (HOSTLER_API_TLS_CLIENT_CA_FILE); its token counts as ever. "
+    "libvirt and QEMU refuse such, always.",
     scopes=_ONLY_GLOBAL,
 )
 LIBVIRT_TRANSPORT = Setting[str](

@@ -20,11 +20,11 @@ _TURNED_AWAY = (
     ("has been revoked", "a client came with a certificate that was revoked"),
     (
         "not on the list of allowed clients",
-        "a client came with a certificate of another cluster, or of QEMU",
+        "a client came with a certificate of another cluster",
     ),
     (
         "known issuer",
-        "a client came with a certificate of a CA that the host does not know",
+        "a client came with a certificate of a CA that libvirt there does not know, as is QEMU's",
     ),
     (
         "is not trusted",
@@ -186,8 +186,9 @@ def _of_trust(case: TlsCase, facts: TlsFacts) -> Iterator[Finding]:
             "trust-outdated",
             f"{case.host} does not trust just the CAs that it is to: of another one, it refuses "
             "who should come in, or lets in who should not.",
-            "During a rollover, it is told with the next rounds of checks: see `hostler ca "
-            f"rollover status`. Otherwise: {_provision(case)}",
+            "During a rollover, also of the CA of its cluster's QEMUs, it is told with the next "
+            "rounds of checks: see `hostler ca rollover status`, there with --cluster. Otherwise: "
+            f"{_provision(case)}",
         )
 
 

@@ -123,25 +123,29 @@ class Authorities:
 
     async def live(self) -> list[Authority]:
         """Whose revocation lists are needed, by provider and generation: those that issue, or are
-        to, and those that have issued what is not expired. Of QEMU's, the latter alone: their
-        clusters may have gone."""
+        to, and those that have issued what is not expired. Of QEMU's that issue, the latter alone:
+        their clusters may have gone."""
         async with self._database.reading() as session:
             issued = await _unexpired(session)
             return [
                 _authority(row)
                 for row in await session.exec(_all())
                 if (row.provider, row.generation) in issued
-                or (
-                    row.state in (AuthorityState.NEXT, AuthorityState.CURRENT)
-                    and not is_qemu_authority(row.provider)
-                )
+                or row.state == AuthorityState.NEXT
+                or (row.state == AuthorityState.CURRENT and not is_qemu_authority(row.provider))
             ]
 
-    async def trusted(self) -> list[Authority]:
+    async def trusted(self, provider: str | None = None) -> list[Authority]:
         """Those that hosts are to trust who go by certificates of the same provider, by provider
-        and generation."""
+        and generation: of that one, or of all by whose certificates a libvirtd is known, which
+        those of QEMUs are not."""
         async with self._database.reading() as session:
-            return [_authority(row) for row in await trusted_authorities(session)]
+            return [
+                _authority(row)
+                for row in await trusted_authorities(session)
+                if row.provider == provider
+                or (provider is None and not is_qemu_authority(row.provider))
+            ]
 
     async def add(
         self, new: NewAuthority, *, after: int, unused: bool, operation: str

@@ -18,7 +18,12 @@ from datetime import timedelta
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from contracts.certificates import AuthorityState, qemu_authority, unit_of
+from contracts.certificates import (
+    AuthorityState,
+    is_qemu_authority,
+    qemu_authority,
+    unit_of,
+)
 from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseScope
 from contracts.rollover import RolloverProgress, RolloverStage, WaitingHost
@@ -224,13 +229,14 @@ class Rollovers:
         )
 
     async def drop_next(self, provider: str, *, operation: str) -> bool:
-        """The next authority does not come, unless it issues already; whether there was one that
-        has gone now. Hosts trust it no more once they are told."""
+        """The next authority does not come, unless it issues already; whether the newest one is
+        such a one, also if it was dropped before. Hosts trust it no more once they are told."""
         async with self._database.writing() as session:
             await issuing_authority(session, provider, lock=True)
             known = await _authorities(session, provider)
             if known.stage is not RolloverStage.TRUST:
-                return False
+                newest = max(known.rows, key=lambda row: row.generation)
+                return newest.state == AuthorityState.WITHDRAWN
             dropped = known.to
             dropped.state = AuthorityState.WITHDRAWN
             session.add(dropped)
@@ -281,7 +287,10 @@ async def _authorities(session: AsyncSession, provider: str) -> _Authorities:
     if current is None:
         raise NotFound(
             f"The provider {provider!r} has no certificate authority yet.",
-            remedy="Have it made with `hostler ca create`.",
+            remedy="It is made with the first certificates in its cluster: see `hostler cert "
+            "provision`."
+            if is_qemu_authority(provider)
+            else "Have it made with `hostler ca create`.",
         )
     return _Authorities(provider, current, rows)
 

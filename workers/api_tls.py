@@ -36,14 +36,11 @@ class ApiTls:
         self._certificate, self._key = certificate, key
         self._client_ca = client_ca
         self._inventory = inventory
-        self._loaded: tuple[float, ...] = ()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if client_ca is not None:
-            self.context.verify_mode = ssl.CERT_REQUIRED
-            # Who resumes a session would not be looked at again.
-            self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-            self.context.num_tickets = 0
+        self._seen: tuple[int, ...] = ()
+        self.context = self._loaded = self._new_context()
+        # A pair that does not fit would take the former key out of the context that it is loaded
+        # into: each handshake goes by the last one into which all was loaded.
+        self.context.sni_callback = self._go_by_what_was_loaded
 
     async def begin(self) -> None:
         """Raises InvalidInput for files that can't be used, Unavailable (the inventory)."""
@@ -57,27 +54,46 @@ class ApiTls:
             await asyncio.sleep(_LOOK_EVERY_S)
             try:
                 self._load()
+            except InvalidInput as error:
+                logger.warning("the API's TLS goes on with what it has: %s", error)
+            try:
                 await self._follow_setting()
             except HostlerError as error:
-                logger.warning("the API's TLS stays as it is: %s", error)
+                logger.warning("the API's TLS goes on as it is: %s", error)
+
+    def _new_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            # Who resumes a session would not be looked at again.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.num_tickets = 0
+        return context
+
+    def _go_by_what_was_loaded(self, connection: ssl.SSLSocket | ssl.SSLObject, *_: object) -> None:
+        connection.context = self._loaded
 
     def _load(self) -> None:
+        """What could not be used is tried again once it has changed."""
+        files = [file for file in (self._certificate, self._key, self._client_ca) if file]
         try:
-            times = self._certificate.stat().st_mtime, self._key.stat().st_mtime
-            if times == self._loaded:
+            seen = tuple(file.stat().st_mtime_ns for file in files)
+            if seen == self._seen:
                 return
+            self._seen = seen
+            context = self._new_context()
             # A key with a passphrase would be asked for.
-            self.context.load_cert_chain(self._certificate, self._key, password=lambda: "")
-            if self._client_ca is not None and not self._loaded:
-                self.context.load_verify_locations(self._client_ca)
+            context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+            if self._client_ca is not None:
+                context.load_verify_locations(self._client_ca)
         except (OSError, ValueError) as error:
             raise InvalidInput(
-                f"The API can't speak TLS with {self._certificate}, {self._key}"
-                f"{f' and {self._client_ca}' if self._client_ca else ''}: {error}.",
+                f"The API can't speak TLS with {', '.join(map(str, files))}: {error}.",
                 remedy="Correct the files, or HOSTLER_API_TLS_CERT_FILE and its neighbours: PEM, "
                 "the key without a passphrase, and readable for Hostler.",
             ) from error
-        self._loaded = times
+        self._loaded = context
 
     async def _follow_setting(self) -> None:
         if (await self._inventory.settings.resolve())[CA_ALLOW_EXPIRED]:

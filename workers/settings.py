@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     api_tls_client_ca_file: FilePath | None = Field(
         default=None,
         description="CA certificates (PEM): whoever connects to the API must show a certificate "
-        "of one of these, beside the token.",
+        "of one of these, beside the token. Read anew when it changes.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(

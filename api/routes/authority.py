@@ -27,6 +27,7 @@ from contracts.rollover import (
     AuthorityRolloverView,
     LeaveOutInput,
     PauseInput,
+    rollover_command,
     why_stopped,
 )
 from contracts.secrets import CA_KEY
@@ -63,9 +64,7 @@ async def get_chain(
     token."""
     provider = await _provider(inventory, cluster)
     if trusted:
-        chains = [
-            one.chain for one in await inventory.authorities.trusted() if one.provider == provider
-        ]
+        chains = [one.chain for one in await inventory.authorities.trusted(provider)]
         pems = dict.fromkeys(pem for chain in chains for pem in chain)
         return Response("".join(pems), media_type="application/x-pem-file")
     authority = await inventory.authorities.get(provider)
@@ -262,7 +261,7 @@ async def _steer(
     if running is None:
         raise NotFound(
             f"No rollover of the CA of {provider} is open.",
-            remedy="See `hostler ca rollover status`.",
+            remedy=f"See `{rollover_command('status', cluster=cluster)}`.",
         )
     await operations.update(running, update, argument)
     await inventory.events.record(

@@ -161,8 +161,10 @@ class RootAuthority:
         certificate = x509.load_pem_x509_certificate(stored.chain[0].encode())
         if certificate.not_valid_after_utc < datetime.now(UTC):
             raise Failed(
-                f"The CA has expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC.",
-                remedy="Have another one take its place: hostler ca rollover.",
+                f"The CA of {self._provider} has expired at "
+                f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC.",
+                remedy="Have another one take its place: hostler ca rollover, with --cluster for "
+                "that of a cluster's QEMUs.",
             )
         key = _read_key(stored.key)
         return Issuer(certificate, key, algorithm_of(key, self._settings[CA_SIGNATURE_ALGORITHM]))

@@ -17,11 +17,12 @@ from contracts.certificates import (
 )
 from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseScope, Owner
+from contracts.settings import CA_PROVIDER
 from drivers.authorities.protocols import ExternalAccess, ImportsAuthority, SucceedsAuthority
 from drivers.authorities.providers import provider
 from drivers.authorities.x509 import is_signed_by, read_crl
 from inventory import Inventory
-from inventory.models import CertificateRow, now
+from inventory.models import CertificateAuthorityRow, CertificateRow, now
 from tests.authorities.issuing import activities, issue
 from tests.authorities.samples import ca, key_pem, lint, openssl, write
 from tests.inventory.conftest import into_service, ref, register
@@ -169,6 +170,36 @@ async def test_its_successor_is_trusted_by_its_cluster_s_qemus_alone(clusters: I
     assert (progress.cluster, progress.total) == ("cluster-1", 2)
     assert progress.command("pause") == "hostler ca rollover pause --cluster cluster-1"
     assert (await clusters.rollovers.progress("root")).total == 3
+    # It has a list that is kept up before it issues anything.
+    assert f"{authority}/2" in {one.name for one in await clusters.authorities.live()}
+
+
+async def test_nobody_knows_a_libvirtd_by_it(clusters: Inventory) -> None:
+    """Whoever breaks out of a VM has a certificate of it with the host's name and address."""
+    assert [one.name for one in await clusters.authorities.trusted()] == ["root/1"]
+    authority = await named(clusters, "cluster-1")
+    assert [one.name for one in await clusters.authorities.trusted(authority)] == [f"{authority}/1"]
+    # Nor does it sign for libvirt, whatever is set.
+    await clusters.settings.set(CA_PROVIDER.name, authority, actor="test")
+    with pytest.raises(Conflict, match="There is no CA provider"):
+        await issue(activities(clusters), "signing/host")
+
+
+async def test_a_list_that_has_ended_is_made_anew_before_the_next_certificate(
+    inventory: Inventory,
+) -> None:
+    certificates = activities(inventory)
+    await issue(certificates, "signing/1", role=CertificateRole.QEMU)
+    authority = await named(inventory, "cluster-1")
+    async with inventory.database.writing() as session:
+        row = await session.get(CertificateAuthorityRow, (authority, 1))
+        assert row is not None
+        row.crl_next_update = now()
+        session.add(row)
+    await issue(certificates, "signing/2", role=CertificateRole.QEMU)
+    crl = (await inventory.authorities.get(authority)).crl
+    assert crl is not None
+    assert (crl.number, crl.next_update > now()) == (2, True)
 
 
 async def test_those_of_clusters_that_have_gone_are_kept_up_no_more(inventory: Inventory) -> None:

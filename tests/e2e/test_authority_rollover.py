@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import CancelledError
 
 from contracts.certificates import certificates_in
 from drivers.authorities.x509 import is_signed_by
@@ -26,6 +28,7 @@ AWAY = "kvm-3"
 ROLLOVER_STEPS = (
     "find_rollover",
     "prepare_next_authority",
+    "look_at_rollover",
     "publish_crl",
     "deliver_crls",
     "begin_issuing",
@@ -98,6 +101,12 @@ async def trusted(lab: Lab, host: str) -> tuple[int, int]:
 def some_have_new_ones(view: dict[str, Any]) -> bool:
     progress = view["progress"]
     return bool(progress["stage"] == "certificates" and progress["done"])
+
+
+async def _until_cancelled(rollover: WorkflowHandle[Any, Any]) -> None:
+    with pytest.raises(WorkflowFailureError) as failure:
+        await rollover.result()
+    assert isinstance(failure.value.cause, CancelledError)
 
 
 async def test_all_hosts_trust_each_other_all_along(
@@ -220,4 +229,37 @@ async def test_a_worker_killed_at_each_step(
         assert is_signed_by(
             (await installed(populated_split, host))["host"]["pem"], anchor.read_text()
         )
+    await migrate_between_all(lab)
+
+
+async def test_a_worker_killed_while_it_takes_back_the_next_ca(
+    populated_split: System, lab: Lab, tmp_path: Path, moments: Moments
+) -> None:
+    """A rollover is cancelled before its CA issues: then no host trusts that one."""
+    system = populated_split
+    worker = MortalWorker(system, tmp_path / "failpoints")
+    await worker.start()
+    for host in HOSTS:
+        await system.done("cert", "provision", host)
+    await prepare(system)
+    await lab.cut(AWAY)
+    try:
+        for _ in range(2):
+            await run_round(system)
+        await system.done("ca", "rollover")
+        await until(system, waits_for_the_one_away)
+        assert [await trusted(lab, host) for host in HOSTS if host != AWAY] == [(2, 1)] * 2
+        armed = worker.arm(("drop_next_authority",), moments)
+        rollover = await system.workflow("rollover/root")
+        cancelled = asyncio.create_task(_until_cancelled(rollover))
+        await system.done("operation", "cancel", "rollover", "root")
+        await worker.die_at(armed, cancelled)
+        await cancelled
+    finally:
+        await lab.heal(AWAY)
+    progress = (await system.shown("ca", "rollover", "status"))["progress"]
+    assert (progress["current"], progress["newest"], progress["stage"]) == (1, 2, "none")
+    for host in HOSTS:
+        assert await trusted(lab, host) == (1, 1)
+        await assert_whole(lab, host)
     await migrate_between_all(lab)

@@ -19,6 +19,7 @@ from drivers.authorities.protocols import CertificateOrder
 from drivers.tls import PORT
 from tests.authorities.samples import KEYS, csr, key_pem, write
 from tests.e2e.conftest import add_host, add_topology
+from tests.e2e.killing import Moments, MortalWorker
 from tests.e2e.proofs import assert_ticks, places
 from tests.e2e.secrecy import authority_key, inventory_of
 from tests.e2e.system import System
@@ -186,6 +187,37 @@ async def test_a_host_in_trouble_keeps_the_certificates_that_it_has(
     await system.done("cert", "provision", HOST)
     assert await valid() > before
     assert await shown() == (await installed(system, HOST))["host"]["serial"] != first
+    await assert_whole(lab, HOST)
+    await assert_ticks(lab)
+
+
+async def test_a_worker_killed_while_it_puts_back_what_was_there(
+    populated_split: System, lab: Lab, tmp_path: Path, moments: Moments
+) -> None:
+    """What the host has then is proven from outside all the same."""
+    system = populated_split
+    worker = MortalWorker(system, tmp_path / "failpoints")
+    await worker.start()
+    await system.done("cert", "provision", HOST)
+    first = (await installed(system, HOST))["host"]["serial"]
+    address = (await _row(lab, HOST))["address"]
+    anchor = tmp_path / "ca.pem"
+    await system.done("ca", "chain", "--out", str(anchor))
+    trouble = LATER[-1]
+    await lab.exec(HOST, "sh", "-ec", trouble.breaks)
+    try:
+        armed = worker.arm(("restore_certificates",), moments)
+        failing = asyncio.create_task(_fails(system, trouble))
+        await worker.die_at(armed, failing)
+        await failing
+        assert (await asyncio.to_thread(Client(anchor).connect, address))[0] == first
+        await lab.virsh(HOST, "uri")
+        assert "unproven" not in (await system.hostler("doctor", "tls", HOST)).stdout
+    finally:
+        await lab.exec(HOST, "sh", "-c", trouble.repairs)
+    left = await lab.exec(HOST, "sh", "-c", "ls /etc/hostler/tls/restored || :")
+    assert left.stdout == ""
+    await system.done("cert", "provision", HOST)
     await assert_whole(lab, HOST)
     await assert_ticks(lab)
 

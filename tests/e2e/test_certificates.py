@@ -33,7 +33,13 @@ STEPS = (
     "finish_certificates",
     "release_lease",
 )
-REVOCATION_STEPS = ("find_issuers", "revoke_certificates", "publish_crl", "deliver_crls")
+REVOCATION_STEPS = (
+    "find_issuers",
+    "revoke_certificates",
+    "publish_crl",
+    "list_hosts_without_crls",
+    "deliver_crls",
+)
 _OTHER = "kvm-2"
 _PORT = 16514
 _RENEWALS = 20

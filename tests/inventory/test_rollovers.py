@@ -444,8 +444,8 @@ async def test_a_next_one_that_was_dropped_does_not_come_back(inventory: Invento
     authorities, rollovers = inventory.authorities, inventory.rollovers
     await begun(inventory)
     await trusts(inventory, "kvm-1", "root/1", "root/2")
-    assert await rollovers.drop_next("root", operation=OPERATION)
-    assert not await rollovers.drop_next("root", operation=OPERATION)
+    for _ in range(2):  # a worker that dies after the first one asks again
+        assert await rollovers.drop_next("root", operation=OPERATION)
     assert await states(inventory) == [AuthorityState.CURRENT, AuthorityState.WITHDRAWN]
     (event,) = await inventory.events.list(kind="ca.next_dropped")
     assert event.message == "generation 2, CN=CA 2, does not come"

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from fastapi import FastAPI, Request
 
@@ -40,9 +43,10 @@ def certified(
     by: Ca,
     role: CertificateRole = CertificateRole.CLIENT,
     validity: timedelta = timedelta(days=1),
+    key_size: int = 256,
 ) -> tuple[Path, Path]:
     """Files with a certificate and its key."""
-    key, request = new_request(256, name)
+    key, request = new_request(key_size, name)
     names = CertificateNames(common_name=name, ip_addresses=("127.0.0.1",))
     issuer = Issuer(by.certificate, by.key, hashes.SHA256())
     certificate = host_certificate(issuer, CertificateOrder(request, names, role, validity), None)
@@ -91,8 +95,14 @@ class Site:
 
     async def shown(self) -> str:
         """The serial of the certificate that it shows."""
-        pem = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", self.port))
-        return read_certificate(pem).serial
+        return read_certificate(await self._pem()).serial
+
+    async def key(self) -> PublicKeyTypes:
+        """Its public key."""
+        return x509.load_pem_x509_certificate((await self._pem()).encode()).public_key()
+
+    async def _pem(self) -> str:
+        return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", self.port))
 
 
 @pytest.fixture
@@ -135,11 +145,36 @@ async def test_a_new_certificate_is_shown_and_a_wrong_one_is_not_taken(
     while await site.shown() == before:
         await asyncio.sleep(0.05)
     renewed = await site.shown()
-    write(site.own[0], "nothing of the kind")
-    while "stays as it is" not in caplog.text:
+    good = certified(tmp_path, "good", CLIENTS)
+    (tmp_path / "other").mkdir()
+    other = certified(tmp_path / "other", "api", SERVERS, CertificateRole.SERVER)
+    for wrong in ("nothing of the kind", other[0].read_text()):  # the latter is for another key
+        caplog.clear()
+        write(site.own[0], wrong)
+        while "goes on with what it has" not in caplog.text:
+            await asyncio.sleep(0.05)
+        assert str(site.own[0]) in caplog.text
+        assert await site.shown() == renewed
+        assert await site.lets_in(good)
+    # And goes by the pair once it is whole.
+    write(site.own[1], other[1].read_text())
+    while await site.shown() == renewed:
         await asyncio.sleep(0.05)
-    assert await site.shown() == renewed
-    assert str(site.own[0]) in caplog.text
+    assert await site.shown() == read_certificate(other[0].read_text()).serial
+
+
+async def test_a_key_of_another_kind_and_other_cas_take_their_place(
+    site: Site, tmp_path: Path
+) -> None:
+    good, stranger = certified(tmp_path, "good", CLIENTS), certified(tmp_path, "x", SERVERS)
+    assert [await site.lets_in(one) for one in (good, stranger)] == [True, False]
+    certified(tmp_path, "api", SERVERS, CertificateRole.SERVER, key_size=2048)
+    while isinstance(await site.key(), ec.EllipticCurvePublicKey):
+        await asyncio.sleep(0.05)
+    write(tmp_path / "clients.pem", SERVERS.pem)
+    while not await site.lets_in(stranger):
+        await asyncio.sleep(0.05)
+    assert not await site.lets_in(good)
 
 
 @pytest.mark.parametrize("broken", ["api.pem", "api-key.pem", "clients.pem"])
