@@ -189,22 +189,14 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None
 
-    @field_validator("temporal_tls_key_file", mode="after")
+    @field_validator("temporal_tls_key_file", "api_tls_key_file", mode="after")
     @classmethod
     def _key_of_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path and not info.data.get("temporal_tls_cert_file"):
-            raise ValueError("needs HOSTLER_TEMPORAL_TLS_CERT_FILE as well")
-        if not path and info.data.get("temporal_tls_cert_file"):
-            raise ValueError("is needed beside HOSTLER_TEMPORAL_TLS_CERT_FILE")
-        return path
-
-    @field_validator("api_tls_key_file", mode="after")
-    @classmethod
-    def _key_of_api(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path and not info.data.get("api_tls_cert_file"):
-            raise ValueError("needs HOSTLER_API_TLS_CERT_FILE as well")
-        if not path and info.data.get("api_tls_cert_file"):
-            raise ValueError("is needed beside HOSTLER_API_TLS_CERT_FILE")
+        certificate = str(info.field_name).replace("key_file", "cert_file")
+        if path and not info.data.get(certificate):
+            raise ValueError(f"needs {PREFIX}{certificate.upper()} as well")
+        if not path and info.data.get(certificate):
+            raise ValueError(f"is needed beside {PREFIX}{certificate.upper()}")
         return path
 
     @field_validator("api_tls_client_ca_file", mode="after")
