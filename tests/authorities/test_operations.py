@@ -833,6 +833,54 @@ async def test_a_ca_is_replaced_by_another_one(system: System, tmp_path: Path) -
     assert (used.status, "is in use now" in used.stderr) == (1, True)
 
 
+async def test_the_ca_of_a_clusters_qemus_is_steered_by_the_clusters_name(
+    system: System, tmp_path: Path
+) -> None:
+    of_qemus = ("--cluster", "cluster-1")
+    for command in (("show",), ("chain",), ("rollover",), ("rollover", "status")):
+        none = await system.hostler("ca", *command, *of_qemus)
+        assert none.status == 1
+        assert "with the first certificates in its cluster" in none.stderr, command
+    for host in ("kvm-1", "kvm-2"):
+        await system.done("cert", "provision", host)
+    shown = _fields(await system.done("ca", "show", *of_qemus))
+    assert (shown["provider"][-5:], shown["generation"]) == ("-qemu", "1")
+    assert await system.done("ca", "chain", *of_qemus) != await system.done("ca", "chain")
+    for options, lists in (((), 1), (of_qemus, 2)):
+        assert (await system.done("ca", "crl", *options)).count("BEGIN X509 CRL") == lists
+
+    own = ca("own")
+    key, chain = write(tmp_path / "key.pem", key_pem(own.key)), write(tmp_path / "c.pem", own.pem)
+    for wrong, says in (
+        (("--cluster", "cluster-9"), "There is no cluster 'cluster-9'"),
+        ((*of_qemus, "--key-file", str(key), "--chain-file", str(chain)), "made by Hostler"),
+        ((*of_qemus, "status"), "comes after status"),
+        (("pause", *of_qemus), "See `hostler ca rollover status --cluster cluster-1`"),
+    ):
+        refused = await system.hostler("ca", "rollover", *wrong)
+        assert refused.status != 0
+        assert says in refused.stderr
+
+    await system.inventory.hosts.set_status("kvm-2", HostStatus.DOWN, actor="test", reason="x")
+    started = await system.done("ca", "rollover", *of_qemus)
+    assert "hostler ca rollover status --watch --cluster cluster-1" in started
+    while "it is Down" not in (status := await system.done("ca", "rollover", "status", *of_qemus)):
+        pass
+    assert _fields(status)["QEMUs of"] == "cluster-1"
+    assert "hostler ca rollover leave-out kvm-2 --reason ... --cluster cluster-1" in status
+    assert _fields(await system.done("ca", "rollover", "status"))["stage"] == "none"
+    both = await system.done("ca", "chain", "--trusted", *of_qemus)
+    assert both.count("BEGIN CERTIFICATE") == 2
+    paused = await system.done("ca", "rollover", "pause", *of_qemus)
+    assert "Go on: hostler ca rollover resume --cluster cluster-1" in paused
+    await system.done("ca", "rollover", "leave-out", "kvm-2", "--reason", "in repair", *of_qemus)
+    await system.done("ca", "rollover", "resume", *of_qemus)
+    said = await system.done("ca", "rollover", "status", "--watch", *of_qemus)
+    assert "-qemu issues, and hosts trust no other one, but for 1 that were left out" in said
+    assert _fields(await system.done("ca", "show", *of_qemus))["generation"] == "2"
+    assert _fields(await system.done("ca", "show"))["generation"] == "1"
+
+
 def _fields(text: str) -> dict[str, str]:
     """What `say_fields` has printed."""
     lines = (line.split("  ", 1) for line in text.splitlines() if "  " in line)

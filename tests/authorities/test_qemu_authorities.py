@@ -17,7 +17,7 @@ from contracts.certificates import (
 )
 from contracts.errors import Conflict, NotFound
 from contracts.leases import LeaseScope, Owner
-from contracts.settings import CA_PROVIDER
+from contracts.settings import CA_CRL_URL, CA_PROVIDER
 from drivers.authorities.protocols import ExternalAccess, ImportsAuthority, SucceedsAuthority
 from drivers.authorities.providers import provider
 from drivers.authorities.x509 import is_signed_by, read_crl
@@ -172,6 +172,17 @@ async def test_its_successor_is_trusted_by_its_cluster_s_qemus_alone(clusters: I
     assert (await clusters.rollovers.progress("root")).total == 3
     # It has a list that is kept up before it issues anything.
     assert f"{authority}/2" in {one.name for one in await clusters.authorities.live()}
+
+
+async def test_its_certificates_say_where_its_list_is(inventory: Inventory) -> None:
+    url = "http://ca.example.net:8480/v1/ca"
+    await inventory.settings.set(CA_CRL_URL.name, url, actor="test")
+    one = (await issue(activities(inventory), role=CertificateRole.QEMU)).certificate
+    extensions = x509.load_pem_x509_certificate(one.pem.encode()).extensions
+    (point,) = extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    assert point.full_name is not None
+    authority = await named(inventory, "cluster-1")
+    assert [name.value for name in point.full_name] == [f"{url}/{authority}/1/crl"]
 
 
 async def test_nobody_knows_a_libvirtd_by_it(clusters: Inventory) -> None:
