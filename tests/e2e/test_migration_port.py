@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from drivers.authorities.x509 import read_certificate
 from tests.authorities.samples import KEYS, csr, key_pem, write
 from tests.e2e.proofs import assert_ticks, places
 from tests.e2e.secrecy import inventory_of
@@ -74,16 +75,19 @@ async def test_it_is_refused_to_all_but_qemus_of_the_cluster(
     key = write(tmp_path / "key.pem", key_pem(KEYS["P-256"]))
     request = write(tmp_path / "request.pem", csr(KEYS["P-256"]))
 
-    async def signed(host: str, role: str) -> Path:
+    async def signed(host: str, role: str, name: str = "") -> Path:
         asked = ("cert", "sign", host, "--role", role, "--csr-file", str(request))
-        return write(tmp_path / f"{host}-{role}.pem", await system.done(*asked))
+        return write(tmp_path / f"{host}-{role}{name}.pem", await system.done(*asked))
 
+    revoked = await signed(SOURCE, "qemu", "-revoked")
+    await system.done("cert", "revoke", read_certificate(revoked.read_text()).serial)
     unknown = "hasn't got a known issuer"
     strangers: dict[str, tuple[Path | None, str]] = {
         "nobody": (None, "No certificate was found"),
         "QEMU of another cluster": (await signed("kvm-4", "qemu"), unknown),
         "libvirt of another cluster": (await signed("kvm-4", "host"), unknown),
         "libvirt of its own": (await signed(SOURCE, "host"), unknown),
+        "QEMU of its own, revoked": (revoked, "has been revoked"),
     }
     own = await signed(SOURCE, "qemu")
 
