@@ -111,6 +111,8 @@ class _Activities(ActivityInboundInterceptor):
 def _matches(armed: dict[str, Any], moment: Moment, call: ExecuteActivityInput) -> bool:
     if (armed["activity"], armed["moment"]) != (activity.info().activity_type, moment):
         return False
-    (argument,) = call.args
-    given = argument.model_dump(mode="json") if isinstance(argument, BaseModel) else {}
+    given: dict[str, Any] = {}
+    for argument in call.args:  # some activities take none
+        if isinstance(argument, BaseModel):
+            given |= argument.model_dump(mode="json")
     return all(given.get(name) == value for name, value in armed["fields"].items())
