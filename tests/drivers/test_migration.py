@@ -80,7 +80,9 @@ async def test_progress_is_told_and_a_cancel_leaves_the_vm_at_its_source(
     for _ in range(3):
         await watched.more()
     assert await hypervisor.migration_progress(source, vm) is not None
-    assert all(0 <= each.percent <= 100 and each.remaining_mib > 0 for each in watched.seen)
+    # A look while QEMU is setting up finds nothing that remains.
+    assert all(0 <= each.percent <= 100 and each.remaining_mib >= 0 for each in watched.seen)
+    assert watched.seen[-1].remaining_mib > 0
     assert watched.seen[-1].rate_mib_s > 0
     arriving = (await place(hypervisor, vm, destination))[0]
     assert arriving is not None
