@@ -83,6 +83,8 @@ async def system(populated: System, lab: Lab) -> AsyncIterator[System]:
         yield populated
     finally:
         await lab.exec(HOST, "sh", "-c", _AS_BEFORE)
+        # Not every test begins with bare hosts.
+        await lab.make_bare(HOST)
 
 
 async def test_it_is_seen_by_its_cluster_alone_and_told_of_when_it_is_old(
