@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from drivers.authorities.x509 import read_certificate
-from tests.authorities.samples import KEYS, csr, key_pem, write
 from tests.e2e.proofs import assert_ticks, places
-from tests.e2e.secrecy import inventory_of
+from tests.e2e.qemu_clients import QemuClients
 from tests.e2e.system import System
-from tests.inventory.conftest import register
 from tests.lab import Lab
 
 pytestmark = pytest.mark.timeout(600)
@@ -67,29 +65,19 @@ async def test_it_is_refused_to_all_but_qemus_of_the_cluster(
     await system.up()
     for host in (SOURCE, DESTINATION):
         await system.done("cert", "provision", host)
-    await system.done("cluster", "create", "cluster-2", "--pod", "pod-1")
-    async with inventory_of(system) as inventory:
-        await register(inventory, 4, cluster="cluster-2")
-    anchor = tmp_path / "ca.pem"
-    await system.done("ca", "chain", "--cluster", "cluster-1", "--out", str(anchor))
-    key = write(tmp_path / "key.pem", key_pem(KEYS["P-256"]))
-    request = write(tmp_path / "request.pem", csr(KEYS["P-256"]))
-
-    async def signed(host: str, role: str, name: str = "") -> Path:
-        asked = ("cert", "sign", host, "--role", role, "--csr-file", str(request))
-        return write(tmp_path / f"{host}-{role}{name}.pem", await system.done(*asked))
-
-    revoked = await signed(SOURCE, "qemu", "-revoked")
+    clients = QemuClients(system, tmp_path)
+    await clients.prepare()
+    revoked = await clients.signed(SOURCE, "qemu", "-revoked")
     await system.done("cert", "revoke", read_certificate(revoked.read_text()).serial)
     unknown = "hasn't got a known issuer"
     strangers: dict[str, tuple[Path | None, str]] = {
         "nobody": (None, "No certificate was found"),
-        "QEMU of another cluster": (await signed("kvm-4", "qemu"), unknown),
-        "libvirt of another cluster": (await signed("kvm-4", "host"), unknown),
-        "libvirt of its own": (await signed(SOURCE, "host"), unknown),
+        "QEMU of another cluster": (await clients.signed("kvm-4", "qemu"), unknown),
+        "libvirt of another cluster": (await clients.signed("kvm-4", "host"), unknown),
+        "libvirt of its own": (await clients.signed(SOURCE, "host"), unknown),
         "QEMU of its own, revoked": (revoked, "has been revoked"),
     }
-    own = await signed(SOURCE, "qemu")
+    own = await clients.signed(SOURCE, "qemu")
 
     address = {row["name"]: row["address"] for row in (await lab.status())["hosts"]}[DESTINATION]
     await lab.exec(SOURCE, "sh", "-ec", _LOSE)
@@ -103,11 +91,13 @@ async def test_it_is_refused_to_all_but_qemus_of_the_cluster(
     try:
         port = await asyncio.wait_for(listening_port(lab, DESTINATION), 60)
         for name, (certificate, words) in strangers.items():
-            found = await asyncio.to_thread(lets_in, address, port, anchor, certificate, key)
+            found = await asyncio.to_thread(
+                lets_in, address, port, clients.anchor, certificate, clients.key
+            )
             log = f"/var/log/libvirt/qemu/{GUEST}.log"
             said = (await lab.exec(DESTINATION, "tail", "-n", "1", log)).stdout
             assert (found, words in said) == (False, True), (name, said)
-        assert await asyncio.to_thread(lets_in, address, port, anchor, own, key)
+        assert await asyncio.to_thread(lets_in, address, port, clients.anchor, own, clients.key)
     finally:
         await lab.exec(SOURCE, "sh", "-ec", _FIND)
         ended = await migrating

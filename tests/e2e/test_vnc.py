@@ -11,11 +11,9 @@ import pytest
 import pytest_asyncio
 
 from drivers.authorities.x509 import read_certificate
-from tests.authorities.samples import KEYS, csr, key_pem, write
-from tests.e2e.secrecy import inventory_of
+from tests.e2e.qemu_clients import QemuClients
 from tests.e2e.system import System
 from tests.e2e.test_certificates import installed
-from tests.inventory.conftest import register
 from tests.lab import Lab
 
 pytestmark = pytest.mark.timeout(600)
@@ -90,29 +88,22 @@ async def system(populated: System, lab: Lab) -> AsyncIterator[System]:
 async def test_it_is_seen_by_its_cluster_alone_and_told_of_when_it_is_old(
     system: System, lab: Lab, tmp_path: Path
 ) -> None:
-    await system.done("cluster", "create", "cluster-2", "--pod", "pod-1")
-    async with inventory_of(system) as inventory:
-        await register(inventory, 4, cluster="cluster-2")
-    anchor = tmp_path / "ca.pem"
-    await system.done("ca", "chain", "--cluster", "cluster-1", "--out", str(anchor))
-    key = write(tmp_path / "key.pem", key_pem(KEYS["P-256"]))
-    request = write(tmp_path / "request.pem", csr(KEYS["P-256"]))
+    clients = QemuClients(system, tmp_path)
+    await clients.prepare()
     address = {row["name"]: row["address"] for row in (await lab.status())["hosts"]}[HOST]
     port = 5900 + int((await lab.virsh(HOST, "vncdisplay", GUEST)).stdout.strip().partition(":")[2])
 
-    async def signed(host: str, role: str) -> Path:
-        asked = ("cert", "sign", host, "--role", role, "--csr-file", str(request))
-        return write(tmp_path / f"{host}-{role}.pem", await system.done(*asked))
-
     first = (await installed(system, HOST))["qemu"]["serial"]
-    clients = {
+    visitors = {
         "nobody": (None, False),
-        "QEMU of another cluster": (await signed("kvm-4", "qemu"), False),
-        "libvirt of its own": (await signed("kvm-1", "host"), False),
-        "QEMU of its own": (await signed("kvm-1", "qemu"), True),
+        "QEMU of another cluster": (await clients.signed("kvm-4", "qemu"), False),
+        "libvirt of its own": (await clients.signed("kvm-1", "host"), False),
+        "QEMU of its own": (await clients.signed("kvm-1", "qemu"), True),
     }
-    for name, (certificate, let_in) in clients.items():
-        found = await asyncio.to_thread(look, address, port, anchor, certificate, key)
+    for name, (certificate, let_in) in visitors.items():
+        found = await asyncio.to_thread(
+            look, address, port, clients.anchor, certificate, clients.key
+        )
         assert found == (first, let_in), name
 
     async def old() -> list[str]:
@@ -123,12 +114,15 @@ async def test_it_is_seen_by_its_cluster_alone_and_told_of_when_it_is_old(
     await system.done("cert", "provision", HOST)
     second = (await installed(system, HOST))["qemu"]
     assert read_certificate(second["pem"]).serial != first
-    own = clients["QEMU of its own"][0]
-    assert await asyncio.to_thread(look, address, port, anchor, own, key) == (first, True)
+    own = visitors["QEMU of its own"][0]
+    assert await asyncio.to_thread(look, address, port, clients.anchor, own, clients.key) == (
+        first,
+        True,
+    )
     assert await old() == [GUEST]
     # What is started from then on has the new one.
     await lab.virsh(HOST, "destroy", GUEST)
     await lab.virsh(HOST, "create", "/dev/stdin", stdin=_DOMAIN)
-    found = await asyncio.to_thread(look, address, port, anchor, own, key)
+    found = await asyncio.to_thread(look, address, port, clients.anchor, own, clients.key)
     assert found == (second["serial"], True)
     assert await old() == []
