@@ -91,7 +91,7 @@ class Killed:
         stdin: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109 - the protocol's
     ) -> CommandResult:
-        killing = ["timeout", "--signal=KILL", f"{self._seconds:.3f}", *command]
+        killing = ["timeout", "--foreground", "--signal=KILL", f"{self._seconds:.3f}", *command]
         return await self._shell.run(access, killing, stdin=stdin, timeout=timeout)
 
     def __getattr__(self, name: str) -> object:
@@ -170,6 +170,12 @@ async def provision(
     assert answer.serial == read_certificate(libvirt.certificate).serial
     await certificates.finish(host, name, epoch)
     return answer.serial
+
+
+async def left_alone(lab: Lab) -> None:
+    """What a killed script has started is over: it holds the lock until then."""
+    lock = "/etc/hostler/lock"
+    await lab.exec(SOURCE, "sh", "-c", f"[ ! -e {lock} ] || flock -w 60 {lock} true")
 
 
 async def whole(lab: Lab) -> None:
@@ -382,7 +388,7 @@ async def test_killed_anywhere_it_has_whole_lists(
         serials = (visitor.serial,) if number % 2 else ()
         with suppress(CommandFailed):
             await killed.update_crls(host, 2 * number, lists(number, *serials))
-        await asyncio.sleep(0.2)
+        await left_alone(lab)
         await whole(lab)
         for file in ("/etc/pki/CA/cacrl.pem", "/etc/pki/qemu/ca-crl.pem"):
             await lab.exec(SOURCE, "openssl", "crl", "-in", file, "-noout")
@@ -458,7 +464,7 @@ async def test_killed_anywhere_it_trusts_whole_cas(
         pem = AUTHORITY.pem + other.pem if number % 2 else AUTHORITY.pem
         with suppress(CommandFailed):
             await killed.update_trust(host, 2 * number, libvirt=pem, qemu=QEMUS.pem)
-        await asyncio.sleep(0.2)
+        await left_alone(lab)
         await whole(lab)
         assert await ours.is_let_in(host)
         await certificates.update_trust(host, 2 * number, libvirt=pem, qemu=QEMUS.pem)
@@ -595,7 +601,7 @@ async def test_killed_anywhere_there_is_one_whole_set(
                 except CommandFailed:
                     if attempt is certificates:
                         raise
-                await asyncio.sleep(0.2)
+                await left_alone(lab)
                 await whole(lab)
         if step == "finish":
             serial = read_certificate(libvirt.certificate).serial
@@ -650,6 +656,7 @@ async def test_a_secured_host_refuses_what_is_not_by_tls(
         killed = ScriptCertificates(Killed(shell, seconds))  # type: ignore[arg-type]
         with suppress(CommandFailed):
             await killed.secure(host, 4)
+        await left_alone(lab)
         await lab.virsh(SOURCE, "uri")
     for _ in range(2):
         await certificates.secure(host, 4)
