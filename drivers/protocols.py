@@ -130,7 +130,7 @@ class MigrationProgress:
 
     Attributes:
         rate_mib_s: of memory: while disks are copied, which comes first, libvirt tells none.
-        remaining_mib: of memory, and of disks that are copied.
+        remaining_mib: of memory, and of disks that are copied; 0 before QEMU has counted, too.
         dirty_rate_mib_s: what the guest writes anew; 0 until the first pass over its memory ends.
         iteration: which pass over the memory this is; 0 before the first.
         throttle_percent: CPU time that auto-converge takes from the guest.

@@ -288,6 +288,16 @@ def test_a_host_that_runs_is_taken_away() -> None:
     assert [found for kind in remains().values() for found in kind if "kvm-4" in found] == []
 
 
+def test_a_guest_has_memory_that_migrates_whole() -> None:
+    """Of no multiple of 256 KiB: see hostlerlab/guests.py."""
+    (host,) = next(row["hosts"] for row in status()["guests"] if row["name"] == "vm-1")
+    show = ("virsh", "-q", "qemu-monitor-command", "--hmp", "vm-1", "info ramblock")
+    (block,) = [line for line in good("exec", host, *show).splitlines() if "odd.ram" in line]
+    used = int(block.split()[4], 16)
+    assert used > 96 << 20
+    assert used % (256 << 10)
+
+
 def test_a_guest_writes_its_ticks_to_its_disk() -> None:
     disk = "/var/lib/libvirt/images/lab-disk.raw"
     good("guest", "start", "lab-disk", "--on", "kvm-2", "--disk-local")

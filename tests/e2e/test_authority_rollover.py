@@ -103,6 +103,12 @@ def some_have_new_ones(view: dict[str, Any]) -> bool:
     return bool(progress["stage"] == "certificates" and progress["done"])
 
 
+async def _pause(system: System, of: str = "") -> None:
+    """By the API, before two others have begun."""
+    paused = await system.request("POST", f"/v1/ca/rollover/pause{of}")
+    assert paused.status_code == 204, paused.text
+
+
 async def _until_cancelled(rollover: WorkflowHandle[Any, Any]) -> None:
     with pytest.raises(WorkflowFailureError) as failure:
         await rollover.result()
@@ -155,9 +161,7 @@ async def test_all_hosts_trust_each_other_all_along(
 
     # Some have certificates of the one, some of the other.
     await until(system, some_have_new_ones)
-    # By the API, before two others have begun.
-    paused = await system.request("POST", "/v1/ca/rollover/pause")
-    assert paused.status_code == 204, paused.text
+    await _pause(system)
     assert {host: await trusted(lab, host) for host in HOSTS} == dict.fromkeys(HOSTS, (2, 1))
     await migrate_between_all(lab)
     for host in HOSTS:
@@ -192,7 +196,7 @@ async def test_all_hosts_trust_each_other_all_along(
     former_chain = await system.done("ca", "chain", *of_qemus)
     await system.done("ca", "rollover", *of_qemus)
     await until(system, some_have_new_ones, "?cluster=cluster-1")
-    await system.done("ca", "rollover", "pause", *of_qemus)
+    await _pause(system, "?cluster=cluster-1")
     assert {host: await trusted(lab, host) for host in HOSTS} == dict.fromkeys(HOSTS, (1, 2))
     await migrate_between_all(lab)
     await system.done("ca", "rollover", "resume", *of_qemus)
