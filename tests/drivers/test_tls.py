@@ -76,12 +76,24 @@ done
 """
 
 
-class Killed:
-    """RemoteShell whose commands are killed after `seconds`; what they have started goes on."""
+# Runs a command, and kills it as soon as libvirtd does not run any more.
+KILLED_AT_THE_STOP = """
+"$@" & pid=$!
+while systemctl is-active --quiet libvirtd.service && kill -0 $pid; do :; done
+kill -KILL $pid
+wait $pid
+"""
 
-    def __init__(self, shell: AsyncSshShell, seconds: float) -> None:
+
+class Killed:
+    """RemoteShell whose commands are killed after `seconds`, or without those once libvirtd is
+    stopped; what they have started goes on."""
+
+    def __init__(self, shell: AsyncSshShell, seconds: float | None = None) -> None:
         self._shell = shell
-        self._seconds = seconds
+        self._killing = ["sh", "-c", KILLED_AT_THE_STOP, "killed"]
+        if seconds is not None:
+            self._killing = ["timeout", "--foreground", "--signal=KILL", f"{seconds:.3f}"]
 
     async def run(
         self,
@@ -91,7 +103,7 @@ class Killed:
         stdin: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109 - the protocol's
     ) -> CommandResult:
-        killing = ["timeout", "--foreground", "--signal=KILL", f"{self._seconds:.3f}", *command]
+        killing = [*self._killing, *command]
         return await self._shell.run(access, killing, stdin=stdin, timeout=timeout)
 
     def __getattr__(self, name: str) -> object:
@@ -606,6 +618,31 @@ async def test_killed_anywhere_there_is_one_whole_set(
         if step == "finish":
             serial = read_certificate(libvirt.certificate).serial
             assert (await certificates.ask(host, AUTHORITY.pem)).serial == serial
+    await lab.ticks_on("drv-vm")
+
+
+async def test_killed_while_libvirtd_is_stopped_it_is_started_again(
+    lab: Lab, host: HostAccess, shell: AsyncSshShell, certificates: ScriptCertificates, vm: str
+) -> None:
+    """By nobody but what the script has started."""
+    killed = ScriptCertificates(Killed(shell))  # type: ignore[arg-type]
+    requests = await certificates.prepare(host, "set-1", 2, key_bits=256)
+    libvirt, qemu = issued(requests, host)
+    await certificates.place(host, "set-1", 2, libvirt=libvirt, qemu=qemu)
+    with pytest.raises(CommandFailed):
+        await killed.switch(host, "set-1", 2, allowed=ALLOWED)
+    await left_alone(lab)
+    await whole(lab)
+    await certificates.switch(host, "set-1", 2, allowed=ALLOWED)
+    serial = read_certificate(libvirt.certificate).serial
+    assert (await certificates.ask(host, AUTHORITY.pem)).serial == serial
+    with pytest.raises(CommandFailed):
+        await killed.restore(host, "set-1", 2)
+    await left_alone(lab)
+    await whole(lab)
+    await certificates.restore(host, "set-1", 2)
+    with pytest.raises(HostUnreachable, match="16514"):
+        await certificates.ask(host, AUTHORITY.pem)
     await lab.ticks_on("drv-vm")
 
 
